@@ -1,0 +1,20 @@
+# Warnings, sanitizers and debug habits that every target of this tree gets.
+add_library(dray_build_flags INTERFACE)
+target_compile_options(dray_build_flags INTERFACE
+  -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion
+  $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wold-style-cast>
+  $<$<COMPILE_LANGUAGE:CXX>:-Woverloaded-virtual>
+  # g++ 12 cannot check a format it cannot see through std::span and optional: false alarms only.
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+if(DRAY_WARNINGS_AS_ERRORS)
+  target_compile_options(dray_build_flags INTERFACE -Werror)
+endif()
+if(DRAY_SANITIZE)
+  add_compile_options(-fsanitize=${DRAY_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${DRAY_SANITIZE})
+  # g++ 12 warns falsely on std::atomic_thread_fence in headers under TSan.
+  if(DRAY_SANITIZE STREQUAL "thread")
+    add_compile_options(-Wno-tsan)
+  endif()
+endif()

@@ -1,0 +1,57 @@
+// Clock: the only way to learn the time, so that tests and simulations own it.
+//
+// UTC is for what users name (deliver_at, expires_at); steady time is for leases, time-outs and
+// rates and never jumps.
+//
+// Threading: all functions may be called from any thread. Ownership: callers keep the Clock alive
+// for as long as anything built on it.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace dray {
+
+using Milliseconds = std::chrono::milliseconds;
+using UtcTime = std::chrono::sys_time<Milliseconds>;
+using SteadyTime = std::chrono::time_point<std::chrono::steady_clock, std::chrono::nanoseconds>;
+
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  virtual UtcTime utc() const = 0;
+  virtual SteadyTime steady() const = 0;
+};
+
+class SystemClock final : public Clock {
+ public:
+  UtcTime utc() const override;
+  SteadyTime steady() const override;
+};
+
+// A clock that stands still until a test moves it.
+class VirtualClock final : public Clock {
+ public:
+  UtcTime utc() const override { return UtcTime(Milliseconds(utc_ms_.load())); }
+  SteadyTime steady() const override {
+    return SteadyTime(std::chrono::nanoseconds(steady_ns_.load()));
+  }
+  // Moves both clocks forward.
+  void advance(std::chrono::nanoseconds by) {
+    steady_ns_ += by.count();
+    utc_ms_ += std::chrono::duration_cast<Milliseconds>(by).count();
+  }
+  // Moves only the wall clock, as an operator or NTP does.
+  void jump_utc(Milliseconds by) { utc_ms_ += by.count(); }
+
+ private:
+  std::atomic<std::int64_t> utc_ms_{1'700'000'000'000};
+  std::atomic<std::int64_t> steady_ns_{1'000'000'000};
+};
+
+// 2026-11-22T10:00:00.000Z
+std::string utc_text(UtcTime time);
+
+}  // namespace dray

@@ -1,0 +1,84 @@
+// Message and envelope: what a message is, and its bytes on disk and on the wire.
+//
+// The envelope is encoded once, by the publisher; the same bytes are written to the spool and
+// sent to the worker. Byte table: framework/FORMATS.md, "Envelope".
+//
+// Threading: values and pure functions. Ownership: an EnvelopeView points into the bytes parsed.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dray/clock.hpp"
+#include "dray/result.hpp"
+#include "dray/uuid.hpp"
+
+namespace dray {
+
+// Position of a message in its spool: the lsn of its record. 0 names no message.
+using Sequence = std::uint64_t;
+
+enum class Priority : std::uint8_t { kHigh = 0, kNormal = 1, kLow = 2 };
+
+using Headers = std::vector<std::pair<std::string, std::string>>;
+
+// Upper bounds of what a publisher may hand in (design: limits are named and configurable).
+struct MessageLimits {
+  std::size_t body_bytes_max = 16U << 20;
+  std::size_t headers_max = 64;
+  std::size_t header_bytes_max = 4096;
+  std::size_t key_bytes_max = 256;
+  std::size_t topic_bytes_max = 128;
+  std::size_t dedup_bytes_max = 256;
+};
+
+struct PublishOptions {
+  std::string key = {};
+  Priority priority = Priority::kNormal;
+  Headers headers = {};
+  std::optional<UtcTime> deliver_at = std::nullopt;
+  std::optional<UtcTime> expires_at = std::nullopt;
+  // Publisher-given id: a second publish with it inside the dedup window is the first one.
+  std::string dedup = {};
+};
+
+// A message before it has an id and a sequence.
+struct Draft {
+  std::string topic;
+  std::string body;  // MessagePack
+  PublishOptions options;
+};
+
+// A message as read back; all views point into the envelope's bytes.
+struct EnvelopeView {
+  Uuid id;
+  std::string_view topic;
+  std::string_view key;
+  Priority priority = Priority::kNormal;
+  UtcTime published_at{};
+  std::optional<UtcTime> deliver_at;
+  std::optional<UtcTime> expires_at;
+  std::string_view dedup;
+  std::string_view headers;  // MessagePack map of text to text
+  std::string_view body;     // MessagePack
+};
+
+// Topics and groups are dotted names: letters, digits, '.', '-', '_', 1 to 128 bytes, no empty
+// part. Returns the fault in words, or nothing.
+std::optional<std::string> name_fault(std::string_view name, std::size_t bytes_max = 128);
+
+// kInvalid, naming the limit, if the draft breaks one.
+Status check_draft(const Draft& draft, const MessageLimits& limits);
+
+std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at);
+
+// Reads an envelope without copying and without decoding the body. kCorrupt on any fault.
+Result<EnvelopeView> parse_envelope(std::string_view bytes);
+
+Result<Headers> parse_headers(std::string_view bytes);
+
+}  // namespace dray

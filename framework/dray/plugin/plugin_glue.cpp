@@ -1,0 +1,167 @@
+// The plugin's side of the border: turns C++ handlers and sources into C tables.
+#include <exception>
+
+#include "dray/handler.hpp"
+#include "dray/plugin/draft_codec.hpp"
+
+namespace dray::plugin_glue {
+namespace {
+
+Log log_of(const dray_host* host) {
+  const dray_host copy = *host;
+  return Log(
+      [copy](LogLevel level, std::string_view line) {
+        copy.log(copy.context, static_cast<std::int32_t>(level), span(line));
+      },
+      LogLevel::kDebug);
+}
+
+void fail(const dray_error_sink* error, const std::string& message) {
+  error->fail(error->context, span(message));
+}
+
+struct HostedHandler {
+  std::unique_ptr<RawHandler> handler;
+  Log log;
+  std::stop_source stop;  // reused until requested: an allocation per message saved
+};
+
+struct HostedSource {
+  std::unique_ptr<Source> source;
+};
+
+template <typename Hosted, typename Make>
+void* create(const dray_host* host, dray_bytes settings_bytes, const dray_error_sink* error,
+             Make make_hosted) {
+  try {
+    auto settings = Settings::decode(view(settings_bytes));
+    if (!settings.ok()) {
+      fail(error, settings.error().text());
+      return nullptr;
+    }
+    std::unique_ptr<Hosted> hosted = make_hosted(*settings, log_of(host));
+    if (const auto left = settings->unread(); !left.empty()) {
+      fail(error, "unknown setting '" + left.front() + "'");
+      return nullptr;
+    }
+    return hosted.release();
+  } catch (const std::exception& exception) {
+    fail(error, exception.what());
+  } catch (...) {
+    fail(error, "an exception that is no std::exception");
+  }
+  return nullptr;
+}
+
+void settle(const dray_outcome_sink* sink, const Outcome& outcome) {
+  for (const auto& draft : outcome.follow_ups()) {
+    const std::string headers = encode_headers(draft.options.headers);
+    const dray_draft abi = to_abi(draft, headers);
+    sink->follow_up(sink->context, &abi);
+  }
+  sink->settle(sink->context, static_cast<std::int32_t>(outcome.kind()), span(outcome.reason()),
+               outcome.delay() ? outcome.delay()->count() : -1);
+}
+
+Outcome run_handler(HostedHandler& hosted, const dray_delivery& abi) {
+  auto envelope = parse_envelope(view(abi.envelope));
+  if (!envelope.ok()) return reject("envelope: " + envelope.error().text());
+  if (hosted.stop.stop_requested()) hosted.stop = std::stop_source();
+  const StopSubscription subscription(abi.stop, hosted.stop);
+  Delivery delivery(*envelope, view(abi.group), abi.sequence, abi.attempt,
+                    hosted.stop.get_token(), hosted.log);
+  try {
+    return hosted.handler->handle_body(envelope->body, delivery);
+  } catch (const std::exception& exception) {
+    return retry(std::string("exception: ") + exception.what());
+  } catch (...) {
+    return retry("exception that is no std::exception");
+  }
+}
+
+void handle(void* self, const dray_delivery* delivery, const dray_outcome_sink* sink) {
+  settle(sink, run_handler(*static_cast<HostedHandler*>(self), *delivery));
+}
+
+// The host's publisher as a dray::Publisher.
+class BorderPublisher final : public Publisher {
+ public:
+  explicit BorderPublisher(const dray_publisher& publisher) : publisher_(publisher) {}
+
+  void publish_draft(Draft draft, ReceiptCallback done) override {
+    const std::string headers = encode_headers(draft.options.headers);
+    const dray_draft abi = to_abi(draft, headers);
+    auto* user = new ReceiptCallback(std::move(done));  // deleted by on_receipt
+    publisher_.publish(publisher_.context, &abi, &on_receipt, user);
+  }
+
+ private:
+  static void on_receipt(void* user, const dray_receipt* receipt) {
+    const std::unique_ptr<ReceiptCallback> done(static_cast<ReceiptCallback*>(user));
+    (*done)(to_result(*receipt));
+  }
+
+  static Result<Receipt> to_result(const dray_receipt& abi) {
+    if (abi.error.data != nullptr) {
+      return Error{error_code_of(view(abi.code)), std::string(view(abi.error)), "", 0};
+    }
+    Receipt receipt;
+    receipt.id = Uuid::from_bytes(view(abi.message_id)).value_or(Uuid{});
+    receipt.sequence = abi.sequence;
+    receipt.durability = abi.durability == 1 ? Durability::kDisk : Durability::kOs;
+    receipt.duplicate = abi.duplicate != 0;
+    return receipt;
+  }
+
+  dray_publisher publisher_;
+};
+
+void run_source(void* self, const dray_publisher* publisher, dray_stop stop,
+                const dray_error_sink* error) {
+  try {
+    BorderPublisher border(*publisher);
+    std::stop_source source;
+    const StopSubscription subscription(stop, source);
+    static_cast<HostedSource*>(self)->source->run(border, source.get_token());
+  } catch (const std::exception& exception) {
+    fail(error, exception.what());
+  } catch (...) {
+    fail(error, "an exception that is no std::exception");
+  }
+}
+
+}  // namespace
+
+void* create_handler(const dray_host* host, dray_bytes settings, const dray_error_sink* error,
+                     std::unique_ptr<RawHandler> (*make)(const Settings&, const Log&)) {
+  return create<HostedHandler>(host, settings, error, [&](const Settings& values, const Log& log) {
+    return std::make_unique<HostedHandler>(HostedHandler{make(values, log), log, {}});
+  });
+}
+
+void* create_source(const dray_host* host, dray_bytes settings, const dray_error_sink* error,
+                    std::unique_ptr<Source> (*make)(const Settings&, const Log&)) {
+  return create<HostedSource>(host, settings, error, [&](const Settings& values, const Log& log) {
+    return std::make_unique<HostedSource>(HostedSource{make(values, log)});
+  });
+}
+
+const dray_plugin* Plugin::table() {
+  if (table_.size != 0) return &table_;
+  for (const auto& registration : handlers_) {
+    handler_table_.push_back(
+        dray_handler{span(registration.name), registration.create, &handle,
+                     [](void* self) { delete static_cast<HostedHandler*>(self); }});
+  }
+  for (const auto& registration : sources_) {
+    source_table_.push_back(
+        dray_source{span(registration.name), registration.create, &run_source,
+                    [](void* self) { delete static_cast<HostedSource*>(self); }});
+  }
+  table_ = dray_plugin{sizeof(dray_plugin),    DRAY_PLUGIN_ABI_MAJOR, DRAY_PLUGIN_ABI_MINOR,
+                       handler_table_.data(),  handler_table_.size(), source_table_.data(),
+                       source_table_.size()};
+  return &table_;
+}
+
+}  // namespace dray::plugin_glue

@@ -1,0 +1,56 @@
+// Publisher: where a program hands in messages.
+//
+// Threading: all functions may be called from any thread. Callbacks run on the committer thread
+// of the spool: they must be short and must not block.
+// Failure: a receipt or an error, always exactly one, also when the spool stops. kUnknown means
+// that the message may be on disk; publishing again with the same dedup id is safe.
+// Ownership: the publisher outlives every call; what is passed is copied.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "dray/fields.hpp"
+#include "dray/message.hpp"
+#include "dray/result.hpp"
+
+namespace dray {
+
+// What a receipt is worth (P1): kOs survives SIGKILL, kDisk also power loss.
+enum class Durability : std::uint8_t { kOs, kDisk };
+
+std::string_view durability_name(Durability durability);
+
+struct Receipt {
+  Uuid id;
+  Sequence sequence = 0;
+  Durability durability = Durability::kOs;
+  bool duplicate = false;  // the dedup id was known: this is the receipt of the first publish
+};
+
+using ReceiptCallback = std::function<void(Result<Receipt>)>;
+
+class Publisher {
+ public:
+  virtual ~Publisher() = default;
+
+  // The body is MessagePack. The callback is called exactly once.
+  virtual void publish_draft(Draft draft, ReceiptCallback done) = 0;
+
+  template <typename T>
+  void publish_async(std::string_view topic, const T& body, PublishOptions options,
+                     ReceiptCallback done) {
+    publish_draft(Draft{std::string(topic), to_bytes(body), std::move(options)}, std::move(done));
+  }
+
+  // Waits for the commit.
+  template <typename T>
+  Result<Receipt> publish(std::string_view topic, const T& body, PublishOptions options = {}) {
+    return publish_and_wait(Draft{std::string(topic), to_bytes(body), std::move(options)});
+  }
+
+  Result<Receipt> publish_and_wait(Draft draft);
+};
+
+}  // namespace dray

@@ -1,0 +1,35 @@
+// Little-endian integers, field by field (never by copying structs), and CRC-32C.
+//
+// CRC-32C: the Castagnoli polynomial of RFC 3720, appendix B.4, computed by ISA-L.
+// Threading: pure functions.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace dray::spool {
+
+template <typename T>
+void put_le(std::string& out, T value) {
+  for (std::size_t i = 0; i < sizeof(T); ++i) out.push_back(static_cast<char>(value >> (8 * i)));
+}
+
+template <typename T>
+void put_le_at(char* out, T value) {
+  for (std::size_t i = 0; i < sizeof(T); ++i) out[i] = static_cast<char>(value >> (8 * i));
+}
+
+template <typename T>
+T get_le(const char* in) {
+  T value = 0;
+  for (std::size_t i = 0; i < sizeof(T); ++i) {
+    value = static_cast<T>(value | (static_cast<T>(static_cast<unsigned char>(in[i])) << (8 * i)));
+  }
+  return value;
+}
+
+// crc32c(0, "123456789") == 0xE3069283. Feed a result back as `seed` to continue.
+std::uint32_t crc32c(std::uint32_t seed, std::string_view bytes);
+
+}  // namespace dray::spool

@@ -1,0 +1,139 @@
+#include "dray/spool/record.hpp"
+
+#include <charconv>
+#include <cstdio>
+
+#include "dray/spool/bytes.hpp"
+
+namespace dray::spool {
+namespace {
+
+constexpr std::string_view kSegmentMagic("DRAYSEG\0", 8);
+constexpr std::string_view kSegmentSuffix = ".segment";
+constexpr std::size_t kSegmentCrcOffset = 92;
+
+std::uint32_t offset_seed(std::uint32_t seed, std::uint64_t offset) {
+  std::array<char, 8> bytes{};
+  put_le_at(bytes.data(), offset);
+  return crc32c(seed, {bytes.data(), bytes.size()});
+}
+
+}  // namespace
+
+std::string encode_segment_header(const SegmentHeader& header) {
+  std::string out;
+  out.reserve(kSegmentHeaderSize);
+  out += kSegmentMagic;
+  put_le(out, header.version);
+  put_le(out, static_cast<std::uint32_t>(kSegmentHeaderSize));
+  out += header.spool_id.view();
+  put_le(out, header.number);
+  put_le(out, header.epoch);
+  put_le(out, header.epoch_random);
+  put_le(out, header.first_lsn);
+  put_le(out, static_cast<std::uint64_t>(header.created_at.time_since_epoch().count()));
+  out += header.machine_id.view();
+  out.resize(kSegmentCrcOffset, '\0');
+  put_le(out, crc32c(0, out));
+  return out;
+}
+
+SegmentHeaderResult decode_segment_header(std::string_view bytes) {
+  SegmentHeaderResult result;
+  if (bytes.size() < kSegmentHeaderSize || bytes.substr(0, 8) != kSegmentMagic) {
+    result.fault = HeaderFault::kForeign;
+    return result;
+  }
+  const char* in = bytes.data();
+  result.header.version = get_le<std::uint32_t>(in + 8);
+  if (get_le<std::uint32_t>(in + kSegmentCrcOffset) !=
+      crc32c(0, bytes.substr(0, kSegmentCrcOffset))) {
+    result.fault = HeaderFault::kDamaged;
+    return result;
+  }
+  if (result.header.version > kFormatVersion) {
+    result.fault = HeaderFault::kNewerVersion;
+    return result;
+  }
+  result.header.spool_id = *Uuid::from_bytes(bytes.substr(16, 16));
+  result.header.number = get_le<std::uint64_t>(in + 32);
+  result.header.epoch = get_le<std::uint64_t>(in + 40);
+  result.header.epoch_random = get_le<std::uint64_t>(in + 48);
+  result.header.first_lsn = get_le<std::uint64_t>(in + 56);
+  result.header.created_at =
+      UtcTime(Milliseconds(static_cast<std::int64_t>(get_le<std::uint64_t>(in + 64))));
+  result.header.machine_id = *Uuid::from_bytes(bytes.substr(72, 16));
+  return result;
+}
+
+std::uint32_t segment_seed(const SegmentHeader& header) {
+  std::string bytes(header.spool_id.view());
+  put_le(bytes, header.epoch);
+  put_le(bytes, header.epoch_random);
+  put_le(bytes, header.number);
+  return crc32c(0, bytes);
+}
+
+void append_record(std::string& out, std::uint32_t seed, std::uint64_t offset,
+                   const RecordHeader& header, std::string_view payload) {
+  DRAY_ASSERT(payload.size() <= kPayloadSizeMax);
+  const std::uint32_t here = offset_seed(seed, offset);
+  std::array<char, kRecordHeaderSize> bytes{};
+  bytes[0] = kRecordMagic[0];
+  bytes[1] = kRecordMagic[1];
+  bytes[2] = static_cast<char>(header.type);
+  bytes[3] = static_cast<char>(header.flags);
+  put_le_at(bytes.data() + 4, static_cast<std::uint32_t>(payload.size()));
+  put_le_at(bytes.data() + 8, header.lsn);
+  put_le_at(bytes.data() + 16, header.durable_lsn);
+  put_le_at(bytes.data() + 24, crc32c(here, payload));
+  put_le_at(bytes.data() + 28, crc32c(here, {bytes.data(), 28}));
+  const std::size_t end = out.size() + record_size(payload.size());
+  out.append(bytes.data(), bytes.size());
+  out.append(payload);
+  out.resize(end, '\0');
+}
+
+std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::uint32_t seed,
+                                                 std::uint64_t offset) {
+  if (bytes.size() < kRecordHeaderSize || bytes[0] != kRecordMagic[0] ||
+      bytes[1] != kRecordMagic[1]) {
+    return std::nullopt;
+  }
+  const char* in = bytes.data();
+  if (get_le<std::uint32_t>(in + 28) != crc32c(offset_seed(seed, offset), bytes.substr(0, 28))) {
+    return std::nullopt;
+  }
+  RecordHeader header;
+  header.type = static_cast<RecordType>(in[2]);
+  header.flags = static_cast<std::uint8_t>(in[3]);
+  header.payload_size = get_le<std::uint32_t>(in + 4);
+  header.lsn = get_le<std::uint64_t>(in + 8);
+  header.durable_lsn = get_le<std::uint64_t>(in + 16);
+  header.payload_crc = get_le<std::uint32_t>(in + 24);
+  if (header.payload_size > kPayloadSizeMax) return std::nullopt;
+  return header;
+}
+
+bool payload_passes(const RecordHeader& header, std::uint32_t seed, std::uint64_t offset,
+                    std::string_view payload) {
+  return header.payload_crc == crc32c(offset_seed(seed, offset), payload);
+}
+
+std::string segment_name(std::uint64_t number) {
+  std::array<char, 32> digits{};
+  std::snprintf(digits.data(), digits.size(), "%016llx", static_cast<unsigned long long>(number));
+  return digits.data() + std::string(kSegmentSuffix);
+}
+
+std::optional<std::uint64_t> segment_number(std::string_view name) {
+  if (name.size() != 16 + kSegmentSuffix.size() || !name.ends_with(kSegmentSuffix)) {
+    return std::nullopt;
+  }
+  std::uint64_t number = 0;
+  const auto [end, fault] = std::from_chars(name.data(), name.data() + 16, number, 16);
+  if (fault != std::errc{} || end != name.data() + 16) return std::nullopt;
+  return number;
+}
+
+}  // namespace dray::spool

@@ -1,0 +1,106 @@
+// Records and segment headers: the bytes of the log (framework/FORMATS.md).
+//
+// Threading: pure functions and values. Failure: decoding returns nothing for bytes that fail
+// their check; it never reads past what it was given.
+// Ownership: views point into the bytes that were decoded.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "dray/message.hpp"
+
+namespace dray::spool {
+
+using Lsn = std::uint64_t;  // position in the log, strictly increasing in file order, from 1
+
+inline constexpr std::uint32_t kFormatVersion = 0;
+inline constexpr std::size_t kSegmentHeaderSize = 96;
+inline constexpr std::size_t kRecordHeaderSize = 32;
+inline constexpr std::size_t kRecordAlignment = 8;
+// A body of 16 MiB with its envelope fits.
+inline constexpr std::size_t kPayloadSizeMax = (16U << 20) + (1U << 19);
+
+enum class RecordType : std::uint8_t {
+  kEpoch = 1,       // one per open: counter and random bits
+  kGroup = 2,       // a group's declaration: from here on it takes its topics
+  kMessage = 3,     // payload is the envelope
+  kSession = 4,     // a worker session began
+  kSessionEnd = 5,  // a worker session said BYE or was lost
+  kDelivery = 6,    // messages granted to a session
+  kSettlement = 7,  // messages settled for a group
+  kRetry = 8,       // a message waits to be delivered again
+  kDead = 9,        // a message became a dead letter
+  kRevive = 10,     // a dead letter became pending again
+  kMarker = 11,     // nothing but durable_lsn
+};
+
+// Flags of a record header.
+inline constexpr std::uint8_t kPriorityMask = 0x03;  // messages: dray::Priority
+// This record takes effect only together with the record after it (S6).
+inline constexpr std::uint8_t kContinues = 0x04;
+
+struct SegmentHeader {
+  std::uint32_t version = kFormatVersion;
+  Uuid spool_id;
+  std::uint64_t number = 0;
+  std::uint64_t epoch = 0;
+  std::uint64_t epoch_random = 0;
+  Lsn first_lsn = 1;
+  UtcTime created_at{};
+  Uuid machine_id;
+};
+
+std::string encode_segment_header(const SegmentHeader& header);
+
+enum class HeaderFault { kNone, kForeign, kNewerVersion, kDamaged };
+struct SegmentHeaderResult {
+  HeaderFault fault = HeaderFault::kNone;
+  SegmentHeader header;
+};
+SegmentHeaderResult decode_segment_header(std::string_view bytes);
+
+// The seed of all CRCs of a segment: stale bytes of a recycled file, and bytes that lie elsewhere
+// than they were written, fail (S2).
+std::uint32_t segment_seed(const SegmentHeader& header);
+
+struct RecordHeader {
+  RecordType type = RecordType::kMarker;
+  std::uint8_t flags = 0;
+  std::uint32_t payload_size = 0;
+  Lsn lsn = 0;
+  Lsn durable_lsn = 0;  // highest lsn that was synced when this was written
+  std::uint32_t payload_crc = 0;
+};
+
+struct Record {
+  RecordHeader header;
+  std::string_view payload;
+};
+
+constexpr std::size_t record_size(std::size_t payload_size) {
+  const std::size_t size = kRecordHeaderSize + payload_size;
+  return (size + kRecordAlignment - 1) / kRecordAlignment * kRecordAlignment;
+}
+
+// Appends the record to `out`; `offset` is where it will lie in the segment.
+// REQUIRES: payload.size() <= kPayloadSizeMax.
+void append_record(std::string& out, std::uint32_t seed, std::uint64_t offset,
+                   const RecordHeader& header, std::string_view payload);
+
+// The header at `offset` of a segment, if its bytes pass their CRC. Trust payload_size only then.
+std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::uint32_t seed,
+                                                 std::uint64_t offset);
+bool payload_passes(const RecordHeader& header, std::uint32_t seed, std::uint64_t offset,
+                    std::string_view payload);
+
+// First two bytes of every record, for finding records behind damage.
+inline constexpr std::array<char, 2> kRecordMagic{'\xD7', '\x5A'};
+
+std::string segment_name(std::uint64_t number);
+std::optional<std::uint64_t> segment_number(std::string_view name);
+
+}  // namespace dray::spool

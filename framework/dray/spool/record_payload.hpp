@@ -1,0 +1,111 @@
+// Payloads of the records that are not messages (framework/FORMATS.md, "Record payloads").
+//
+// Threading: values and pure functions. Failure: kCorrupt for bytes that are no such payload.
+#pragma once
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dray/fields.hpp"
+#include "dray/message.hpp"
+#include "dray/result.hpp"
+#include "dray/spool/record.hpp"
+
+namespace dray::spool {
+
+using GroupId = std::uint8_t;  // index of a group within its spool, 0 to 63
+inline constexpr std::size_t kGroupsMax = 64;
+// A set of groups, bit i for GroupId i.
+using GroupMask = std::uint64_t;
+
+// How a message ended for a group. Dead letters end by RecordType::kDead.
+enum class Settlement : std::uint8_t { kDone = 0, kExpired = 1, kDropped = 2, kDamaged = 3 };
+
+struct EpochRecord {
+  std::uint64_t counter = 0;
+  std::uint64_t random = 0;
+  std::int64_t opened_at_ms = 0;
+  DRAY_FIELDS(counter, random, opened_at_ms)
+};
+
+enum class GroupStanding : std::uint8_t { kAttached = 0, kDetached = 1, kDropped = 2 };
+
+struct GroupRecord {
+  GroupId id = 0;
+  std::string name;
+  std::vector<std::string> topics;
+  GroupStanding standing = GroupStanding::kAttached;
+  DRAY_FIELDS(id, name, topics, standing)
+};
+
+struct SessionRecord {
+  Binary session;  // 16 bytes
+  GroupId group = 0;
+  std::string worker;
+  DRAY_FIELDS(session, group, worker)
+};
+
+struct SessionEndRecord {
+  Binary session;
+  std::string reason;
+  DRAY_FIELDS(session, reason)
+};
+
+struct DeliveryRecord {
+  GroupId group = 0;
+  Uuid session;
+  std::uint32_t number = 1;  // the delivery number of each of them
+  std::vector<Sequence> sequences;
+};
+std::string encode(const DeliveryRecord& record);
+Result<DeliveryRecord> decode_delivery(std::string_view payload);
+
+struct SettlementRecord {
+  GroupId group = 0;
+  Settlement settlement = Settlement::kDone;
+  std::vector<Sequence> sequences;
+};
+std::string encode(const SettlementRecord& record);
+Result<SettlementRecord> decode_settlement(std::string_view payload);
+
+// Why a delivery did not settle its message, or why it became a dead letter.
+struct RetryRecord {
+  GroupId group = 0;
+  Sequence sequence = 0;
+  std::uint32_t number = 0;    // delivery number that ended
+  std::uint32_t attempts = 0;  // counted so far
+  std::uint32_t losses = 0;    // deliveries lost in company
+  std::int64_t due_ms = 0;     // UTC; 0: at once
+  bool suspect = false;        // to be delivered alone
+  std::string reason;
+  std::string worker;
+  std::int64_t at_ms = 0;
+  Lsn before = 0;  // the record of this kind before it, 0 for none: the history
+  DRAY_FIELDS(group, sequence, number, attempts, losses, due_ms, suspect, reason, worker, at_ms,
+              before)
+};
+
+struct DeadRecord {
+  GroupId group = 0;
+  Sequence sequence = 0;
+  std::uint32_t number = 0;
+  std::uint32_t attempts = 0;
+  std::string cause;  // "rejected", "attempts", "lost"
+  std::string reason;
+  std::string worker;
+  std::int64_t at_ms = 0;
+  Lsn before = 0;
+  DRAY_FIELDS(group, sequence, number, attempts, cause, reason, worker, at_ms, before)
+};
+
+// Dead letters become pending again, with their attempts at 0.
+struct ReviveRecord {
+  GroupId group = 0;
+  std::vector<Sequence> sequences;
+};
+std::string encode(const ReviveRecord& record);
+Result<ReviveRecord> decode_revive(std::string_view payload);
+
+}  // namespace dray::spool

@@ -1,0 +1,210 @@
+// Spool: the durable store of one producer. Publishing ends here; dispatching begins here.
+//
+//   publish_draft() --> bounded queue --> committer thread: one batch, one write, one fdatasync
+//                                          --> CommitListener (dispatcher), receipts
+//   submit() (dispatcher's records) --^
+//
+// What arrives during one sync goes with the next; there is no waiting on purpose, except that
+// lazy submissions (settlements) wait up to 5 ms or 256 entries for a commit to ride on.
+//
+// Promises: P1 (a receipt comes after the sync it claims), P6 (recovery), P7 (a failed write or
+// sync poisons the spool; no room refuses new messages and goes on settling).
+// Threading: publish_draft and submit from any thread; a publish may wait for room in the queue,
+// so never from a receipt callback. open, start, stop from the owner's thread.
+// Failure: receipts carry kFull, kUnroutable, kInvalid, kConflict, kUnknown (in a batch whose
+// write or sync failed), kClosed. After a failure on_failed() is called once; the process is
+// expected to exit and to recover.
+// Ownership: Directory, Clock and CommitListener outlive the spool.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+#include "dray/log.hpp"
+#include "dray/publisher.hpp"
+#include "dray/spool/spool_state.hpp"
+
+namespace dray::spool {
+
+struct GroupDeclaration {
+  std::string name;
+  std::vector<std::string> topics;
+};
+
+struct SpoolOptions {
+  Durability durability = Durability::kDisk;
+  std::uint64_t max_size = 8ULL << 30;  // bytes of segments; settling has a reserve beyond
+  MessageLimits limits;
+  DedupOptions dedup;
+  LogOptions log;
+  // The owner's config decides the groups; nothing: serve those that the log has.
+  std::optional<std::vector<GroupDeclaration>> groups;
+  bool allow_volatile = false;  // accept `disk` durability on tmpfs or NFS
+};
+
+// A message that is now as durable as its receipt says.
+struct AcceptedMessage {
+  Sequence sequence = 0;
+  GroupMask groups = 0;
+  Priority priority = Priority::kNormal;
+  std::int64_t deliver_at_ms = 0;
+  std::int64_t expires_at_ms = 0;
+  std::shared_ptr<const std::string> owner;  // of the envelope's bytes
+  std::string_view envelope;
+};
+
+// One record that the dispatcher wants in the log.
+struct LogEntry {
+  RecordType type = RecordType::kMarker;
+  std::uint8_t flags = 0;
+  std::string payload;
+  // For kMessage (follow-ups) only.
+  GroupMask groups = 0;
+};
+
+// Entries that stay neighbours in the log. A ticket other than 0 is reported when committed.
+struct Submission {
+  std::vector<LogEntry> entries;
+  std::uint64_t ticket = 0;
+  bool lazy = false;
+};
+
+struct Committed {
+  Lsn first = 0;  // all records of this commit: [first, last]
+  Lsn last = 0;
+  std::vector<AcceptedMessage> messages;                      // ascending
+  std::vector<std::pair<std::uint64_t, Lsn>> tickets;         // ticket, lsn of its first entry
+};
+
+// Called on the committer thread; must only hand over.
+class CommitListener {
+ public:
+  virtual ~CommitListener() = default;
+  virtual void on_committed(Committed committed) = 0;
+  virtual void on_failed(const Error& error) = 0;
+};
+
+class Spool final : public Publisher {
+ public:
+  // Recovers. kBusy if another process has it, kUnsupported, kCorrupt or kIo as recovery finds.
+  static Result<std::unique_ptr<Spool>> open(Directory& directory, const Clock& clock,
+                                             SpoolOptions options, Log log);
+  ~Spool() override;
+
+  // Starts the committer thread. REQUIRES: once.
+  void start(CommitListener& listener);
+  // Commits what is queued, writes a marker and joins; later publishes get kClosed. Idempotent.
+  void stop();
+  // Without start(): commits what is queued on this thread. For simulations.
+  void commit_pending(CommitListener& listener);
+
+  void publish_draft(Draft draft, ReceiptCallback done) override;
+  void submit(Submission submission);
+
+  // Groups that take `topic` now.
+  GroupMask route(std::string_view topic) const;
+
+  const Uuid& id() const { return id_; }
+  std::uint64_t epoch() const { return epoch_; }
+  Durability durability() const { return options_.durability; }
+  // First lsn of this epoch: what is below was there before the start.
+  Lsn boundary() const { return boundary_; }
+  const ScanReport& scan_report() const { return scan_; }
+  // Names of groups that the log has and the config does not.
+  const std::vector<std::string>& detached_groups() const { return detached_; }
+  // To be taken once, by the dispatcher.
+  std::vector<std::unique_ptr<GroupState>> take_groups() { return std::move(groups_); }
+  const std::vector<RecordedSession>& recorded_sessions() const { return sessions_; }
+  const SegmentLog& segments() const { return *segments_; }
+  std::uint64_t size_bytes() const { return segments_->bytes_total(); }
+  std::uint64_t max_size() const { return options_.max_size; }
+
+ private:
+  struct Publish {
+    std::string envelope;
+    Uuid id;
+    GroupMask groups = 0;
+    Priority priority = Priority::kNormal;
+    std::int64_t deliver_at_ms = 0;
+    std::int64_t expires_at_ms = 0;
+    std::string dedup;
+    std::uint64_t hash = 0;
+    std::int64_t published_at_ms = 0;
+    ReceiptCallback done;
+  };
+  using Item = std::variant<Publish, Submission>;
+  struct PendingDedup {
+    std::uint64_t hash = 0;
+    std::vector<ReceiptCallback> waiters;
+  };
+  struct Batch;
+
+  Spool(Directory& directory, const Clock& clock, SpoolOptions options, Log log);
+  Status recover();
+  Status declare_groups(SpoolState& state);
+  Status prepare_epoch(SpoolState& state);
+
+  std::optional<Error> refusal(const Draft& draft, GroupMask& groups) const;
+  bool admit_dedup(const Draft& draft, Publish& publish);
+  void answer_dedup(const std::string& id, const Result<Receipt>& result, const Publish* publish);
+  void enqueue(Item item, std::size_t bytes, bool may_wait);
+
+  void run(CommitListener& listener);
+  bool wait_for_work(std::unique_lock<std::mutex>& lock);
+  std::vector<Item> take_batch();
+  void commit_batch(std::vector<Item> items, CommitListener& listener);
+  Status write_batch(std::vector<Item>& items, Batch& batch);
+  void fail_batch(std::vector<Item>& items, const Error& error, CommitListener& listener);
+  void write_marker(CommitListener& listener);
+  void refresh_room();
+
+  // Immutable after open.
+  Directory& directory_;
+  const Clock& clock_;
+  const SpoolOptions options_;
+  Log log_;
+  std::unique_ptr<DirectoryLock> lock_;
+  Uuid id_;
+  std::uint64_t epoch_ = 0;
+  Lsn boundary_ = 1;
+  ScanReport scan_;
+  std::vector<std::string> detached_;
+  std::vector<RecordedSession> sessions_;
+  std::unordered_map<std::string, GroupMask> routes_;
+  std::vector<std::unique_ptr<GroupState>> groups_;
+
+  // Owned by the committer thread.
+  std::unique_ptr<SegmentLog> segments_;
+  bool marker_due_ = false;
+  SteadyTime spare_tried_at_{};
+
+  // Any thread.
+  std::atomic<bool> disk_full_{false};
+  std::atomic<bool> failed_{false};
+
+  // Guarded by dedup_mutex_.
+  std::mutex dedup_mutex_;
+  DedupWindow dedup_;
+  std::unordered_map<std::string, PendingDedup> dedup_pending_;
+
+  // Guarded by mutex_.
+  std::mutex mutex_;
+  std::condition_variable work_;
+  std::condition_variable room_;
+  std::deque<Item> queue_;
+  std::size_t queue_bytes_ = 0;
+  std::size_t queue_urgent_ = 0;  // items that are not lazy
+  std::size_t queue_lazy_entries_ = 0;
+  SteadyTime lazy_since_{};
+  bool closing_ = false;
+
+  std::thread committer_;
+};
+
+}  // namespace dray::spool
