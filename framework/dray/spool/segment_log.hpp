@@ -162,6 +162,8 @@ class SegmentCursor {
 class LogReader {
  public:
   explicit LogReader(const SegmentLog& log) : log_(log) {}
+  // Another reader of the same log, for look-ups that must not move this one.
+  LogReader fresh() const { return LogReader(log_); }
 
   // Calls `visit` for records with lsn in [from, before) in order until it returns false. Records
   // that are damaged are skipped.

@@ -1,0 +1,269 @@
+#include "dray/transport/socket.hpp"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <zmq.hpp>
+
+namespace dray::transport {
+
+struct Context::Impl {
+  zmq::context_t context{1};
+};
+
+Context::Context() : impl_(std::make_unique<Impl>()) {}
+Context::~Context() = default;
+
+struct Socket::Impl {
+  zmq::context_t& context;
+  zmq::socket_t socket;
+  std::optional<zmq::socket_t> monitor;
+  bool is_router = false;
+};
+
+namespace {
+
+constexpr std::size_t kIpcPathMax = 107;  // sun_path less its final zero
+
+bool starts_with(const std::string& text, std::string_view prefix) {
+  return text.compare(0, prefix.size(), prefix) == 0;
+}
+
+Error endpoint_error(const char* operation, const std::string& endpoint, int number) {
+  Error error = io_error(operation, endpoint, number);
+  if (number == EADDRINUSE) {
+    error.code = ErrorCode::kConflict;
+    error.message = "address in use; stop the program that has it, or choose another";
+  } else if (number == EINVAL || number == EPROTONOSUPPORT) {
+    error.code = ErrorCode::kInvalid;
+    error.message = "not a ZeroMQ endpoint; write it like \"ipc://path\" or "
+                    "\"tcp://127.0.0.1:5555\"";
+  }
+  return error;
+}
+
+}  // namespace
+
+std::optional<std::string> endpoint_fault(const std::string& endpoint) {
+  if (starts_with(endpoint, "inproc://")) return std::nullopt;
+  if (starts_with(endpoint, "ipc://")) {
+    const std::size_t size = endpoint.size() - 6;
+    if (size == 0) return "the path of an ipc endpoint is missing";
+    if (size > kIpcPathMax) {
+      return "the path has " + std::to_string(size) + " bytes; a Unix socket takes " +
+             std::to_string(kIpcPathMax) + "; choose a shorter one";
+    }
+    return std::nullopt;
+  }
+  if (starts_with(endpoint, "tcp://")) {
+    const std::string address = endpoint.substr(6);
+    for (const auto* local : {"127.", "localhost:", "[::1]:"}) {
+      if (starts_with(address, local)) return std::nullopt;
+    }
+    return "it leaves this machine, which needs CURVE keys, and this version has none yet; use "
+           "ipc://, or tcp:// with 127.0.0.1 or [::1]";
+  }
+  return "write it like \"ipc://path\" or \"tcp://127.0.0.1:5555\"";
+}
+
+Socket::Socket(Context& context, int type, const SocketOptions& options)
+    : impl_(std::make_unique<Impl>(
+          Impl{context.impl().context, zmq::socket_t(context.impl().context, type), {}, false})) {
+  auto& socket = impl_->socket;
+  socket.set(zmq::sockopt::linger, 0);
+  socket.set(zmq::sockopt::sndhwm, options.send_frames_max);
+  socket.set(zmq::sockopt::rcvhwm, options.receive_frames_max);
+  socket.set(zmq::sockopt::maxmsgsize, options.frame_bytes_max);
+  socket.set(zmq::sockopt::ipv6, true);
+  socket.set(zmq::sockopt::tcp_keepalive, 1);
+  socket.set(zmq::sockopt::tcp_keepalive_idle, 30);
+  socket.set(zmq::sockopt::tcp_keepalive_intvl, 5);
+  socket.set(zmq::sockopt::tcp_keepalive_cnt, 3);
+  socket.set(zmq::sockopt::connect_timeout, 5'000);
+  socket.set(zmq::sockopt::handshake_ivl, 5'000);
+  socket.set(zmq::sockopt::reconnect_ivl, 50);
+  socket.set(zmq::sockopt::reconnect_ivl_max, 1'000);
+  if (type == ZMQ_PUSH || type == ZMQ_DEALER) socket.set(zmq::sockopt::immediate, true);
+  if (type == ZMQ_ROUTER) {
+    socket.set(zmq::sockopt::router_mandatory, true);
+    impl_->is_router = true;
+  }
+}
+
+Socket::~Socket() {
+  if (impl_->monitor) zmq_socket_monitor(impl_->socket.handle(), nullptr, 0);
+}
+
+Status Socket::bind(const std::string& endpoint) {
+  if (auto fault = endpoint_fault(endpoint)) {
+    return Error{ErrorCode::kInvalid, *fault, endpoint, 0};
+  }
+  try {
+    impl_->socket.bind(endpoint);
+  } catch (const zmq::error_t& error) {
+    return endpoint_error("bind", endpoint, error.num());
+  }
+  return {};
+}
+
+Status Socket::connect(const std::string& endpoint) {
+  if (auto fault = endpoint_fault(endpoint)) {
+    return Error{ErrorCode::kInvalid, *fault, endpoint, 0};
+  }
+  try {
+    impl_->socket.connect(endpoint);
+  } catch (const zmq::error_t& error) {
+    return endpoint_error("connect", endpoint, error.num());
+  }
+  return {};
+}
+
+std::string Socket::bound_endpoint() const {
+  return impl_->socket.get(zmq::sockopt::last_endpoint);
+}
+
+Status Socket::watch_links() {
+  // One name per socket: inproc names are global to the context.
+  const std::string name =
+      "inproc://dray-monitor-" + std::to_string(reinterpret_cast<std::uintptr_t>(this));
+  const int events = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED;
+  if (zmq_socket_monitor(impl_->socket.handle(), name.c_str(), events) != 0) {
+    return io_error("socket monitor", name, zmq_errno());
+  }
+  impl_->monitor.emplace(impl_->context, zmq::socket_type::pair);
+  impl_->monitor->set(zmq::sockopt::linger, 0);
+  impl_->monitor->connect(name);
+  return {};
+}
+
+std::vector<Link> Socket::take_links() {
+  std::vector<Link> links;
+  while (impl_->monitor) {
+    zmq::message_t event;
+    if (!impl_->monitor->recv(event, zmq::recv_flags::dontwait)) break;
+    std::uint16_t number = 0;
+    if (event.size() >= sizeof(number)) std::memcpy(&number, event.data(), sizeof(number));
+    while (event.more()) {
+      if (!impl_->monitor->recv(event, zmq::recv_flags::dontwait)) break;
+    }
+    links.push_back(number == ZMQ_EVENT_DISCONNECTED ? Link::kDisconnected : Link::kConnected);
+  }
+  return links;
+}
+
+namespace {
+
+Sent send_body(zmq::socket_t& socket, std::string_view body, zmq::send_flags flags) {
+  for (;;) {
+    try {
+      const auto sent = socket.send(zmq::const_buffer(body.data(), body.size()),
+                                    flags | zmq::send_flags::dontwait);
+      return sent ? Sent::kSent : Sent::kFull;
+    } catch (const zmq::error_t& error) {
+      if (error.num() == EINTR) continue;
+      if (error.num() == EHOSTUNREACH) return Sent::kUnreachable;
+      throw;  // ETERM, ENOTSOCK: the owner closed the context under us
+    }
+  }
+}
+
+// Reads one message of `count` frames; drops messages of any other shape.
+std::optional<std::vector<zmq::message_t>> receive_frames(zmq::socket_t& socket,
+                                                          std::size_t count) {
+  for (;;) {
+    std::vector<zmq::message_t> frames;
+    std::size_t seen = 0;
+    bool more = true;
+    while (more) {
+      zmq::message_t frame;
+      try {
+        if (!socket.recv(frame, zmq::recv_flags::dontwait)) return std::nullopt;
+      } catch (const zmq::error_t& error) {
+        if (error.num() == EINTR) continue;
+        throw;
+      }
+      more = frame.more();
+      ++seen;
+      if (seen <= count) frames.push_back(std::move(frame));
+    }
+    if (seen == count) return frames;
+  }
+}
+
+Frame frame_of(zmq::message_t message) {
+  auto owner = std::make_shared<zmq::message_t>(std::move(message));
+  const std::string_view bytes(static_cast<const char*>(owner->data()), owner->size());
+  return Frame{std::move(owner), bytes};
+}
+
+std::optional<Frame> receive_one(zmq::socket_t& socket) {
+  auto frames = receive_frames(socket, 1);
+  if (!frames) return std::nullopt;
+  return frame_of(std::move(frames->front()));
+}
+
+}  // namespace
+
+PushSocket::PushSocket(Context& context, const SocketOptions& options)
+    : Socket(context, ZMQ_PUSH, options) {}
+Sent PushSocket::send(std::string_view body) {
+  return send_body(impl_->socket, body, zmq::send_flags::none);
+}
+
+PullSocket::PullSocket(Context& context, const SocketOptions& options)
+    : Socket(context, ZMQ_PULL, options) {}
+std::optional<Frame> PullSocket::receive() { return receive_one(impl_->socket); }
+
+RouterSocket::RouterSocket(Context& context, const SocketOptions& options)
+    : Socket(context, ZMQ_ROUTER, options) {}
+Sent RouterSocket::send(std::string_view peer, std::string_view body) {
+  const Sent first = send_body(impl_->socket, peer, zmq::send_flags::sndmore);
+  if (first != Sent::kSent) return first;
+  return send_body(impl_->socket, body, zmq::send_flags::none);
+}
+std::optional<RouterSocket::Received> RouterSocket::receive() {
+  auto frames = receive_frames(impl_->socket, 2);
+  if (!frames) return std::nullopt;
+  return Received{frames->at(0).to_string(), frame_of(std::move(frames->at(1)))};
+}
+
+DealerSocket::DealerSocket(Context& context, const SocketOptions& options)
+    : Socket(context, ZMQ_DEALER, options) {}
+Sent DealerSocket::send(std::string_view body) {
+  return send_body(impl_->socket, body, zmq::send_flags::none);
+}
+std::optional<Frame> DealerSocket::receive() { return receive_one(impl_->socket); }
+
+WakeUp::WakeUp() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) { DRAY_ASSERT(fd_ >= 0); }
+WakeUp::~WakeUp() { close(fd_); }
+
+void WakeUp::wake() {
+  const std::uint64_t one = 1;
+  // A full counter is still a wake-up.
+  [[maybe_unused]] const auto ignored = write(fd_, &one, sizeof(one));
+}
+
+void WakeUp::clear() {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto ignored = read(fd_, &count, sizeof(count));
+}
+
+void Poller::wait(int timeout_ms) {
+  std::vector<zmq::pollitem_t> items;
+  for (auto* socket : sockets_) {
+    items.push_back({socket->impl().socket.handle(), 0, ZMQ_POLLIN, 0});
+    if (socket->impl().monitor) {
+      items.push_back({socket->impl().monitor->handle(), 0, ZMQ_POLLIN, 0});
+    }
+  }
+  for (const int fd : descriptors_) items.push_back({nullptr, fd, ZMQ_POLLIN, 0});
+  try {
+    zmq::poll(items, std::chrono::milliseconds(timeout_ms));
+  } catch (const zmq::error_t& error) {
+    if (error.num() != EINTR) throw;
+  }
+}
+
+}  // namespace dray::transport

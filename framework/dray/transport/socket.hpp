@@ -1,0 +1,147 @@
+// Sockets: ZeroMQ push, pull, router and dealer with every option set on purpose.
+//
+// No ZeroMQ type leaves this room. Every socket has: LINGER 0 (drain before closing), explicit
+// high-water marks, MAXMSGSIZE, IPV6, TCP keep-alive, HANDSHAKE_IVL; ROUTER has ROUTER_MANDATORY
+// and ROUTER_HANDOVER stays off (ids are automatic); PUSH and DEALER have IMMEDIATE.
+// Messages have a fixed number of frames: one, plus the routing id on a ROUTER. Others are
+// dropped and counted.
+//
+// Threading: a socket belongs to the thread that uses it; it may be made on another one first.
+// Failure: bind and connect return errors that name the endpoint. Sends never block: kFull and
+// kUnreachable come back to the caller, who keeps the message.
+// Ownership: the Context outlives its sockets; one Context per process is enough.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dray/result.hpp"
+
+namespace dray::transport {
+
+class Context {
+ public:
+  Context();
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  struct Impl;
+  Impl& impl() { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// A received frame; copies share the bytes.
+struct Frame {
+  std::shared_ptr<const void> owner;
+  std::string_view bytes;
+};
+
+enum class Sent { kSent, kFull, kUnreachable };
+
+struct SocketOptions {
+  int send_frames_max = 10'000;     // SNDHWM, per peer
+  int receive_frames_max = 10'000;  // RCVHWM, per peer
+  std::int64_t frame_bytes_max = 64LL << 20;
+};
+
+// What the socket monitor tells.
+enum class Link { kConnected, kDisconnected };
+
+class Socket {
+ public:
+  virtual ~Socket();
+  Socket(const Socket&) = delete;
+  Socket& operator=(const Socket&) = delete;
+
+  // kInvalid for a bad endpoint; kConflict for an address in use; P9: kInvalid for an endpoint
+  // beyond this machine.
+  Status bind(const std::string& endpoint);
+  Status connect(const std::string& endpoint);
+  // The endpoint bound last, with the port that "tcp://127.0.0.1:*" chose.
+  std::string bound_endpoint() const;
+
+  // Starts watching connections. Call before bind or connect.
+  Status watch_links();
+  // Connections made or broken since the last call, oldest first.
+  std::vector<Link> take_links();
+
+  struct Impl;
+  Impl& impl() { return *impl_; }
+
+ protected:
+  Socket(Context& context, int type, const SocketOptions& options);
+  std::unique_ptr<Impl> impl_;
+};
+
+class PushSocket final : public Socket {
+ public:
+  PushSocket(Context& context, const SocketOptions& options);
+  Sent send(std::string_view body);
+};
+
+class PullSocket final : public Socket {
+ public:
+  PullSocket(Context& context, const SocketOptions& options);
+  // Nothing if none is waiting.
+  std::optional<Frame> receive();
+};
+
+class RouterSocket final : public Socket {
+ public:
+  RouterSocket(Context& context, const SocketOptions& options);
+  Sent send(std::string_view peer, std::string_view body);
+  struct Received {
+    std::string peer;
+    Frame frame;
+  };
+  std::optional<Received> receive();
+};
+
+class DealerSocket final : public Socket {
+ public:
+  DealerSocket(Context& context, const SocketOptions& options);
+  Sent send(std::string_view body);
+  std::optional<Frame> receive();
+};
+
+// Wakes a thread that polls; any thread may call wake().
+class WakeUp {
+ public:
+  WakeUp();
+  ~WakeUp();
+  WakeUp(const WakeUp&) = delete;
+  WakeUp& operator=(const WakeUp&) = delete;
+  void wake();
+  void clear();
+  int fd() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// Waits until a socket can be read, a link changed, a descriptor can be read, or `timeout_ms`
+// passed (-1: for ever). Interrupted calls count as time-outs.
+class Poller {
+ public:
+  void add(Socket& socket) { sockets_.push_back(&socket); }
+  void add(WakeUp& wake_up) { descriptors_.push_back(wake_up.fd()); }
+  void wait(int timeout_ms);
+
+ private:
+  std::vector<Socket*> sockets_;
+  std::vector<int> descriptors_;
+};
+
+// P9: nothing if the endpoint stays on this machine (inproc, ipc, tcp to a loopback address), else
+// why not.
+std::optional<std::string> endpoint_fault(const std::string& endpoint);
+
+}  // namespace dray::transport

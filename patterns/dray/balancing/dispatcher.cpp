@@ -1,0 +1,311 @@
+#include "dray/balancing/dispatcher.hpp"
+
+#include <sys/stat.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace dray::balancing {
+namespace {
+
+constexpr int kFramesPerTurnMax = 1'000;
+constexpr std::size_t kDeferredMax = 100'000;
+
+// Windows bound what is on its way to a peer; the marks only have to lie well above.
+transport::SocketOptions router_options() {
+  transport::SocketOptions options;
+  options.send_frames_max = 100'000;
+  options.receive_frames_max = 100'000;
+  return options;
+}
+
+}  // namespace
+
+struct Dispatcher::State {
+  State(transport::Context& context, const Clock& clock_in, spool::Spool& spool_in,
+        DispatcherOptions options, std::function<void(const Error&)> on_failure_in, Log log_in)
+      : clock(clock_in),
+        spool(spool_in),
+        on_failure(std::move(on_failure_in)),
+        log(std::move(log_in)),
+        socket(context, router_options()),
+        reader(spool.segments()),
+        core(std::move(options), spool.take_groups(), spool.recorded_sessions(),
+             [this](std::string_view topic) { return spool.route(topic); }, now()) {}
+
+  Now now() const { return {clock.steady(), clock.utc()}; }
+
+  // Immutable.
+  const Clock& clock;
+  spool::Spool& spool;
+  std::function<void(const Error&)> on_failure;
+  Log log;
+
+  // Owned by the dispatcher's thread.
+  transport::RouterSocket socket;
+  spool::LogReader reader;
+  DispatcherCore core;
+  std::deque<DispatcherCore::Send> deferred;  // a peer's pipe was full
+  std::unordered_map<std::uint64_t, std::function<void()>> finished;
+  bool poisoned = false;
+
+  // Any thread.
+  transport::WakeUp wake_up;
+  std::thread thread;
+
+  // Guarded by mutex.
+  std::mutex mutex;
+  std::condition_variable answered;
+  std::vector<spool::Committed> inbox;
+  std::vector<std::function<void(Desk&)>> calls;
+  std::optional<Error> failure;
+  bool stopping = false;
+  bool running = false;
+};
+
+Dispatcher::Dispatcher(transport::Context& context, const Clock& clock, spool::Spool& spool,
+                       DispatcherOptions options, std::function<void(const Error&)> on_failure,
+                       Log log)
+    : state_(std::make_unique<State>(context, clock, spool, std::move(options),
+                                     std::move(on_failure), std::move(log))) {}
+
+Dispatcher::~Dispatcher() { stop(); }
+
+Status Dispatcher::bind(const std::string& endpoint) {
+  DRAY_TRY(state_->socket.watch_links());
+  DRAY_TRY(state_->socket.bind(endpoint));
+  if (endpoint.rfind("ipc://", 0) == 0) (void)chmod(endpoint.c_str() + 6, 0600);
+  return {};
+}
+
+std::string Dispatcher::bound_endpoint() const { return state_->socket.bound_endpoint(); }
+
+void Dispatcher::start() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->running = true;
+  }
+  state_->thread = std::thread([this] { run(); });
+}
+
+void Dispatcher::stop() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->stopping = true;
+  }
+  state_->wake_up.wake();
+  if (state_->thread.joinable()) state_->thread.join();
+}
+
+void Dispatcher::on_committed(spool::Committed committed) {
+  bool wake = false;
+  {
+    const std::lock_guard lock(state_->mutex);
+    wake = state_->inbox.empty();
+    state_->inbox.push_back(std::move(committed));
+  }
+  if (wake) state_->wake_up.wake();
+}
+
+void Dispatcher::on_failed(const Error& error) {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->failure = error;
+  }
+  state_->wake_up.wake();
+}
+
+bool Dispatcher::call(const std::function<void(Desk&)>& work) {
+  bool done = false;
+  std::unique_lock lock(state_->mutex);
+  if (!state_->running || state_->stopping) return false;
+  state_->calls.push_back([&](Desk& desk) {
+    work(desk);
+    const std::lock_guard inner(state_->mutex);
+    done = true;
+    state_->answered.notify_all();
+  });
+  state_->wake_up.wake();
+  state_->answered.wait(lock, [&] { return done || !state_->running; });
+  return done;
+}
+
+void Dispatcher::run() {
+  auto& state = *state_;
+  transport::Poller poller;
+  poller.add(state.socket);
+  poller.add(state.wake_up);
+  for (;;) {
+    const auto now = state.now();
+    const auto wait = state.core.next_deadline(now) - now.steady;
+    auto wait_ms = std::chrono::ceil<Milliseconds>(wait).count();
+    if (!state.deferred.empty()) wait_ms = std::min<std::int64_t>(wait_ms, 1);
+    poller.wait(static_cast<int>(wait_ms));
+    state.wake_up.clear();
+    bool stopping = false;
+    {
+      const std::lock_guard lock(state.mutex);
+      stopping = state.stopping;
+    }
+    read_inbox();
+    if (!state.poisoned) {
+      retry_deferred();
+      read_frames();
+      for (const auto link : state.socket.take_links()) {
+        if (link == transport::Link::kDisconnected) state.core.on_link_broken();
+      }
+      state.core.tick(state.now());
+      perform();
+    }
+    if (stopping) break;
+  }
+  const std::lock_guard lock(state.mutex);
+  state.running = false;
+  state.calls.clear();
+  state.answered.notify_all();
+}
+
+void Dispatcher::read_inbox() {
+  auto& state = *state_;
+  std::vector<spool::Committed> inbox;
+  std::vector<std::function<void(Desk&)>> calls;
+  std::optional<Error> failure;
+  {
+    const std::lock_guard lock(state.mutex);
+    inbox = std::move(state.inbox);
+    state.inbox.clear();
+    calls = std::move(state.calls);
+    state.calls.clear();
+    failure = state.failure;
+  }
+  for (auto& committed : inbox) {
+    // Sent while the next batch is still being written.
+    state.core.on_committed(std::move(committed), state.now());
+  }
+  if (failure && !state.poisoned) {
+    state.poisoned = true;  // P7: dispatch stops
+    state.on_failure(*failure);
+  }
+  Desk desk{state.core, state.reader,
+            [&state](std::uint64_t ticket, std::function<void()> done) {
+              state.finished[ticket] = std::move(done);
+            }};
+  for (const auto& work : calls) work(desk);
+}
+
+void Dispatcher::read_frames() {
+  auto& state = *state_;
+  for (int i = 0; i < kFramesPerTurnMax; ++i) {
+    auto received = state.socket.receive();
+    if (!received) return;
+    auto frame = decode_frame(received->frame.bytes);
+    if (!frame.ok()) {
+      state.log.debug("bad frame", {{"why", frame.error().text()}});
+      send({received->peer, encode(Refused{"bad-frame", frame.error().text()})});
+      continue;
+    }
+    state.core.on_frame(received->peer, std::move(*frame), state.now());
+  }
+}
+
+void Dispatcher::perform() {
+  auto& state = *state_;
+  for (auto actions = state.core.take_actions(state.now()); !actions.empty();
+       actions = state.core.take_actions(state.now())) {
+    // Frames first: the sooner a worker has its delivery the better; nothing depends on order.
+    for (auto& each : actions.sends) send(std::move(each));
+    for (auto& submission : actions.submissions) state.spool.submit(std::move(submission));
+    for (const auto& each : actions.refills) refill(each);
+    for (const auto& each : actions.fetches) fetch(each);
+    for (const auto ticket : actions.finished) {
+      const auto found = state.finished.find(ticket);
+      if (found == state.finished.end()) continue;
+      found->second();
+      state.finished.erase(found);
+    }
+  }
+}
+
+void Dispatcher::refill(const DispatcherCore::Refill& refill) {
+  auto& state = *state_;
+  const auto& group = state.core.group_state(refill.group);
+  auto bytes = std::make_shared<std::string>();
+  struct Slice {
+    ReadyMessage message;
+    std::size_t offset;
+    std::size_t size;
+  };
+  std::vector<Slice> slices;
+  Sequence next = refill.from;
+  bool whole = true;
+  const auto status = state.reader.read(refill.from, refill.before, [&](const spool::Record& r) {
+    next = r.header.lsn + 1;
+    if (r.header.type != spool::RecordType::kMessage) return true;
+    const auto envelope = parse_envelope(r.payload);
+    if (!envelope.ok() || !group.takes(envelope->topic, r.header.lsn)) return true;
+    const auto ms = [](const std::optional<UtcTime>& time) {
+      return time ? time->time_since_epoch().count() : 0;
+    };
+    slices.push_back({{r.header.lsn, ms(envelope->deliver_at), ms(envelope->expires_at), {}, {}},
+                      bytes->size(),
+                      r.payload.size()});
+    bytes->append(r.payload);
+    whole = slices.size() < refill.messages_max && bytes->size() < refill.bytes_max;
+    return whole;
+  });
+  if (!status.ok()) {
+    state.log.error("reading back the backlog failed: " + status.error().text());
+    state.poisoned = true;
+    state.on_failure(status.error());
+    return;
+  }
+  if (whole) next = refill.before;
+  std::vector<ReadyMessage> messages;
+  messages.reserve(slices.size());
+  for (auto& slice : slices) {
+    slice.message.owner = bytes;
+    slice.message.envelope = std::string_view(*bytes).substr(slice.offset, slice.size);
+    messages.push_back(std::move(slice.message));
+  }
+  state.core.on_refilled(refill.group, refill.lane, refill.from, next, std::move(messages));
+}
+
+void Dispatcher::fetch(const DispatcherCore::Fetch& fetch) {
+  auto& state = *state_;
+  std::optional<ReadyMessage> message;
+  const auto status =
+      state.reader.read(fetch.sequence, fetch.sequence + 1, [&](const spool::Record& record) {
+        const auto envelope = parse_envelope(record.payload);
+        if (!envelope.ok()) return false;
+        auto bytes = std::make_shared<std::string>(record.payload);
+        const auto expires =
+            envelope->expires_at ? envelope->expires_at->time_since_epoch().count() : 0;
+        message = ReadyMessage{record.header.lsn, 0, expires, bytes, *bytes};
+        return false;
+      });
+  if (!status.ok() || !message) {
+    state.log.error("an acknowledged message can no longer be read",
+                    {{"sequence", std::to_string(fetch.sequence)}});
+  }
+  state.core.on_fetched(fetch.group, fetch.sequence, std::move(message));
+}
+
+void Dispatcher::send(DispatcherCore::Send send) {
+  auto& state = *state_;
+  switch (state.socket.send(send.peer, send.frame)) {
+    case transport::Sent::kSent: return;
+    case transport::Sent::kUnreachable:
+      return state.core.on_unreachable(send.peer, state.now());
+    case transport::Sent::kFull:
+      if (state.deferred.size() < kDeferredMax) return state.deferred.push_back(std::move(send));
+      return state.core.on_unreachable(send.peer, state.now());
+  }
+}
+
+void Dispatcher::retry_deferred() {
+  auto deferred = std::exchange(state_->deferred, {});
+  for (auto& each : deferred) send(std::move(each));
+}
+
+}  // namespace dray::balancing

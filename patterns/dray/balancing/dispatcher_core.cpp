@@ -1,0 +1,1012 @@
+#include "dray/balancing/dispatcher_core.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace dray::balancing {
+
+using spool::GroupId;
+using spool::GroupState;
+using spool::LogEntry;
+using spool::RecordType;
+using spool::Submission;
+
+namespace {
+
+constexpr std::size_t kFrameMessagesMax = 1'024;
+constexpr std::size_t kFrameBytesMax = 1U << 20;
+constexpr std::size_t kGrantChunkMax = 128;
+
+std::int64_t to_ms(UtcTime time) { return time.time_since_epoch().count(); }
+
+LogEntry entry(RecordType type, std::string payload) { return {type, 0, std::move(payload), 0}; }
+
+}  // namespace
+
+struct DispatcherCore::Grant {
+  std::uint64_t epoch = 0;
+  std::uint32_t number = 1;
+  std::uint32_t attempts = 0;  // counted before this delivery
+  std::uint16_t losses = 0;
+  bool suspect = false;
+  bool settling = false;  // answered; the record is on its way to the disk
+  std::uint32_t bytes = 0;
+};
+
+struct DispatcherCore::Session {
+  Uuid id;
+  std::string peer;  // empty while disconnected
+  std::string worker;
+  GroupId group = 0;
+  RetryPolicy retry;
+  std::uint32_t window_messages = 1;
+  std::uint64_t window_bytes = 1;
+  bool recorded = false;
+  SteadyTime heard_at{};
+  SteadyTime pinged_at{};
+  std::optional<SteadyTime> broken_at;
+  std::unordered_map<Sequence, Grant> grants;
+  std::uint64_t outstanding = 0;  // grants that are not answered
+  std::uint64_t outstanding_bytes = 0;
+  bool exclusive = false;  // holds a suspect, alone
+  bool reserved = false;   // gets nothing until it is empty, for a suspect
+  std::vector<Delivered> deliver;
+  std::vector<std::shared_ptr<const std::string>> deliver_owners;
+  std::size_t deliver_bytes = 0;
+  std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> confirm;
+
+  bool can_receive() const {
+    return recorded && !peer.empty() && !broken_at && !exclusive && !reserved;
+  }
+  bool has_room() const {
+    return outstanding < window_messages &&
+           (outstanding == 0 || outstanding_bytes < window_bytes);
+  }
+  void answered(Grant& grant) {
+    if (grant.settling) return;
+    grant.settling = true;
+    --outstanding;
+    outstanding_bytes -= grant.bytes;
+    if (grant.suspect) exclusive = false;
+  }
+};
+
+struct DispatcherCore::LaneState {
+  std::deque<ReadyMessage> ready;
+  std::size_t bytes = 0;
+  Sequence cursor = 0;     // next sequence that is not in memory
+  bool caught_up = false;  // nothing is left to read
+  bool reading = false;    // a Refill is under way
+};
+
+struct DispatcherCore::Group {
+  std::unique_ptr<GroupState> state;
+  LaneState old_lane;
+  LaneState live_lane;
+  bool gated = false;
+  std::set<std::pair<std::int64_t, Sequence>> waiting;  // due time, sequence
+  std::deque<ReadyMessage> again;                       // due, with bytes
+  std::deque<ReadyMessage> suspects;
+  std::size_t fetching = 0;
+  // Sequences from before this epoch that are granted, waiting or due: the old lane skips them.
+  std::set<Sequence> touched;
+  std::vector<Session*> sessions;
+  // Answered since the last flush.
+  std::vector<std::pair<Uuid, Sequence>> done;
+  std::vector<Sequence> expired;
+
+  LaneState& lane(Lane which) { return which == Lane::kOld ? old_lane : live_lane; }
+  std::size_t ready_count() const {
+    return again.size() + (gated ? 0 : old_lane.ready.size()) + live_lane.ready.size();
+  }
+};
+
+// What a submission means once it is durable.
+struct DispatcherCore::Ticket {
+  enum class Kind { kSession, kSettled, kRetry, kDead, kRevive };
+  Kind kind = Kind::kSettled;
+  GroupId group = 0;
+  Uuid session;
+  spool::Settlement settlement = spool::Settlement::kDone;
+  std::vector<std::pair<Uuid, Sequence>> sequences;  // answered by which session
+  spool::RetryRecord retry;
+  spool::DeadRecord dead;
+  bool report = false;
+};
+
+DispatcherCore::DispatcherCore(DispatcherOptions options,
+                               std::vector<std::unique_ptr<GroupState>> groups,
+                               const std::vector<spool::RecordedSession>& recorded, Router router,
+                               Now now)
+    : options_(std::move(options)),
+      router_(std::move(router)),
+      started_(now.steady),
+      accepted_until_(options_.boundary),
+      random_(options_.seed) {
+  for (auto& state : groups) {
+    auto group = std::make_unique<Group>();
+    group->state = std::move(state);
+    group->old_lane.cursor = group->state->watermark();
+    group->old_lane.caught_up = group->old_lane.cursor >= options_.boundary;
+    group->live_lane.cursor = options_.boundary;
+    group->live_lane.caught_up = true;
+    for (const auto& [sequence, history] : group->state->histories()) {
+      if (history.dead) {
+        group->touched.insert(sequence);
+      } else if (history.suspect || history.due_ms > to_ms(now.utc)) {
+        schedule(*group, sequence, history.due_ms);
+      }
+    }
+    groups_.push_back(std::move(group));
+  }
+  for (const auto& session : recorded) {
+    recorded_[session.id] = session;
+    expected_.insert(session.id);
+    if (session.group < groups_.size()) groups_[session.group]->gated = true;
+  }
+}
+
+DispatcherCore::~DispatcherCore() = default;
+
+// --- frames ---------------------------------------------------------------------------------
+
+DispatcherCore::Session* DispatcherCore::session_of_peer(const std::string& peer) {
+  const auto found = peers_.find(peer);
+  return found == peers_.end() ? nullptr : found->second;
+}
+
+void DispatcherCore::on_frame(const std::string& peer, ProtocolFrame frame, Now now) {
+  if (auto* hello = std::get_if<Hello>(&frame)) return on_hello(peer, std::move(*hello), now);
+  Session* session = session_of_peer(peer);
+  if (session == nullptr) {
+    actions_.sends.push_back({peer, encode(Refused{"unknown-session", "say HELLO first"})});
+    return;
+  }
+  session->heard_at = now.steady;
+  if (const auto* window = std::get_if<Window>(&frame)) {
+    session->window_messages = std::max<std::uint32_t>(window->messages, 0);
+    session->window_bytes = window->bytes;
+  } else if (auto* result = std::get_if<ResultFrame>(&frame)) {
+    on_result(*session, std::move(*result), now);
+  } else if (std::holds_alternative<Bye>(frame)) {
+    end_session(*session, "bye", false, now);
+  }
+}
+
+void DispatcherCore::on_hello(const std::string& peer, Hello hello, Now now) {
+  const auto group_id = find_group(hello.group);
+  if (!group_id) {
+    actions_.sends.push_back(
+        {peer, encode(Refused{"unknown-group", "this spool has no group '" + hello.group + "'"})});
+    return;
+  }
+  const auto known = sessions_.find(hello.session);
+  if (known == sessions_.end() && sessions_.size() >= options_.sessions_max) {
+    actions_.sends.push_back({peer, encode(Refused{"too-many-sessions", "try again later"})});
+    return;
+  }
+  const bool fresh = known == sessions_.end();
+  auto& slot = sessions_[hello.session];
+  if (fresh) {
+    slot = std::make_unique<Session>();
+    slot->id = hello.session;
+    slot->group = *group_id;
+    groups_[*group_id]->sessions.push_back(slot.get());
+  }
+  Session& session = *slot;
+  peers_.erase(session.peer);
+  session.peer = peer;
+  peers_[peer] = &session;
+  session.worker = hello.worker;
+  session.retry = hello.retry;
+  session.window_messages = hello.window_messages;
+  session.window_bytes = hello.window_bytes;
+  session.heard_at = session.pinged_at = now.steady;
+  session.broken_at.reset();
+  if (!fresh) {
+    reconcile(session, hello.held, now);
+    if (session.recorded) welcome(session);
+    return;
+  }
+  adopt(session, hello.held, now);
+  if (recorded_.count(session.id) != 0) {  // the log knows it from an earlier epoch
+    session.recorded = true;
+    return welcome(session);
+  }
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kSession;
+  ticket.session = session.id;
+  Submission submission;
+  submission.entries.push_back(entry(
+      RecordType::kSession, to_bytes(spool::SessionRecord{Binary{std::string(session.id.view())},
+                                                          session.group, session.worker})));
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
+}
+
+void DispatcherCore::welcome(Session& session) {
+  send(session, encode(Welcome{options_.spool, options_.epoch,
+                               static_cast<std::uint32_t>(options_.lease.count()),
+                               static_cast<std::uint32_t>(options_.reconnect_grace.count())}));
+}
+
+// A session that this epoch does not know yet says what it holds (P5). Behind the gate its word
+// is taken, if the log grants it no later delivery to anyone; else it is told to forget.
+void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held, Now) {
+  Group& group = *groups_[session.group];
+  const bool expected = expected_.erase(session.id) != 0;
+  for (const auto& range : held) {
+    for (const auto sequence : range.sequences) {
+      const auto* history = group.state->history(sequence);
+      const bool later_grant =
+          history != nullptr &&
+          (history->dead ||
+           history->number_epoch > static_cast<std::uint32_t>(range.epoch) ||
+           history->number > range.number);
+      if (!group.gated || !expected || sequence >= options_.boundary || later_grant ||
+          group.state->is_settled(sequence) || session.grants.count(sequence) != 0) {
+        session.confirm[{range.epoch, range.number}].push_back(sequence);
+        continue;
+      }
+      Grant grant;
+      grant.epoch = range.epoch;
+      grant.number = range.number;
+      if (history != nullptr) {
+        grant.attempts = history->attempts;
+        grant.losses = history->losses;
+        group.waiting.erase({history->due_ms, sequence});
+      }
+      session.grants.emplace(sequence, grant);
+      ++session.outstanding;
+      group.touched.insert(sequence);
+    }
+  }
+}
+
+// A session of this epoch reconnected: what it does not hold never reached it.
+void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& held, Now now) {
+  Group& group = *groups_[session.group];
+  std::set<Sequence> holds;
+  for (const auto& range : held) {
+    for (const auto sequence : range.sequences) {
+      const auto found = session.grants.find(sequence);
+      if (found != session.grants.end() && found->second.epoch == range.epoch &&
+          found->second.number == range.number) {
+        holds.insert(sequence);
+      } else {
+        session.confirm[{range.epoch, range.number}].push_back(sequence);
+      }
+    }
+  }
+  for (auto each = session.grants.begin(); each != session.grants.end();) {
+    if (each->second.settling || holds.count(each->first) != 0) {
+      ++each;
+      continue;
+    }
+    session.answered(each->second);
+    give_back(group, each->first, each->second, now);
+    each = session.grants.erase(each);
+  }
+}
+
+void DispatcherCore::on_unreachable(const std::string& peer, Now now) {
+  Session* session = session_of_peer(peer);
+  if (session == nullptr) return;
+  peers_.erase(session->peer);
+  session->peer.clear();
+  session->broken_at = now.steady;
+}
+
+void DispatcherCore::on_link_broken() {
+  for (const auto& [id, session] : sessions_) ping(*session);
+}
+
+void DispatcherCore::ping(Session& session) { send(session, encode(Heartbeat{})); }
+
+void DispatcherCore::send(const Session& session, std::string frame) {
+  if (!session.peer.empty()) actions_.sends.push_back({session.peer, std::move(frame)});
+}
+
+// --- results --------------------------------------------------------------------------------
+
+void DispatcherCore::on_result(Session& session, ResultFrame frame, Now now) {
+  for (const auto& item : frame.items) {
+    for (const auto sequence : item.tokens.sequences) apply_result(session, item, sequence, now);
+  }
+}
+
+void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequence sequence,
+                                  Now now) {
+  Group& group = *groups_[session.group];
+  const auto found = session.grants.find(sequence);
+  if (found == session.grants.end() || found->second.epoch != item.tokens.epoch ||
+      found->second.number != item.tokens.number) {
+    ++stale_results_;  // P3: told to forget, nothing changes
+    session.confirm[{item.tokens.epoch, item.tokens.number}].push_back(sequence);
+    return;
+  }
+  Grant& grant = found->second;
+  if (grant.settling) return;  // repeated; the confirmation comes with the commit
+  session.answered(grant);
+  switch (item.kind) {
+    case ResultKind::kDone: return finish_done(session, group, grant, sequence, item, now);
+    case ResultKind::kRetry: {
+      std::optional<Milliseconds> delay;
+      if (item.delay_ms >= 0) delay = Milliseconds(item.delay_ms);
+      return fail_attempt(session, group, grant, sequence, "attempts", item.reason, delay, now);
+    }
+    case ResultKind::kSnooze: return snooze(session, group, grant, sequence, item, now);
+    case ResultKind::kReject:
+      return write_dead(group, session, grant, sequence, grant.attempts + 1, "rejected",
+                        item.reason, now);
+    case ResultKind::kReturned:
+      give_back(group, sequence, grant, now);
+      session.confirm[{grant.epoch, grant.number}].push_back(sequence);
+      session.grants.erase(found);
+  }
+}
+
+void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, Sequence sequence,
+                                 const ResultItem& item, Now now) {
+  if (item.follow_ups.empty()) {
+    group.done.emplace_back(session.id, sequence);
+    return;
+  }
+  Submission submission;
+  for (const auto& envelope : item.follow_ups) {
+    const auto parsed = parse_envelope(envelope);
+    const auto route = parsed.ok() ? router_(parsed->topic) : 0;
+    if (route == 0) {
+      return fail_attempt(session, group, grant, sequence, "unroutable",
+                          "unroutable: no group takes the follow-up's topic" +
+                              (parsed.ok() ? " '" + std::string(parsed->topic) + "'" : ""),
+                          std::nullopt, now);
+    }
+    LogEntry message = entry(RecordType::kMessage, envelope);
+    message.flags = static_cast<std::uint8_t>(
+        static_cast<std::uint8_t>(parsed->priority) | spool::kContinues);
+    message.groups = route;
+    submission.entries.push_back(std::move(message));
+  }
+  // S6: the follow-ups and the settlement count together or not at all.
+  submission.entries.push_back(
+      entry(RecordType::kSettlement,
+            spool::encode(spool::SettlementRecord{session.group, spool::Settlement::kDone,
+                                                  {sequence}})));
+  submission.lazy = true;
+  Ticket ticket;
+  ticket.group = session.group;
+  ticket.sequences.emplace_back(session.id, sequence);
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
+}
+
+Milliseconds DispatcherCore::back_off(const RetryPolicy& policy, std::uint32_t attempts) {
+  const double doubled =
+      static_cast<double>(policy.initial.count()) * std::exp2(std::min(attempts - 1, 40U));
+  const double bounded = std::min(doubled, static_cast<double>(policy.max.count()));
+  std::uniform_real_distribution<double> spread(1 - policy.jitter, 1 + policy.jitter);
+  return Milliseconds(std::llround(bounded * spread(random_)));
+}
+
+void DispatcherCore::fail_attempt(Session& session, Group& group, Grant& grant, Sequence sequence,
+                                  const std::string& cause, const std::string& reason,
+                                  std::optional<Milliseconds> delay, Now now) {
+  const std::uint32_t attempts = grant.attempts + 1;
+  if (attempts >= session.retry.max_attempts) {
+    return write_dead(group, session, grant, sequence, attempts, cause, reason, now);
+  }
+  const auto wait = delay.value_or(back_off(session.retry, attempts));
+  write_retry(group, session, grant, sequence, attempts, grant.losses, to_ms(now.utc + wait), false,
+              reason, now);
+}
+
+void DispatcherCore::snooze(Session& session, Group& group, Grant& grant, Sequence sequence,
+                            const ResultItem& item, Now now) {
+  const auto delay = Milliseconds(
+      std::clamp<std::int64_t>(item.delay_ms, 0, options_.snooze_age_max.count()));
+  write_retry(group, session, grant, sequence, grant.attempts, grant.losses,
+              to_ms(now.utc + delay), false,
+              item.reason.empty() ? "snoozed" : "snoozed: " + item.reason, now);
+}
+
+void DispatcherCore::write_dead(Group& group, Session& session, const Grant& grant,
+                                Sequence sequence, std::uint32_t attempts,
+                                const std::string& cause, const std::string& reason, Now now) {
+  const auto* history = group.state->history(sequence);
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kDead;
+  ticket.group = group.state->id();
+  ticket.sequences.emplace_back(session.id, sequence);
+  ticket.dead = {group.state->id(), sequence,       grant.number,
+                 attempts,          cause,          reason,
+                 session.worker,    to_ms(now.utc), history != nullptr ? history->record_lsn : 0};
+  Submission submission;
+  submission.entries.push_back(entry(RecordType::kDead, to_bytes(ticket.dead)));
+  submission.lazy = true;
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
+}
+
+void DispatcherCore::write_retry(Group& group, Session& session, const Grant& grant,
+                                 Sequence sequence, std::uint32_t attempts, std::uint32_t losses,
+                                 std::int64_t due_ms, bool suspect, const std::string& reason,
+                                 Now now) {
+  const auto* history = group.state->history(sequence);
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kRetry;
+  ticket.group = group.state->id();
+  ticket.sequences.emplace_back(session.id, sequence);
+  ticket.retry = {group.state->id(), sequence, grant.number,   attempts,       losses, due_ms,
+                  suspect,           reason,   session.worker, to_ms(now.utc),
+                  history != nullptr ? history->record_lsn : 0};
+  Submission submission;
+  submission.entries.push_back(entry(RecordType::kRetry, to_bytes(ticket.retry)));
+  submission.lazy = true;
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
+}
+
+// The grant ends without an attempt: returned, or it never arrived.
+void DispatcherCore::give_back(Group& group, Sequence sequence, const Grant& grant, Now now) {
+  group.state->delivered(sequence, grant.number, static_cast<std::uint32_t>(grant.epoch));
+  schedule(group, sequence, to_ms(now.utc));
+}
+
+// --- sessions -------------------------------------------------------------------------------
+
+void DispatcherCore::end_session(Session& session, const std::string& reason, bool lost, Now now) {
+  Group& group = *groups_[session.group];
+  if (lost) {
+    lose_grants(session, reason, now);
+  } else {
+    for (auto& [sequence, grant] : session.grants) {
+      if (grant.settling) continue;
+      session.answered(grant);
+      give_back(group, sequence, grant, now);
+    }
+  }
+  Submission submission;
+  submission.entries.push_back(
+      entry(RecordType::kSessionEnd,
+            to_bytes(spool::SessionEndRecord{Binary{std::string(session.id.view())}, reason})));
+  submission.lazy = true;
+  actions_.submissions.push_back(std::move(submission));
+  recorded_.erase(session.id);
+  peers_.erase(session.peer);
+  auto& list = group.sessions;
+  list.erase(std::remove(list.begin(), list.end(), &session), list.end());
+  sessions_.erase(session.id);  // `session` is gone from here on
+}
+
+// P4: a message that was alone with the worker when it died counts an attempt; those that were in
+// company are suspects and come back one at a time.
+void DispatcherCore::lose_grants(Session& session, const std::string& reason, Now now) {
+  Group& group = *groups_[session.group];
+  const bool alone = session.outstanding == 1;
+  for (auto& [sequence, grant] : session.grants) {
+    if (grant.settling) continue;
+    if (alone) {
+      fail_attempt(session, group, grant, sequence, "lost", reason, std::nullopt, now);
+    } else {
+      write_retry(group, session, grant, sequence, grant.attempts, grant.losses + 1U,
+                  to_ms(now.utc), true, reason + ", in company", now);
+    }
+  }
+}
+
+void DispatcherCore::tick(Now now) {
+  std::vector<Session*> lost;
+  const auto ping_every = options_.lease / 4;
+  for (const auto& [id, session] : sessions_) {
+    const bool silent = now.steady - session->heard_at >= options_.lease;
+    const bool broken =
+        session->broken_at && now.steady - *session->broken_at >= options_.reconnect_grace;
+    if (silent || broken) {
+      lost.push_back(session.get());
+    } else if (now.steady - session->pinged_at >= ping_every) {
+      session->pinged_at = now.steady;
+      ping(*session);
+    }
+  }
+  for (auto* session : lost) {
+    end_session(*session, session->broken_at ? "worker lost: connection broken"
+                                             : "worker lost: silent for a lease",
+                true, now);
+  }
+  open_gates(now);
+  for (const auto& group : groups_) move_due(*group, now);
+}
+
+void DispatcherCore::open_gates(Now now) {
+  const bool over = now.steady - started_ >= options_.lease;
+  for (const auto& group : groups_) {
+    if (!group->gated) continue;
+    const bool waiting =
+        std::any_of(expected_.begin(), expected_.end(), [&](const Uuid& id) {
+          return recorded_.at(id).group == group->state->id();
+        });
+    if (waiting && !over) continue;
+    group->gated = false;
+    for (auto each = expected_.begin(); each != expected_.end();) {
+      if (recorded_.at(*each).group != group->state->id()) {
+        ++each;
+        continue;
+      }
+      Submission submission;
+      submission.entries.push_back(
+          entry(RecordType::kSessionEnd,
+                to_bytes(spool::SessionEndRecord{Binary{std::string(each->view())},
+                                                 "silent after a restart"})));
+      submission.lazy = true;
+      actions_.submissions.push_back(std::move(submission));
+      recorded_.erase(*each);
+      each = expected_.erase(each);
+    }
+  }
+}
+
+SteadyTime DispatcherCore::next_deadline(Now now) const {
+  SteadyTime next = now.steady + options_.lease / 4;
+  for (const auto& [id, session] : sessions_) {
+    next = std::min(next, session->pinged_at + options_.lease / 4);
+    if (session->broken_at) next = std::min(next, *session->broken_at + options_.reconnect_grace);
+  }
+  for (const auto& group : groups_) {
+    if (group->gated) next = std::min(next, started_ + options_.lease);
+    if (group->waiting.empty()) continue;
+    // What cannot move now is moved by an answer or by the gate, not by the time.
+    if (group->gated && group->waiting.begin()->second < options_.boundary) continue;
+    if (group->again.size() + group->suspects.size() >= options_.ready_messages_max) continue;
+    const auto wait = Milliseconds(std::max<std::int64_t>(
+        0, group->waiting.begin()->first - to_ms(now.utc)));
+    if (wait < options_.lease) next = std::min(next, now.steady + wait);
+  }
+  return std::max(next, now.steady);
+}
+
+// --- what is ready --------------------------------------------------------------------------
+
+void DispatcherCore::schedule(Group& group, Sequence sequence, std::int64_t due_ms) {
+  group.waiting.insert({due_ms, sequence});
+  if (sequence < options_.boundary) group.touched.insert(sequence);
+}
+
+void DispatcherCore::move_due(Group& group, Now now) {
+  const std::int64_t now_ms = to_ms(now.utc);
+  while (!group.waiting.empty() && group.waiting.begin()->first <= now_ms) {
+    const std::size_t at_hand = group.again.size() + group.suspects.size() + group.fetching;
+    if (at_hand >= options_.ready_messages_max) return;
+    const Sequence sequence = group.waiting.begin()->second;
+    if (group.gated && sequence < options_.boundary) return;
+    group.waiting.erase(group.waiting.begin());
+    ++group.fetching;
+    actions_.fetches.push_back({group.state->id(), sequence});
+  }
+}
+
+void DispatcherCore::on_fetched(GroupId id, Sequence sequence,
+                                std::optional<ReadyMessage> message) {
+  Group& group = *groups_.at(id);
+  --group.fetching;
+  if (!message) {  // P6: never silently dropped
+    Submission submission;
+    submission.entries.push_back(
+        entry(RecordType::kSettlement,
+              spool::encode(spool::SettlementRecord{id, spool::Settlement::kDamaged, {sequence}})));
+    Ticket ticket;
+    ticket.group = id;
+    ticket.settlement = spool::Settlement::kDamaged;
+    ticket.sequences.emplace_back(Uuid{}, sequence);
+    submission.ticket = open_ticket(std::move(ticket));
+    actions_.submissions.push_back(std::move(submission));
+    return;
+  }
+  const auto* history = group.state->history(sequence);
+  auto& queue = history != nullptr && history->suspect ? group.suspects : group.again;
+  queue.push_back(std::move(*message));
+}
+
+bool DispatcherCore::has_room(const LaneState& lane) const {
+  return lane.ready.size() < options_.ready_messages_max && lane.bytes < options_.ready_bytes_max;
+}
+
+void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
+  auto& lane = group.live_lane;
+  const spool::GroupMask bit = spool::GroupMask{1} << group.state->id();
+  spool::Lsn skip_from = committed.first;
+  for (const auto& message : committed.messages) {
+    if ((message.groups & bit) == 0) continue;
+    group.state->accept();
+    if (!lane.caught_up) continue;
+    if (!has_room(lane)) {
+      lane.caught_up = false;
+      lane.cursor = message.sequence;
+      if (skip_from < message.sequence) group.state->skip(skip_from, message.sequence - 1);
+      continue;
+    }
+    if (skip_from < message.sequence) group.state->skip(skip_from, message.sequence - 1);
+    skip_from = message.sequence + 1;
+    if (message.deliver_at_ms != 0) {
+      schedule(group, message.sequence, message.deliver_at_ms);
+      continue;
+    }
+    lane.bytes += message.envelope.size();
+    lane.ready.push_back({message.sequence, message.deliver_at_ms, message.expires_at_ms,
+                          message.owner, message.envelope});
+  }
+  if (!lane.caught_up) return;
+  if (skip_from <= committed.last) group.state->skip(skip_from, committed.last);
+  lane.cursor = committed.last + 1;
+}
+
+void DispatcherCore::on_committed(spool::Committed committed, Now now) {
+  for (const auto& group : groups_) accept(*group, committed);
+  accepted_until_ = committed.last + 1;
+  for (const auto& [number, first] : committed.tickets) {
+    const auto found = tickets_.find(number);
+    if (found == tickets_.end()) continue;
+    const Ticket ticket = std::move(found->second);
+    tickets_.erase(found);
+    on_ticket(ticket, first, now);
+    if (ticket.report) actions_.finished.push_back(number);
+  }
+}
+
+void DispatcherCore::request_refills(Group& group) {
+  const auto request = [&](Lane which, Sequence before) {
+    auto& lane = group.lane(which);
+    if (lane.caught_up || lane.reading || lane.ready.size() > options_.ready_messages_max / 2 ||
+        lane.bytes > options_.ready_bytes_max / 2) {
+      return;
+    }
+    if (lane.cursor >= before) {
+      lane.caught_up = true;
+      return;
+    }
+    lane.reading = true;
+    actions_.refills.push_back({group.state->id(), which, lane.cursor, before,
+                                options_.ready_messages_max - lane.ready.size(),
+                                options_.ready_bytes_max - lane.bytes});
+  };
+  if (!group.gated) request(Lane::kOld, options_.boundary);
+  request(Lane::kLive, accepted_until_);
+}
+
+void DispatcherCore::on_refilled(GroupId id, Lane which, Sequence from, Sequence next,
+                                 std::vector<ReadyMessage> messages) {
+  Group& group = *groups_.at(id);
+  auto& lane = group.lane(which);
+  lane.reading = false;
+  Sequence skip_from = from;
+  for (auto& message : messages) {
+    if (which == Lane::kLive && skip_from < message.sequence) {
+      group.state->skip(skip_from, message.sequence - 1);
+    }
+    skip_from = message.sequence + 1;
+    if (group.state->is_settled(message.sequence)) continue;
+    if (which == Lane::kOld && group.touched.count(message.sequence) != 0) continue;
+    if (message.deliver_at_ms != 0 && group.state->history(message.sequence) == nullptr) {
+      schedule(group, message.sequence, message.deliver_at_ms);
+      continue;
+    }
+    lane.bytes += message.envelope.size();
+    lane.ready.push_back(std::move(message));
+  }
+  if (which == Lane::kLive && skip_from < next) group.state->skip(skip_from, next - 1);
+  lane.cursor = next;
+  const Sequence end = which == Lane::kOld ? options_.boundary : accepted_until_;
+  lane.caught_up = lane.cursor >= end;
+}
+
+// --- granting -------------------------------------------------------------------------------
+
+DispatcherCore::Session* DispatcherCore::least_loaded(Group& group, Now, std::size_t& with_room) {
+  Session* best = nullptr;
+  double best_load = 0;
+  with_room = 0;
+  for (auto* session : group.sessions) {
+    if (!session->can_receive() || !session->has_room()) continue;
+    ++with_room;
+    const double load =
+        static_cast<double>(session->outstanding) / static_cast<double>(session->window_messages);
+    if (best == nullptr || load < best_load) {
+      best = session;
+      best_load = load;
+    }
+  }
+  return best;
+}
+
+void DispatcherCore::expire(Group& group, Sequence sequence) { group.expired.push_back(sequence); }
+
+void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& message, Now) {
+  const auto* history = group.state->history(message.sequence);
+  Grant grant;
+  grant.epoch = options_.epoch;
+  grant.bytes = static_cast<std::uint32_t>(message.envelope.size());
+  if (history != nullptr) {
+    grant.number = history->number + 1;
+    grant.attempts = history->attempts;
+    grant.losses = history->losses;
+    grant.suspect = history->suspect;
+  }
+  session.deliver.push_back(
+      {message.sequence, grant.number, grant.attempts + 1, message.envelope});
+  session.deliver_owners.push_back(message.owner);
+  session.deliver_bytes += message.envelope.size();
+  ++session.outstanding;
+  session.outstanding_bytes += grant.bytes;
+  if (grant.suspect) session.exclusive = true;
+  session.grants.insert_or_assign(message.sequence, grant);
+  if (session.deliver.size() >= kFrameMessagesMax || session.deliver_bytes >= kFrameBytesMax) {
+    flush_deliveries(session);
+  }
+}
+
+// Grants the first of what is ready: due again, then old, then new. False if nothing is.
+bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
+  LaneState* lane = nullptr;
+  std::deque<ReadyMessage>* queue = &group.again;
+  if (queue->empty()) {
+    lane = !group.gated && !group.old_lane.ready.empty() ? &group.old_lane : &group.live_lane;
+    queue = &lane->ready;
+  }
+  if (queue->empty()) return false;
+  ReadyMessage message = std::move(queue->front());
+  queue->pop_front();
+  if (lane != nullptr) lane->bytes -= message.envelope.size();
+  if (message.expires_at_ms != 0 && message.expires_at_ms <= to_ms(now.utc)) {
+    expire(group, message.sequence);
+  } else {
+    grant(group, session, message, now);
+  }
+  return true;
+}
+
+void DispatcherCore::grant_suspects(Group& group, Now now) {
+  while (!group.suspects.empty()) {
+    Session* idle = nullptr;
+    Session* least = nullptr;
+    bool reserved = false;
+    for (auto* session : group.sessions) {
+      if (!session->recorded || session->peer.empty() || session->broken_at || session->exclusive ||
+          session->window_messages == 0) {
+        continue;
+      }
+      reserved = reserved || session->reserved;
+      if (session->outstanding == 0) idle = session;
+      if (least == nullptr || session->outstanding < least->outstanding) least = session;
+    }
+    if (idle == nullptr) {
+      if (!reserved && least != nullptr) least->reserved = true;
+      return;
+    }
+    idle->reserved = false;
+    const ReadyMessage message = std::move(group.suspects.front());
+    group.suspects.pop_front();
+    if (message.expires_at_ms != 0 && message.expires_at_ms <= to_ms(now.utc)) {
+      expire(group, message.sequence);
+    } else {
+      grant(group, *idle, message, now);
+    }
+  }
+  for (auto* session : group.sessions) session->reserved = false;
+}
+
+void DispatcherCore::dispatch(Group& group, Now now) {
+  grant_suspects(group, now);
+  for (;;) {
+    const std::size_t ready = group.ready_count();
+    if (ready == 0) break;
+    std::size_t with_room = 0;
+    Session* session = least_loaded(group, now, with_room);
+    if (session == nullptr) break;
+    // Shrinks as the backlog does, so that the last few are spread over all.
+    const std::size_t chunk = std::clamp<std::size_t>(ready / (2 * with_room), 1, kGrantChunkMax);
+    for (std::size_t i = 0; i < chunk && session->has_room(); ++i) {
+      if (!grant_front(group, *session, now)) break;
+    }
+  }
+  for (auto* session : group.sessions) flush_deliveries(*session);
+}
+
+void DispatcherCore::flush_deliveries(Session& session) {
+  if (session.deliver.empty()) return;
+  // Delivery records ride in the next commit. A crash before that is covered by the session's own
+  // word in HELLO: see adopt().
+  std::map<std::uint32_t, std::vector<Sequence>> by_number;
+  for (const auto& delivered : session.deliver) {
+    by_number[delivered.number].push_back(delivered.sequence);
+  }
+  Submission submission;
+  submission.lazy = true;
+  for (auto& [number, sequences] : by_number) {
+    std::sort(sequences.begin(), sequences.end());
+    submission.entries.push_back(
+        entry(RecordType::kDelivery, spool::encode(spool::DeliveryRecord{
+                                         session.group, session.id, number, sequences})));
+  }
+  actions_.submissions.push_back(std::move(submission));
+  send(session, encode(Deliver{options_.epoch, std::move(session.deliver)}));
+  session.deliver.clear();
+  session.deliver_owners.clear();
+  session.deliver_bytes = 0;
+}
+
+void DispatcherCore::flush_settlements() {
+  const auto settle = [&](Group& group, spool::Settlement settlement,
+                          std::vector<std::pair<Uuid, Sequence>> answered) {
+    std::vector<Sequence> sequences;
+    sequences.reserve(answered.size());
+    for (const auto& [session, sequence] : answered) sequences.push_back(sequence);
+    std::sort(sequences.begin(), sequences.end());
+    Submission submission;
+    submission.entries.push_back(
+        entry(RecordType::kSettlement,
+              spool::encode(spool::SettlementRecord{group.state->id(), settlement,
+                                                    std::move(sequences)})));
+    submission.lazy = true;
+    Ticket ticket;
+    ticket.group = group.state->id();
+    ticket.settlement = settlement;
+    ticket.sequences = std::move(answered);
+    submission.ticket = open_ticket(std::move(ticket));
+    actions_.submissions.push_back(std::move(submission));
+  };
+  for (const auto& group : groups_) {
+    if (!group->done.empty()) settle(*group, spool::Settlement::kDone, std::move(group->done));
+    group->done.clear();
+    if (group->expired.empty()) continue;
+    std::vector<std::pair<Uuid, Sequence>> expired;
+    for (const auto sequence : group->expired) expired.emplace_back(Uuid{}, sequence);
+    group->expired.clear();
+    settle(*group, spool::Settlement::kExpired, std::move(expired));
+  }
+}
+
+void DispatcherCore::flush_confirms() {
+  for (const auto& [id, session] : sessions_) {
+    if (session->confirm.empty() || session->peer.empty()) continue;
+    Confirm confirm;
+    for (auto& [token, sequences] : session->confirm) {
+      std::sort(sequences.begin(), sequences.end());
+      sequences.erase(std::unique(sequences.begin(), sequences.end()), sequences.end());
+      confirm.tokens.push_back({token.first, token.second, std::move(sequences)});
+    }
+    session->confirm.clear();
+    send(*session, encode(confirm));
+  }
+}
+
+DispatcherCore::Actions DispatcherCore::take_actions(Now now) {
+  open_gates(now);
+  for (const auto& group : groups_) {
+    move_due(*group, now);
+    dispatch(*group, now);
+    request_refills(*group);
+  }
+  flush_settlements();
+  flush_confirms();
+  return std::exchange(actions_, Actions{});
+}
+
+// --- commits --------------------------------------------------------------------------------
+
+std::uint64_t DispatcherCore::open_ticket(Ticket ticket) {
+  tickets_.emplace(++last_ticket_, std::move(ticket));
+  return last_ticket_;
+}
+
+void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
+  if (ticket.kind == Ticket::Kind::kSession) {
+    const auto found = sessions_.find(ticket.session);
+    if (found == sessions_.end()) return;
+    found->second->recorded = true;
+    return welcome(*found->second);
+  }
+  Group& group = *groups_[ticket.group];
+  for (const auto& [session_id, sequence] : ticket.sequences) {
+    group.touched.erase(sequence);
+    switch (ticket.kind) {
+      case Ticket::Kind::kSettled: group.state->settle(sequence, ticket.settlement); break;
+      case Ticket::Kind::kRetry:
+        group.state->retry(ticket.retry, first);
+        group.state->delivered(sequence, ticket.retry.number,
+                               static_cast<std::uint32_t>(options_.epoch));
+        schedule(group, sequence, ticket.retry.due_ms);
+        break;
+      case Ticket::Kind::kDead:
+        group.state->dead(ticket.dead, first);
+        if (sequence < options_.boundary) group.touched.insert(sequence);
+        break;
+      case Ticket::Kind::kRevive:
+        if (group.state->revive(sequence)) schedule(group, sequence, 0);
+        break;
+      case Ticket::Kind::kSession: break;
+    }
+    const auto session = sessions_.find(session_id);
+    if (session == sessions_.end()) continue;
+    const auto grant = session->second->grants.find(sequence);
+    if (grant == session->second->grants.end()) continue;
+    session->second->confirm[{grant->second.epoch, grant->second.number}].push_back(sequence);
+    session->second->grants.erase(grant);
+  }
+}
+
+// --- administration -------------------------------------------------------------------------
+
+std::optional<GroupId> DispatcherCore::find_group(std::string_view name) const {
+  for (const auto& group : groups_) {
+    if (group->state->name() == name &&
+        group->state->standing() != spool::GroupStanding::kDropped) {
+      return group->state->id();
+    }
+  }
+  return std::nullopt;
+}
+
+const GroupState& DispatcherCore::group_state(GroupId group) const {
+  return *groups_.at(group)->state;
+}
+
+std::uint64_t DispatcherCore::revive(GroupId group, const std::vector<Sequence>& dead) {
+  DRAY_ASSERT(!dead.empty());
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kRevive;
+  ticket.group = group;
+  ticket.report = true;
+  for (const auto sequence : dead) ticket.sequences.emplace_back(Uuid{}, sequence);
+  Submission submission;
+  submission.entries.push_back(
+      entry(RecordType::kRevive, spool::encode(spool::ReviveRecord{group, dead})));
+  submission.ticket = open_ticket(std::move(ticket));
+  const auto number = submission.ticket;
+  actions_.submissions.push_back(std::move(submission));
+  return number;
+}
+
+std::uint64_t DispatcherCore::drop(GroupId group, const std::vector<Sequence>& dead) {
+  DRAY_ASSERT(!dead.empty());
+  Ticket ticket;
+  ticket.group = group;
+  ticket.settlement = spool::Settlement::kDropped;
+  ticket.report = true;
+  for (const auto sequence : dead) ticket.sequences.emplace_back(Uuid{}, sequence);
+  Submission submission;
+  submission.entries.push_back(
+      entry(RecordType::kSettlement,
+            spool::encode(spool::SettlementRecord{group, spool::Settlement::kDropped, dead})));
+  submission.ticket = open_ticket(std::move(ticket));
+  const auto number = submission.ticket;
+  actions_.submissions.push_back(std::move(submission));
+  return number;
+}
+
+std::vector<GroupStatus> DispatcherCore::group_status() const {
+  std::vector<GroupStatus> all;
+  for (const auto& group : groups_) {
+    GroupStatus status;
+    status.name = group->state->name();
+    status.topics = group->state->topics();
+    status.attached = group->state->standing() == spool::GroupStanding::kAttached;
+    status.counts = group->state->counts();
+    status.delayed = group->waiting.size();
+    status.workers = group->sessions.size();
+    status.gated = group->gated;
+    for (const auto* session : group->sessions) status.in_flight += session->outstanding;
+    all.push_back(std::move(status));
+  }
+  return all;
+}
+
+std::vector<SessionStatus> DispatcherCore::session_status() const {
+  std::vector<SessionStatus> all;
+  for (const auto& [id, session] : sessions_) {
+    all.push_back({id, session->worker, groups_[session->group]->state->name(),
+                   session->outstanding, session->window_messages, !session->peer.empty()});
+  }
+  return all;
+}
+
+}  // namespace dray::balancing

@@ -1,0 +1,224 @@
+// DispatcherCore: decides what is delivered to whom, and what becomes of it. Pure: frames, commits
+// and the time in; frames, records and reads out.
+//
+// One message for one group:
+//
+//   waiting ----due----> ready --grant()--> granted --on_result()--> settling --commit--> settled
+//      ^                   ^                  |  |                      |   (done, expired)
+//      |                   +--returned, never-+  |                      +--commit--> dead
+//      |                      arrived            +--lose(): alone,      |
+//      +--------------------------------------------in company----------+--commit--> waiting
+//                                                                          (retry, snooze)
+// One session:
+//
+//   HELLO --> recording --session record durable--> active --BYE, lease over, grace over--> ended
+//               (a session that the log knows is active at once)
+//
+// Promises: P2, P3 (a result counts only for the grant it names), P4 (attempts), P5 (after a
+// restart nothing older is delivered until every recorded session spoke or one lease passed), P8
+// (memory: ready messages are bounded per group, the rest is read back from the log).
+//
+// Threading: one thread. Failure: bad frames change nothing. Ownership: owns the group states and
+// sessions; messages share their bytes with the batch they came in.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "dray/balancing/protocol.hpp"
+#include "dray/spool/spool.hpp"
+
+namespace dray::balancing {
+
+struct DispatcherOptions {
+  Uuid spool;
+  std::uint64_t epoch = 0;
+  Sequence boundary = 1;  // first sequence of this epoch
+  Milliseconds lease{10'000};
+  Milliseconds reconnect_grace{2'000};
+  std::size_t ready_messages_max = 8'192;        // per group and lane, in memory
+  std::size_t ready_bytes_max = 16U << 20;       // the same in bytes
+  Milliseconds snooze_age_max = std::chrono::hours(24 * 30);
+  std::size_t sessions_max = 4'096;
+  std::uint64_t seed = 1;  // of the jitter
+};
+
+// A message with its bytes at hand.
+struct ReadyMessage {
+  Sequence sequence = 0;
+  std::int64_t deliver_at_ms = 0;
+  std::int64_t expires_at_ms = 0;
+  std::shared_ptr<const std::string> owner;
+  std::string_view envelope;
+};
+
+// Messages from before this epoch wait behind the restart gate; those of this epoch do not.
+enum class Lane : std::uint8_t { kOld, kLive };
+
+struct Now {
+  SteadyTime steady{};
+  UtcTime utc{};
+};
+
+struct SessionStatus {
+  Uuid id;
+  std::string worker;
+  std::string group;
+  std::uint64_t outstanding = 0;
+  std::uint32_t window = 0;
+  bool connected = false;
+};
+
+struct GroupStatus {
+  std::string name;
+  std::vector<std::string> topics;
+  bool attached = true;
+  spool::GroupCounts counts;
+  std::uint64_t in_flight = 0;
+  std::uint64_t delayed = 0;  // retrying, snoozed or not yet due
+  std::uint64_t workers = 0;
+  bool gated = false;  // waits after a restart for sessions to speak
+};
+
+class DispatcherCore {
+ public:
+  struct Send {
+    std::string peer;
+    std::string frame;
+  };
+  // Read messages of `group` in [from, before) from the log, at most so many; answer with
+  // on_refilled.
+  struct Refill {
+    spool::GroupId group = 0;
+    Lane lane = Lane::kLive;
+    Sequence from = 0;
+    Sequence before = 0;
+    std::size_t messages_max = 0;
+    std::size_t bytes_max = 0;
+  };
+  // Read one message again; answer with on_fetched.
+  struct Fetch {
+    spool::GroupId group = 0;
+    Sequence sequence = 0;
+  };
+  struct Actions {
+    std::vector<Send> sends;
+    std::vector<spool::Submission> submissions;
+    std::vector<Refill> refills;
+    std::vector<Fetch> fetches;
+    std::vector<std::uint64_t> finished;  // tickets of revive() and drop() that are durable
+    bool empty() const {
+      return sends.empty() && submissions.empty() && refills.empty() && fetches.empty() &&
+             finished.empty();
+    }
+  };
+  using Router = std::function<spool::GroupMask(std::string_view topic)>;
+
+  DispatcherCore(DispatcherOptions options, std::vector<std::unique_ptr<spool::GroupState>> groups,
+                 const std::vector<spool::RecordedSession>& recorded, Router router, Now now);
+  ~DispatcherCore();
+
+  void on_frame(const std::string& peer, ProtocolFrame frame, Now now);
+  // A send said that this peer is gone.
+  void on_unreachable(const std::string& peer, Now now);
+  // Some connection broke; which one is not known: ask all.
+  void on_link_broken();
+  void on_committed(spool::Committed committed, Now now);
+  // `messages`: those of the group in [from, next); `next` is where reading stopped.
+  void on_refilled(spool::GroupId group, Lane lane, Sequence from, Sequence next,
+                   std::vector<ReadyMessage> messages);
+  // Nothing: the record is damaged.
+  void on_fetched(spool::GroupId group, Sequence sequence, std::optional<ReadyMessage> message);
+  void tick(Now now);
+
+  // Grants what can be granted and hands over all that is to be done.
+  Actions take_actions(Now now);
+  // When tick() must be called again at the latest.
+  SteadyTime next_deadline(Now now) const;
+
+  // Administration. 0: no such group. The ticket comes back in Actions::finished.
+  std::optional<spool::GroupId> find_group(std::string_view name) const;
+  const spool::GroupState& group_state(spool::GroupId group) const;
+  std::uint64_t revive(spool::GroupId group, const std::vector<Sequence>& dead);
+  std::uint64_t drop(spool::GroupId group, const std::vector<Sequence>& dead);
+  std::vector<GroupStatus> group_status() const;
+  std::vector<SessionStatus> session_status() const;
+  std::uint64_t stale_results() const { return stale_results_; }
+
+ private:
+  struct Grant;
+  struct Session;
+  struct LaneState;
+  struct Group;
+  struct Ticket;
+
+  void on_hello(const std::string& peer, Hello hello, Now now);
+  void adopt(Session& session, const std::vector<TokenRange>& held, Now now);
+  void reconcile(Session& session, const std::vector<TokenRange>& held, Now now);
+  void welcome(Session& session);
+  void on_result(Session& session, ResultFrame frame, Now now);
+  void apply_result(Session& session, const ResultItem& item, Sequence sequence, Now now);
+  void finish_done(Session& session, Group& group, Grant& grant, Sequence sequence,
+                   const ResultItem& item, Now now);
+  void fail_attempt(Session& session, Group& group, Grant& grant, Sequence sequence,
+                    const std::string& cause, const std::string& reason,
+                    std::optional<Milliseconds> delay, Now now);
+  void snooze(Session& session, Group& group, Grant& grant, Sequence sequence,
+              const ResultItem& item, Now now);
+  void write_dead(Group& group, Session& session, const Grant& grant, Sequence sequence,
+                  std::uint32_t attempts, const std::string& cause, const std::string& reason,
+                  Now now);
+  void write_retry(Group& group, Session& session, const Grant& grant, Sequence sequence,
+                   std::uint32_t attempts, std::uint32_t losses, std::int64_t due_ms, bool suspect,
+                   const std::string& reason, Now now);
+  void give_back(Group& group, Sequence sequence, const Grant& grant, Now now);
+  void end_session(Session& session, const std::string& reason, bool lost, Now now);
+  void lose_grants(Session& session, const std::string& reason, Now now);
+
+  void accept(Group& group, const spool::Committed& committed);
+  void schedule(Group& group, Sequence sequence, std::int64_t due_ms);
+  void move_due(Group& group, Now now);
+  void open_gates(Now now);
+  bool has_room(const LaneState& lane) const;
+  void request_refills(Group& group);
+  void expire(Group& group, Sequence sequence);
+  bool grant_front(Group& group, Session& session, Now now);
+  void grant_suspects(Group& group, Now now);
+  void dispatch(Group& group, Now now);
+  Session* least_loaded(Group& group, Now now, std::size_t& with_room);
+  void grant(Group& group, Session& session, const ReadyMessage& message, Now now);
+  void flush_deliveries(Session& session);
+  void flush_settlements();
+  void flush_confirms();
+  void ping(Session& session);
+  void send(const Session& session, std::string frame);
+  void on_ticket(const Ticket& ticket, spool::Lsn first, Now now);
+  std::uint64_t open_ticket(Ticket ticket);
+  Milliseconds back_off(const RetryPolicy& policy, std::uint32_t attempts);
+  Session* session_of_peer(const std::string& peer);
+
+  const DispatcherOptions options_;
+  const Router router_;
+  const SteadyTime started_;
+  std::vector<std::unique_ptr<Group>> groups_;
+  std::map<Uuid, std::unique_ptr<Session>> sessions_;
+  std::unordered_map<std::string, Session*> peers_;
+  std::set<Uuid> expected_;   // recorded sessions that did not speak yet
+  std::map<Uuid, spool::RecordedSession> recorded_;
+  Sequence accepted_until_;   // one past the last position of the log that was heard of
+  std::unordered_map<std::uint64_t, Ticket> tickets_;
+  std::uint64_t last_ticket_ = 0;
+  std::uint64_t stale_results_ = 0;
+  std::mt19937_64 random_;
+  Actions actions_;
+};
+
+}  // namespace dray::balancing

@@ -1,0 +1,361 @@
+#include "dray/balancing/protocol.hpp"
+
+#include <cmath>
+#include <utility>
+
+#include "dray/codec.hpp"
+#include "dray/sequence_runs.hpp"
+
+namespace dray::balancing {
+namespace {
+
+constexpr std::string_view kMagic = "DR";
+constexpr std::size_t kPrefixSize = 4;
+
+enum class FrameKind : std::uint8_t {
+  kHello = 1,
+  kWindow = 2,
+  kResult = 3,
+  kBye = 4,
+  kHeartbeat = 5,
+  kWelcome = 16,
+  kRefused = 17,
+  kDeliver = 18,
+  kConfirm = 19,
+};
+
+std::string prefix(FrameKind kind) {
+  std::string bytes(kMagic);
+  bytes.push_back(static_cast<char>(kProtocolVersion));
+  bytes.push_back(static_cast<char>(kind));
+  return bytes;
+}
+
+void put_tokens(Encoder& encoder, const TokenRange& range) {
+  encoder.natural(range.epoch);
+  encoder.natural(range.number);
+  encode_runs(encoder, range.sequences);
+}
+
+void put_ranges(Encoder& encoder, const std::vector<TokenRange>& ranges) {
+  encoder.array(ranges.size());
+  for (const auto& range : ranges) {
+    encoder.array(3);
+    put_tokens(encoder, range);
+  }
+}
+
+// Reads the elements of an array one after the other; remembers the first fault.
+class Fields {
+ public:
+  Fields(const Value& value, std::size_t size)
+      : value_(value), ok_(value.kind() == Value::Kind::kArray && value.size() >= size) {}
+
+  bool ok() const { return ok_; }
+  Value next() { return ok_ && at_ < value_.size() ? value_.at(at_++) : Value(); }
+
+  template <typename T>
+  T natural() {
+    std::uint64_t number = 0;
+    if (!next().get(number) || !std::in_range<T>(number)) ok_ = false;
+    return ok_ ? static_cast<T>(number) : T{};
+  }
+  std::int64_t integer() {
+    std::int64_t number = 0;
+    if (!next().get(number)) ok_ = false;
+    return number;
+  }
+  double real() {
+    double number = 0;
+    if (!next().get(number) || !std::isfinite(number)) ok_ = false;
+    return number;
+  }
+  std::string text() {
+    std::string_view text;
+    if (!next().get_text(text)) ok_ = false;
+    return std::string(text);
+  }
+  std::string_view binary() {
+    std::string_view bytes;
+    if (!next().get_binary(bytes)) ok_ = false;
+    return bytes;
+  }
+  Uuid uuid() {
+    const auto id = Uuid::from_bytes(binary());
+    if (!id) ok_ = false;
+    return id.value_or(Uuid{});
+  }
+  std::vector<Sequence> runs() {
+    auto sequences = decode_runs(next());
+    if (!sequences.ok()) ok_ = false;
+    return ok_ ? std::move(*sequences) : std::vector<Sequence>{};
+  }
+  TokenRange tokens() {
+    TokenRange range;
+    range.epoch = natural<std::uint64_t>();
+    range.number = natural<std::uint32_t>();
+    range.sequences = runs();
+    return range;
+  }
+  std::vector<TokenRange> ranges() {
+    std::vector<TokenRange> ranges;
+    const Value list = next();
+    if (list.kind() != Value::Kind::kArray) ok_ = false;
+    for (std::size_t i = 0; ok_ && i < list.size(); ++i) {
+      Fields fields(list.at(i), 3);
+      ranges.push_back(fields.tokens());
+      ok_ = ok_ && fields.ok();
+    }
+    return ranges;
+  }
+  void refuse() { ok_ = false; }
+
+ private:
+  Value value_;
+  std::size_t at_ = 0;
+  bool ok_;
+};
+
+Hello read_hello(Fields& fields) {
+  Hello hello;
+  hello.session = fields.uuid();
+  hello.worker = fields.text();
+  hello.group = fields.text();
+  hello.window_messages = fields.natural<std::uint32_t>();
+  hello.window_bytes = fields.natural<std::uint64_t>();
+  hello.retry.max_attempts = fields.natural<std::uint32_t>();
+  hello.retry.initial = Milliseconds(fields.natural<std::uint32_t>());
+  hello.retry.max = Milliseconds(fields.natural<std::uint32_t>());
+  hello.retry.jitter = fields.real();
+  hello.held = fields.ranges();
+  if (hello.retry.jitter < 0 || hello.retry.jitter > 1 || hello.retry.max_attempts == 0 ||
+      hello.worker.size() > 256 || name_fault(hello.group)) {
+    fields.refuse();
+  }
+  return hello;
+}
+
+ResultItem read_result_item(Fields& fields) {
+  ResultItem item;
+  const auto kind = fields.natural<std::uint8_t>();
+  if (kind > static_cast<std::uint8_t>(ResultKind::kReturned)) fields.refuse();
+  item.kind = static_cast<ResultKind>(kind);
+  item.tokens = fields.tokens();
+  item.reason = fields.text();
+  item.delay_ms = fields.integer();
+  const Value follow_ups = fields.next();
+  if (follow_ups.kind() != Value::Kind::kArray || follow_ups.size() > kFollowUpsMax) {
+    fields.refuse();
+  }
+  for (std::size_t i = 0; fields.ok() && i < follow_ups.size(); ++i) {
+    std::string_view envelope;
+    if (!follow_ups.at(i).get_binary(envelope) || !parse_envelope(envelope).ok()) fields.refuse();
+    item.follow_ups.emplace_back(envelope);
+  }
+  if (!item.follow_ups.empty() &&
+      (item.kind != ResultKind::kDone || item.tokens.sequences.size() != 1)) {
+    fields.refuse();
+  }
+  return item;
+}
+
+ResultFrame read_result(Fields& fields) {
+  ResultFrame frame;
+  const Value items = fields.next();
+  if (items.kind() != Value::Kind::kArray) fields.refuse();
+  for (std::size_t i = 0; fields.ok() && i < items.size(); ++i) {
+    Fields item(items.at(i), 7);
+    frame.items.push_back(read_result_item(item));
+    if (!item.ok()) fields.refuse();
+  }
+  return frame;
+}
+
+Deliver read_deliver(Fields& fields) {
+  Deliver frame;
+  frame.epoch = fields.natural<std::uint64_t>();
+  const Value list = fields.next();
+  if (list.kind() != Value::Kind::kArray) fields.refuse();
+  for (std::size_t i = 0; fields.ok() && i < list.size(); ++i) {
+    Fields each(list.at(i), 4);
+    Delivered delivered;
+    delivered.sequence = each.natural<Sequence>();
+    delivered.number = each.natural<std::uint32_t>();
+    delivered.attempt = each.natural<std::uint32_t>();
+    delivered.envelope = each.binary();
+    if (!each.ok() || delivered.sequence == 0) fields.refuse();
+    frame.deliveries.push_back(delivered);
+  }
+  return frame;
+}
+
+std::size_t field_count(FrameKind kind) {
+  switch (kind) {
+    case FrameKind::kHello: return 10;
+    case FrameKind::kWindow: return 2;
+    case FrameKind::kResult: return 1;
+    case FrameKind::kBye: return 0;
+    case FrameKind::kHeartbeat: return 0;
+    case FrameKind::kWelcome: return 4;
+    case FrameKind::kRefused: return 2;
+    case FrameKind::kDeliver: return 2;
+    case FrameKind::kConfirm: return 1;
+  }
+  return SIZE_MAX;
+}
+
+}  // namespace
+
+std::string encode(const Hello& frame) {
+  std::string bytes = prefix(FrameKind::kHello);
+  Encoder encoder(bytes);
+  encoder.array(10);
+  encoder.binary(frame.session.view());
+  encoder.text(frame.worker);
+  encoder.text(frame.group);
+  encoder.natural(frame.window_messages);
+  encoder.natural(frame.window_bytes);
+  encoder.natural(frame.retry.max_attempts);
+  encoder.natural(static_cast<std::uint64_t>(frame.retry.initial.count()));
+  encoder.natural(static_cast<std::uint64_t>(frame.retry.max.count()));
+  encoder.real(frame.retry.jitter);
+  put_ranges(encoder, frame.held);
+  return bytes;
+}
+
+std::string encode(const Window& frame) {
+  std::string bytes = prefix(FrameKind::kWindow);
+  Encoder encoder(bytes);
+  encoder.array(2);
+  encoder.natural(frame.messages);
+  encoder.natural(frame.bytes);
+  return bytes;
+}
+
+std::string encode(const ResultFrame& frame) {
+  std::string bytes = prefix(FrameKind::kResult);
+  Encoder encoder(bytes);
+  encoder.array(1);
+  encoder.array(frame.items.size());
+  for (const auto& item : frame.items) {
+    encoder.array(7);
+    encoder.natural(static_cast<std::uint64_t>(item.kind));
+    put_tokens(encoder, item.tokens);
+    encoder.text(item.reason);
+    encoder.integer(item.delay_ms);
+    encoder.array(item.follow_ups.size());
+    for (const auto& envelope : item.follow_ups) encoder.binary(envelope);
+  }
+  return bytes;
+}
+
+std::string encode(const Bye&) {
+  std::string bytes = prefix(FrameKind::kBye);
+  Encoder(bytes).array(0);
+  return bytes;
+}
+
+std::string encode(const Heartbeat&) {
+  std::string bytes = prefix(FrameKind::kHeartbeat);
+  Encoder(bytes).array(0);
+  return bytes;
+}
+
+std::string encode(const Welcome& frame) {
+  std::string bytes = prefix(FrameKind::kWelcome);
+  Encoder encoder(bytes);
+  encoder.array(4);
+  encoder.binary(frame.spool.view());
+  encoder.natural(frame.epoch);
+  encoder.natural(frame.lease_ms);
+  encoder.natural(frame.reconnect_grace_ms);
+  return bytes;
+}
+
+std::string encode(const Refused& frame) {
+  std::string bytes = prefix(FrameKind::kRefused);
+  Encoder encoder(bytes);
+  encoder.array(2);
+  encoder.text(frame.code);
+  encoder.text(frame.reason);
+  return bytes;
+}
+
+std::string encode(const Deliver& frame) {
+  std::string bytes = prefix(FrameKind::kDeliver);
+  std::size_t size = bytes.size() + 16;
+  for (const auto& delivered : frame.deliveries) size += delivered.envelope.size() + 24;
+  bytes.reserve(size);
+  Encoder encoder(bytes);
+  encoder.array(2);
+  encoder.natural(frame.epoch);
+  encoder.array(frame.deliveries.size());
+  for (const auto& delivered : frame.deliveries) {
+    encoder.array(4);
+    encoder.natural(delivered.sequence);
+    encoder.natural(delivered.number);
+    encoder.natural(delivered.attempt);
+    encoder.binary(delivered.envelope);
+  }
+  return bytes;
+}
+
+std::string encode(const Confirm& frame) {
+  std::string bytes = prefix(FrameKind::kConfirm);
+  Encoder encoder(bytes);
+  encoder.array(1);
+  put_ranges(encoder, frame.tokens);
+  return bytes;
+}
+
+Result<ProtocolFrame> decode_frame(std::string_view bytes) {
+  const Error fault{ErrorCode::kCorrupt, "not a frame of the balancing protocol", "", 0};
+  if (bytes.size() < kPrefixSize || bytes.substr(0, 2) != kMagic) return fault;
+  if (static_cast<std::uint8_t>(bytes[2]) != kProtocolVersion) {
+    return Error{ErrorCode::kUnsupported,
+                 "protocol version " + std::to_string(static_cast<std::uint8_t>(bytes[2])) +
+                     ", this program speaks " + std::to_string(kProtocolVersion),
+                 "", 0};
+  }
+  const auto kind = static_cast<FrameKind>(bytes[3]);
+  auto document = Document::parse(bytes.substr(kPrefixSize));
+  if (!document.ok()) return document.error();
+  Fields fields(document->root(), field_count(kind));
+  if (!fields.ok()) return fault;
+  ProtocolFrame frame = Heartbeat{};
+  switch (kind) {
+    case FrameKind::kHello: frame = read_hello(fields); break;
+    case FrameKind::kWindow: {
+      Window window;
+      window.messages = fields.natural<std::uint32_t>();
+      window.bytes = fields.natural<std::uint64_t>();
+      frame = window;
+      break;
+    }
+    case FrameKind::kResult: frame = read_result(fields); break;
+    case FrameKind::kBye: frame = Bye{}; break;
+    case FrameKind::kHeartbeat: break;
+    case FrameKind::kWelcome: {
+      Welcome welcome;
+      welcome.spool = fields.uuid();
+      welcome.epoch = fields.natural<std::uint64_t>();
+      welcome.lease_ms = fields.natural<std::uint32_t>();
+      welcome.reconnect_grace_ms = fields.natural<std::uint32_t>();
+      frame = welcome;
+      break;
+    }
+    case FrameKind::kRefused: {
+      Refused refused;
+      refused.code = fields.text();
+      refused.reason = fields.text();
+      frame = refused;
+      break;
+    }
+    case FrameKind::kDeliver: frame = read_deliver(fields); break;
+    case FrameKind::kConfirm: frame = Confirm{fields.ranges()}; break;
+  }
+  if (!fields.ok()) return fault;
+  return frame;
+}
+
+}  // namespace dray::balancing

@@ -1,0 +1,117 @@
+// Protocol: the frames between dispatcher and worker (patterns/PROTOCOL.md). Pure.
+//
+// Threading: values and pure functions. Failure: decode returns kCorrupt for bytes that are no
+// frame of this version and kUnsupported for another version; it never throws.
+// Ownership: views in decoded frames point into the bytes that were decoded.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "dray/message.hpp"
+
+namespace dray::balancing {
+
+inline constexpr std::uint8_t kProtocolVersion = 0;
+inline constexpr std::size_t kFollowUpsMax = 64;
+
+// Deliveries of one grant: same epoch and delivery number. With the spool id and the group, which
+// the session implies, each sequence makes a token.
+struct TokenRange {
+  std::uint64_t epoch = 0;
+  std::uint32_t number = 0;
+  std::vector<Sequence> sequences;  // ascending
+};
+
+struct RetryPolicy {
+  std::uint32_t max_attempts = 8;
+  Milliseconds initial{1'000};
+  Milliseconds max{600'000};
+  double jitter = 0.2;  // the delay is spread over [1 - jitter, 1 + jitter]
+};
+
+// worker -> dispatcher
+struct Hello {
+  Uuid session;
+  std::string worker;  // for people
+  std::string group;
+  std::uint32_t window_messages = 1;
+  std::uint64_t window_bytes = 1;
+  RetryPolicy retry;
+  std::vector<TokenRange> held;  // delivered to this session and not confirmed
+};
+// worker -> dispatcher: cap on (sent - answered)
+struct Window {
+  std::uint32_t messages = 1;
+  std::uint64_t bytes = 1;
+};
+
+enum class ResultKind : std::uint8_t {
+  kDone = 0,
+  kRetry = 1,
+  kSnooze = 2,
+  kReject = 3,
+  kReturned = 4,  // not started: no attempt
+};
+struct ResultItem {
+  ResultKind kind = ResultKind::kDone;
+  TokenRange tokens;
+  std::string reason;
+  std::int64_t delay_ms = -1;           // -1: by the policy
+  std::vector<std::string> follow_ups;  // envelopes; only with one sequence
+};
+// worker -> dispatcher
+struct ResultFrame {
+  std::vector<ResultItem> items;
+};
+// worker -> dispatcher: the session ends
+struct Bye {};
+// both ways
+struct Heartbeat {};
+// dispatcher -> worker
+struct Welcome {
+  Uuid spool;
+  std::uint64_t epoch = 0;
+  std::uint32_t lease_ms = 0;
+  std::uint32_t reconnect_grace_ms = 0;
+};
+// dispatcher -> worker. "unknown-session": say HELLO; "unknown-group": as it says.
+struct Refused {
+  std::string code;
+  std::string reason;
+};
+struct Delivered {
+  Sequence sequence = 0;
+  std::uint32_t number = 1;
+  std::uint32_t attempt = 1;
+  std::string_view envelope;
+};
+// dispatcher -> worker
+struct Deliver {
+  std::uint64_t epoch = 0;
+  std::vector<Delivered> deliveries;
+};
+// dispatcher -> worker: these results are durable, or were refused as stale: forget them
+struct Confirm {
+  std::vector<TokenRange> tokens;
+};
+
+using ProtocolFrame = std::variant<Hello, Window, ResultFrame, Bye, Heartbeat, Welcome, Refused,
+                                   Deliver, Confirm>;
+
+std::string encode(const Hello& frame);
+std::string encode(const Window& frame);
+std::string encode(const ResultFrame& frame);
+std::string encode(const Bye& frame);
+std::string encode(const Heartbeat& frame);
+std::string encode(const Welcome& frame);
+std::string encode(const Refused& frame);
+std::string encode(const Deliver& frame);
+std::string encode(const Confirm& frame);
+
+Result<ProtocolFrame> decode_frame(std::string_view bytes);
+
+}  // namespace dray::balancing

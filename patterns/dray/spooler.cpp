@@ -1,0 +1,261 @@
+#include "dray/spooler.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <future>
+
+#include "dray/balancing/dispatcher.hpp"
+#include "dray/disk/posix_directory.hpp"
+
+namespace dray {
+namespace {
+
+constexpr std::size_t kDeadBatchMax = 10'000;
+constexpr std::size_t kDeadHistoryMax = 32;
+
+// systemd's machine-id(5): 32 hexadecimal digits. Nil where there is none.
+Uuid machine_id() {
+  std::ifstream file("/etc/machine-id");
+  std::string digits;
+  file >> digits;
+  if (digits.size() != 32) return {};
+  for (const std::size_t at : {8U, 13U, 18U, 23U}) digits.insert(at, "-");
+  return Uuid::from_text(digits).value_or(Uuid{});
+}
+
+}  // namespace
+
+struct Spooler::State {
+  SpoolerOptions options;
+  SystemClock clock;
+  transport::Context context;
+  std::unique_ptr<Directory> directory;
+  std::unique_ptr<spool::Spool> spool;
+  std::unique_ptr<balancing::Dispatcher> dispatcher;
+};
+
+Spooler::Spooler(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Spooler::~Spooler() { stop(); }
+
+Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
+  auto state = std::make_unique<State>();
+  state->options = std::move(options);
+  const auto& wanted = state->options;
+  auto directory = open_posix_directory(wanted.directory, true);
+  if (!directory.ok()) return directory.error();
+  state->directory = std::move(*directory);
+  spool::SpoolOptions spool_options;
+  spool_options.durability = wanted.durability;
+  spool_options.max_size = wanted.max_size;
+  spool_options.log.machine_id = machine_id();
+  if (!wanted.keep_groups) {
+    auto& groups = spool_options.groups.emplace();
+    for (const auto& group : wanted.groups) groups.push_back({group.name, group.topics});
+  }
+  auto opened = spool::Spool::open(*state->directory, state->clock, spool_options, wanted.log);
+  if (!opened.ok()) return opened.error();
+  state->spool = std::move(*opened);
+  balancing::DispatcherOptions dispatcher_options;
+  dispatcher_options.spool = state->spool->id();
+  dispatcher_options.epoch = state->spool->epoch();
+  dispatcher_options.boundary = state->spool->boundary();
+  dispatcher_options.lease = wanted.lease;
+  dispatcher_options.reconnect_grace = wanted.reconnect_grace;
+  dispatcher_options.seed = random_u64();
+  state->dispatcher = std::make_unique<balancing::Dispatcher>(
+      state->context, state->clock, *state->spool, dispatcher_options,
+      [failed = wanted.on_failure](const Error& error) {
+        if (failed) failed(error);
+      },
+      wanted.log);
+  if (!wanted.bind.empty()) DRAY_TRY(state->dispatcher->bind(wanted.bind));
+  state->dispatcher->start();
+  state->spool->start(*state->dispatcher);
+  wanted.log.info("spool is open", {{"directory", wanted.directory},
+                                    {"epoch", std::to_string(state->spool->epoch())},
+                                    {"records", std::to_string(
+                                                    state->spool->scan_report().records)}});
+  return std::unique_ptr<Spooler>(new Spooler(std::move(state)));
+}
+
+void Spooler::stop() {
+  state_->spool->stop();
+  state_->dispatcher->stop();
+}
+
+void Spooler::publish_draft(Draft draft, ReceiptCallback done) {
+  state_->spool->publish_draft(std::move(draft), std::move(done));
+}
+
+namespace {
+const Error kStopped{ErrorCode::kClosed, "the spool is stopped", "", 0};
+}
+
+Result<SpoolStatus> Spooler::status() {
+  SpoolStatus status;
+  auto& spool = *state_->spool;
+  status.id = spool.id().text();
+  status.directory = state_->options.directory;
+  status.endpoint = state_->options.bind;
+  status.epoch = spool.epoch();
+  status.durability = spool.durability();
+  status.size_bytes = spool.size_bytes();
+  status.max_size_bytes = spool.max_size();
+  status.damaged_ranges = spool.scan_report().damaged.size();
+  status.detached_groups = spool.detached_groups();
+  const bool answered = state_->dispatcher->call([&](balancing::Dispatcher::Desk& desk) {
+    status.stale_results = desk.core.stale_results();
+    for (const auto& group : desk.core.group_status()) {
+      status.groups.push_back({group.name, group.topics, group.attached, group.gated,
+                               group.counts.accepted, group.counts.pending, group.counts.done,
+                               group.counts.dead, group.counts.expired, group.counts.dropped,
+                               group.counts.damaged, group.in_flight, group.delayed,
+                               group.workers});
+    }
+    for (const auto& session : desk.core.session_status()) {
+      status.workers.push_back({session.id.text(), session.worker, session.group,
+                                session.outstanding, session.window, session.connected});
+    }
+  });
+  if (!answered) return kStopped;
+  return status;
+}
+
+namespace {
+
+Error no_group(const std::string& group) {
+  return Error{ErrorCode::kNotFound, "this spool has no group '" + group + "'", "", 0};
+}
+
+// Reads the record at `lsn`, if it is of type T.
+template <typename T>
+std::optional<T> read_record(spool::LogReader& reader, spool::Lsn lsn, spool::RecordType type) {
+  std::optional<T> found;
+  (void)reader.read(lsn, lsn + 1, [&](const spool::Record& record) {
+    if (record.header.type == type) {
+      auto parsed = from_bytes<T>(record.payload);
+      if (parsed.ok()) found = std::move(*parsed);
+    }
+    return false;
+  });
+  return found;
+}
+
+DeadLetter read_dead_letter(spool::LogReader& reader, Sequence sequence, spool::Lsn record_lsn) {
+  const auto time = [](std::int64_t ms) { return utc_text(UtcTime(Milliseconds(ms))); };
+  DeadLetter letter;
+  letter.sequence = sequence;
+  (void)reader.read(sequence, sequence + 1, [&](const spool::Record& record) {
+    const auto envelope = parse_envelope(record.payload);
+    if (envelope.ok()) {
+      letter.id = envelope->id.text();
+      letter.topic = envelope->topic;
+      letter.key = envelope->key;
+      letter.body = envelope->body;
+    }
+    return false;
+  });
+  spool::Lsn before = 0;
+  if (const auto dead =
+          read_record<spool::DeadRecord>(reader, record_lsn, spool::RecordType::kDead)) {
+    letter.cause = dead->cause;
+    letter.reason = dead->reason;
+    letter.worker = dead->worker;
+    letter.attempts = dead->attempts;
+    letter.died_at = time(dead->at_ms);
+    before = dead->before;
+  }
+  while (before != 0 && letter.history.size() < kDeadHistoryMax) {
+    const auto retry =
+        read_record<spool::RetryRecord>(reader, before, spool::RecordType::kRetry);
+    if (!retry) break;
+    letter.history.push_back({time(retry->at_ms), retry->worker, retry->reason, retry->attempts});
+    before = retry->before;
+  }
+  return letter;
+}
+
+}  // namespace
+
+Result<std::vector<DeadLetter>> Spooler::dead_letters(const std::string& group, Sequence after,
+                                                      std::size_t limit) {
+  Result<std::vector<DeadLetter>> result = std::vector<DeadLetter>{};
+  const bool answered = state_->dispatcher->call([&](balancing::Dispatcher::Desk& desk) {
+    const auto id = desk.core.find_group(group);
+    if (!id) {
+      result = no_group(group);
+      return;
+    }
+    const auto& state = desk.core.group_state(*id);
+    const auto& dead = state.dead_letters();
+    spool::LogReader reader = desk.reader.fresh();
+    for (auto each = dead.upper_bound(after); each != dead.end() && result->size() < limit;
+         ++each) {
+      result->push_back(
+          read_dead_letter(reader, *each, state.history(*each)->record_lsn));
+    }
+  });
+  if (!answered) return kStopped;
+  return result;
+}
+
+namespace {
+
+// Applies `change` to the dead letters named (or to all), in batches; waits until durable.
+Result<std::size_t> change_dead(
+    balancing::Dispatcher& dispatcher, const std::string& group, std::vector<Sequence> wanted,
+    std::uint64_t (balancing::DispatcherCore::*change)(spool::GroupId,
+                                                       const std::vector<Sequence>&)) {
+  std::sort(wanted.begin(), wanted.end());
+  wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
+  Result<std::size_t> result = std::size_t{0};
+  auto durable = std::make_shared<std::promise<void>>();
+  auto waiting = durable->get_future();
+  const bool answered = dispatcher.call([&](balancing::Dispatcher::Desk& desk) {
+    const auto id = desk.core.find_group(group);
+    if (!id) {
+      result = no_group(group);
+      return durable->set_value();
+    }
+    const auto& dead = desk.core.group_state(*id).dead_letters();
+    if (wanted.empty()) wanted.assign(dead.begin(), dead.end());
+    for (const auto sequence : wanted) {
+      if (dead.count(sequence) != 0) continue;
+      result = Error{ErrorCode::kNotFound,
+                     "message " + std::to_string(sequence) + " is no dead letter of group '" +
+                         group + "'; nothing was changed",
+                     "", 0};
+      return durable->set_value();
+    }
+    auto left = std::make_shared<std::size_t>((wanted.size() + kDeadBatchMax - 1) / kDeadBatchMax);
+    if (*left == 0) return durable->set_value();
+    for (std::size_t at = 0; at < wanted.size(); at += kDeadBatchMax) {
+      const auto end = std::min(at + kDeadBatchMax, wanted.size());
+      const std::vector<Sequence> batch(wanted.begin() + static_cast<std::ptrdiff_t>(at),
+                                        wanted.begin() + static_cast<std::ptrdiff_t>(end));
+      desk.when_finished((desk.core.*change)(*id, batch), [left, durable] {
+        if (--*left == 0) durable->set_value();
+      });
+    }
+    result = wanted.size();
+  });
+  if (!answered) return kStopped;
+  if (waiting.wait_for(std::chrono::seconds(10)) != std::future_status::ready) {
+    return Error{ErrorCode::kTimeout, "the change was not confirmed within 10s; look again", "", 0};
+  }
+  return result;
+}
+
+}  // namespace
+
+Result<std::size_t> Spooler::retry_dead(const std::string& group, std::vector<Sequence> sequences) {
+  return change_dead(*state_->dispatcher, group, std::move(sequences),
+                     &balancing::DispatcherCore::revive);
+}
+
+Result<std::size_t> Spooler::drop_dead(const std::string& group, std::vector<Sequence> sequences) {
+  return change_dead(*state_->dispatcher, group, std::move(sequences),
+                     &balancing::DispatcherCore::drop);
+}
+
+}  // namespace dray

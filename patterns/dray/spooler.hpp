@@ -1,0 +1,111 @@
+// Spooler: a spool and its dispatcher behind publish(). The whole producer side in one object.
+//
+//   auto spooler = dray::Spooler::open({.directory = "var/orders", .bind = "ipc://var/orders/s",
+//                                       .groups = {{"email", {"order.placed"}}}});
+//   (*spooler)->publish("order.placed", order);
+//
+// Promises: P1 to P7 as the parts keep them.
+// Threading: any thread; see publisher.hpp for what callbacks may do. open and stop from one
+// thread.
+// Failure: open returns what recovery found. When the disk fails, on_failure is called once from a
+// Dray thread: stop and start again, the restart recovers.
+// Ownership: owns its threads, files and socket; stop() (or the destructor) ends them.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dray/log.hpp"
+#include "dray/publisher.hpp"
+
+namespace dray {
+
+struct SpoolerGroup {
+  std::string name;
+  std::vector<std::string> topics;
+};
+
+struct SpoolerOptions {
+  std::string directory;                  // made if missing
+  std::string bind = {};                  // endpoint for workers; empty: no worker can come
+  Durability durability = Durability::kDisk;
+  std::uint64_t max_size = 8ULL << 30;    // bytes
+  std::vector<SpoolerGroup> groups = {};  // these decide
+  bool keep_groups = false;               // ignore `groups`, serve those that the spool has
+  Milliseconds lease{10'000};
+  Milliseconds reconnect_grace{2'000};
+  std::function<void(const Error&)> on_failure = {};
+  Log log = {};
+};
+
+struct SpoolGroupStatus {
+  std::string name;
+  std::vector<std::string> topics;
+  bool attached = true;
+  bool gated = false;  // after a restart, older messages wait for workers to say what they hold
+  std::uint64_t accepted = 0, pending = 0, done = 0, dead = 0, expired = 0, dropped = 0,
+                damaged = 0;
+  std::uint64_t in_flight = 0, delayed = 0, workers = 0;
+};
+
+struct SpoolWorkerStatus {
+  std::string session, worker, group;
+  std::uint64_t outstanding = 0;
+  std::uint32_t window = 0;
+  bool connected = false;
+};
+
+struct SpoolStatus {
+  std::string id, directory, endpoint;
+  std::uint64_t epoch = 0;
+  Durability durability = Durability::kDisk;
+  std::uint64_t size_bytes = 0, max_size_bytes = 0;
+  std::uint64_t stale_results = 0;
+  std::uint64_t damaged_ranges = 0;
+  std::vector<std::string> detached_groups;
+  std::vector<SpoolGroupStatus> groups;
+  std::vector<SpoolWorkerStatus> workers;
+};
+
+struct DeadLetterAttempt {
+  std::string at, worker, reason;
+  std::uint32_t attempts = 0;
+};
+
+struct DeadLetter {
+  Sequence sequence = 0;
+  std::string id, topic, key, cause, reason, worker, died_at;
+  std::uint32_t attempts = 0;
+  std::string body;                        // MessagePack
+  std::vector<DeadLetterAttempt> history;  // newest first
+};
+
+class Spooler final : public Publisher {
+ public:
+  static Result<std::unique_ptr<Spooler>> open(SpoolerOptions options);
+  ~Spooler() override;
+
+  void publish_draft(Draft draft, ReceiptCallback done) override;
+
+  // kClosed when stopped.
+  Result<SpoolStatus> status();
+  // Dead letters of a group with sequence > `after`, ascending, at most `limit`.
+  Result<std::vector<DeadLetter>> dead_letters(const std::string& group, Sequence after,
+                                               std::size_t limit);
+  // Makes dead letters pending again, or settles them as dropped; empty `sequences`: all of the
+  // group. Returns how many, once that is durable.
+  Result<std::size_t> retry_dead(const std::string& group, std::vector<Sequence> sequences);
+  Result<std::size_t> drop_dead(const std::string& group, std::vector<Sequence> sequences);
+
+  // Commits what was accepted, then ends. Idempotent.
+  void stop();
+
+ private:
+  struct State;
+  explicit Spooler(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dray
