@@ -1,0 +1,423 @@
+#include "dray/config/config.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <toml++/toml.h>
+
+#include "dray/text.hpp"
+#include "dray/transport/socket.hpp"
+
+namespace dray::config {
+
+std::string Fault::text() const {
+  std::string out = file;
+  if (line != 0) out += ":" + std::to_string(line) + ":" + std::to_string(column);
+  return out + ": " + message;
+}
+
+const AppConfig* Config::find_app(const std::string& name) const {
+  const auto found =
+      std::find_if(apps.begin(), apps.end(), [&](const AppConfig& app) { return app.name == name; });
+  return found == apps.end() ? nullptr : &*found;
+}
+
+namespace {
+
+class Faults {
+ public:
+  Faults(std::string file, std::vector<Fault>& out) : file_(std::move(file)), out_(out) {}
+  void add(const toml::source_region& where, std::string message) {
+    out_.push_back({file_, where.begin.line, where.begin.column, std::move(message)});
+  }
+  void add(const toml::node& node, std::string message) { add(node.source(), std::move(message)); }
+  bool empty() const { return out_.empty(); }
+
+ private:
+  std::string file_;
+  std::vector<Fault>& out_;
+};
+
+// Reads the keys of one table; what nobody asked for is a fault.
+class TableReader {
+ public:
+  TableReader(const toml::table& table, std::string name, Faults& faults)
+      : table_(table), name_(std::move(name)), faults_(faults) {}
+
+  const toml::table& table() const { return table_; }
+  const std::string& name() const { return name_; }
+
+  const toml::node* find(const char* key) {
+    known_.insert(key);
+    return table_.get(key);
+  }
+
+  std::optional<std::string> text(const char* key) {
+    const auto* node = find(key);
+    if (node == nullptr) return std::nullopt;
+    return text_of(*node, key);
+  }
+
+  std::optional<std::string> text_of(const toml::node& node, const std::string& key) {
+    const auto raw = node.value_exact<std::string>();
+    if (!raw) {
+      faults_.add(node, "'" + key + "' must be text");
+      return std::nullopt;
+    }
+    auto expanded = expand_environment(*raw);
+    if (!expanded.ok()) {
+      faults_.add(node, "'" + key + "': " + expanded.error().message);
+      return std::nullopt;
+    }
+    return std::move(*expanded);
+  }
+
+  std::string required_text(const char* key) {
+    const auto value = text(key);
+    if (table_.get(key) == nullptr) {
+      faults_.add(table_, name_ + " needs '" + key + "'");
+    }
+    return value.value_or("");
+  }
+
+  std::vector<std::string> texts(const char* key) {
+    std::vector<std::string> values;
+    const auto* node = find(key);
+    if (node == nullptr) return values;
+    if (const auto* list = node->as_array()) {
+      for (const auto& each : *list) {
+        if (auto value = text_of(each, key)) values.push_back(*value);
+      }
+    } else {
+      faults_.add(*node, std::string("'") + key + "' must be a list of texts, like [\"a\"]");
+    }
+    return values;
+  }
+
+  void duration(const char* key, Milliseconds& out, Milliseconds least = Milliseconds(0)) {
+    const auto* node = find(key);
+    if (node == nullptr) return;
+    if (node->is_number()) {
+      faults_.add(*node, std::string("'") + key + "' has no unit; write it like \"30s\"");
+      return;
+    }
+    const auto value = text_of(*node, key);
+    if (!value) return;
+    auto parsed = parse_duration(*value);
+    if (!parsed.ok()) return faults_.add(*node, "'" + std::string(key) + "': " + parsed.error().message);
+    if (*parsed < least) {
+      return faults_.add(*node, "'" + std::string(key) + "' must be at least " + duration_text(least));
+    }
+    out = *parsed;
+  }
+
+  void size(const char* key, std::uint64_t& out, std::uint64_t least) {
+    const auto* node = find(key);
+    if (node == nullptr) return;
+    if (node->is_number()) {
+      faults_.add(*node, std::string("'") + key + "' has no unit; write it like \"2GiB\"");
+      return;
+    }
+    const auto value = text_of(*node, key);
+    if (!value) return;
+    auto parsed = parse_size(*value);
+    if (!parsed.ok()) return faults_.add(*node, "'" + std::string(key) + "': " + parsed.error().message);
+    if (*parsed < least) {
+      return faults_.add(*node, "'" + std::string(key) + "' must be at least " + size_text(least));
+    }
+    out = *parsed;
+  }
+
+  void integer(const char* key, std::uint32_t& out, std::uint32_t least, std::uint32_t most) {
+    const auto* node = find(key);
+    if (node == nullptr) return;
+    const auto value = node->value_exact<std::int64_t>();
+    if (!value || *value < least || *value > most) {
+      return faults_.add(*node, std::string("'") + key + "' must be an integer from " +
+                                    std::to_string(least) + " to " + std::to_string(most));
+    }
+    out = static_cast<std::uint32_t>(*value);
+  }
+
+  const toml::table* subtable(const char* key) {
+    const auto* node = find(key);
+    if (node == nullptr) return nullptr;
+    if (const auto* found = node->as_table()) return found;
+    faults_.add(*node, std::string("'") + key + "' must be a table");
+    return nullptr;
+  }
+
+  // Call when all keys were asked for.
+  void finish() {
+    for (const auto& [key, node] : table_) {
+      const std::string name(key.str());
+      if (known_.count(name) != 0) continue;
+      std::string message = "unknown key '" + name + "' in " + name_;
+      const std::string near = nearest_word(name, {known_.begin(), known_.end()});
+      if (!near.empty()) message += "; did you mean '" + near + "'?";
+      faults_.add(key.source(), std::move(message));
+    }
+  }
+
+ private:
+  const toml::table& table_;
+  std::string name_;
+  Faults& faults_;
+  std::set<std::string> known_;
+};
+
+void check_name(const toml::node& node, const std::string& what, const std::string& name,
+                Faults& faults) {
+  if (auto fault = name_fault(name)) faults.add(node, what + " '" + name + "': " + *fault);
+}
+
+void check_endpoint(const toml::node& node, const std::string& endpoint, Faults& faults) {
+  if (auto fault = transport::endpoint_fault(endpoint)) {
+    faults.add(node, "endpoint '" + endpoint + "': " + *fault);
+  }
+}
+
+SpoolConfig read_spool(const std::string& name, const toml::table& table, Faults& faults) {
+  TableReader reader(table, "spool." + name, faults);
+  SpoolConfig spool;
+  spool.name = name;
+  check_name(table, "spool", name, faults);
+  spool.directory = reader.required_text("directory");
+  spool.bind = reader.text("bind").value_or("");
+  if (!spool.bind.empty()) check_endpoint(*table.get("bind"), spool.bind, faults);
+  if (const auto durability = reader.text("durability")) {
+    if (*durability == "os") {
+      spool.durability = Durability::kOs;
+    } else if (*durability != "disk") {
+      faults.add(*table.get("durability"),
+                 "'durability' must be \"disk\" (survives power loss) or \"os\" (survives a crash "
+                 "of the program)");
+    }
+  }
+  reader.size("max_size", spool.max_size, 256ULL << 20);
+  reader.duration("lease", spool.lease, Milliseconds(100));
+  reader.duration("reconnect_grace", spool.reconnect_grace);
+  if (const auto* groups = reader.subtable("group")) {
+    for (const auto& [key, node] : *groups) {
+      const auto* group_table = node.as_table();
+      if (group_table == nullptr) {
+        faults.add(node, "a group is a table: [spool." + name + ".group.NAME]");
+        continue;
+      }
+      GroupConfig group;
+      group.name = key.str();
+      check_name(node, "group", group.name, faults);
+      TableReader group_reader(*group_table, "spool." + name + ".group." + group.name, faults);
+      group.topics = group_reader.texts("topics");
+      if (group.topics.empty()) faults.add(node, "group '" + group.name + "' needs topics");
+      for (const auto& topic : group.topics) check_name(node, "topic", topic, faults);
+      group_reader.finish();
+      spool.groups.push_back(std::move(group));
+    }
+  }
+  reader.finish();
+  return spool;
+}
+
+void read_retry(const toml::table& table, const std::string& name, RetryConfig& retry,
+                Faults& faults) {
+  TableReader reader(table, name + ".retry", faults);
+  reader.integer("max_attempts", retry.max_attempts, 1, 1'000'000);
+  reader.duration("initial", retry.initial);
+  reader.duration("max", retry.max);
+  if (const auto* jitter = reader.find("jitter")) {
+    const auto value = jitter->value<double>();
+    if (!value || *value < 0 || *value > 1) {
+      faults.add(*jitter, "'jitter' must be a number from 0 to 1");
+    } else {
+      retry.jitter = *value;
+    }
+  }
+  if (retry.max < retry.initial) faults.add(table, "'max' is smaller than 'initial'");
+  reader.finish();
+}
+
+Settings read_settings(const toml::table& table, const std::string& name, Faults& faults) {
+  std::map<std::string, Settings::Scalar> values;
+  TableReader reader(table, name + ".settings", faults);
+  for (const auto& [key, node] : table) {
+    const std::string each(key.str());
+    if (const auto flag = node.value_exact<bool>()) {
+      values[each] = *flag;
+    } else if (const auto whole = node.value_exact<std::int64_t>()) {
+      values[each] = *whole;
+    } else if (const auto real = node.value_exact<double>()) {
+      values[each] = *real;
+    } else if (node.is_string()) {
+      if (const auto text = reader.text_of(node, each)) values[each] = *text;
+    } else {
+      faults.add(node, "setting '" + each + "' must be text, a number or true/false");
+    }
+  }
+  return Settings(std::move(values));
+}
+
+std::optional<ConsumeConfig> read_consume(const toml::table& table, const std::string& name,
+                                          const std::map<std::string, SpoolConfig>& spools,
+                                          Faults& faults) {
+  TableReader reader(table, name + ".consume", faults);
+  ConsumeConfig consume;
+  consume.group = reader.required_text("group");
+  const auto from = reader.texts("from");
+  if (from.empty()) faults.add(table, name + ".consume needs 'from': a list of spools or endpoints");
+  for (const auto& each : from) {
+    if (each.find("://") != std::string::npos) {
+      check_endpoint(table, each, faults);
+      consume.endpoints.push_back(each);
+      continue;
+    }
+    const auto spool = spools.find(each);
+    if (spool == spools.end()) {
+      std::vector<std::string> names;
+      for (const auto& [known, ignored] : spools) names.push_back(known);
+      const std::string near = nearest_word(each, names);
+      faults.add(table, "no spool '" + each + "' in this file" +
+                            (near.empty() ? "; name one, or give an endpoint like \"ipc://path\""
+                                          : "; did you mean '" + near + "'?"));
+      continue;
+    }
+    const auto& groups = spool->second.groups;
+    const bool known = std::any_of(groups.begin(), groups.end(), [&](const GroupConfig& group) {
+      return group.name == consume.group;
+    });
+    if (!known) {
+      faults.add(table, "spool '" + each + "' has no group '" + consume.group + "'; add [spool." +
+                            each + ".group." + consume.group + "]");
+    }
+    if (spool->second.bind.empty()) {
+      faults.add(table, "spool '" + each + "' has no 'bind', so nothing can consume from it");
+    }
+    consume.endpoints.push_back(spool->second.bind);
+  }
+  reader.finish();
+  return consume;
+}
+
+AppConfig read_app(const std::string& name, const toml::table& table,
+                   const std::map<std::string, SpoolConfig>& spools, Faults& faults) {
+  const std::string path = "app." + name;
+  TableReader reader(table, path, faults);
+  AppConfig app;
+  app.name = name;
+  check_name(table, "app", name, faults);
+  app.plugin = reader.required_text("plugin");
+  app.handler = reader.text("handler");
+  app.source = reader.text("source");
+  app.publish = reader.text("publish");
+  if (const auto* consume = reader.subtable("consume")) {
+    app.consume = read_consume(*consume, path, spools, faults);
+  }
+  reader.integer("threads", app.threads, 1, 1024);
+  reader.integer("window", app.window, 1, 100'000);
+  reader.duration("timeout", app.timeout);
+  reader.duration("drain", app.drain);
+  if (const auto* retry = reader.subtable("retry")) read_retry(*retry, path, app.retry, faults);
+  if (const auto* settings = reader.subtable("settings")) {
+    app.settings = read_settings(*settings, path, faults);
+  }
+  reader.finish();
+  if (!app.handler && !app.source) faults.add(table, path + " needs 'handler' or 'source'");
+  if (app.handler && !app.consume) {
+    faults.add(table, path + " has a handler, so it needs 'consume': { group = ..., from = [...] }");
+  }
+  if (!app.handler && app.consume) faults.add(table, path + " consumes, so it needs 'handler'");
+  if (app.publish && spools.count(*app.publish) == 0) {
+    faults.add(*table.get("publish"), "no spool '" + *app.publish + "' in this file");
+  }
+  return app;
+}
+
+void check_owners(const Config& config, const toml::table& root, Faults& faults) {
+  std::map<std::string, std::string> owners;
+  for (const auto& app : config.apps) {
+    if (!app.publish) continue;
+    const auto [owner, fresh] = owners.emplace(*app.publish, app.name);
+    if (fresh) continue;
+    faults.add(*root["app"][app.name].node(),
+               "spool '" + *app.publish + "' is owned by app '" + owner->second +
+                   "' already; a spool has one owner");
+  }
+  for (const auto& [name, spool] : config.spools) {
+    if (owners.count(name) != 0) continue;
+    faults.add(*root["spool"][name].node(),
+               "no app publishes to spool '" + name + "'; give one of them publish = \"" + name +
+                   "\"");
+  }
+}
+
+}  // namespace
+
+Loaded parse_config(const std::string& text, const std::string& file) {
+  Loaded loaded;
+  loaded.config.file = file;
+  Faults faults(file, loaded.faults);
+  toml::table root;
+  try {
+    root = toml::parse(text, file);
+  } catch (const toml::parse_error& error) {
+    faults.add(error.source(), std::string(error.description()));
+    return loaded;
+  }
+  TableReader reader(root, "this file", faults);
+  for (const auto& folder : reader.texts("plugin_path")) {
+    const std::filesystem::path path(folder);
+    const auto base = std::filesystem::path(file).parent_path();
+    loaded.config.plugin_path.push_back(
+        (path.is_absolute() ? path : base / path).lexically_normal().string());
+  }
+  if (const auto* spools = reader.subtable("spool")) {
+    for (const auto& [key, node] : *spools) {
+      const std::string name(key.str());
+      if (const auto* table = node.as_table()) {
+        loaded.config.spools[name] = read_spool(name, *table, faults);
+      } else {
+        faults.add(node, "a spool is a table: [spool.NAME]");
+      }
+    }
+  }
+  if (const auto* apps = reader.subtable("app")) {
+    std::vector<std::pair<std::uint32_t, AppConfig>> in_order;
+    for (const auto& [key, node] : *apps) {
+      const std::string name(key.str());
+      if (const auto* table = node.as_table()) {
+        in_order.emplace_back(node.source().begin.line,
+                              read_app(name, *table, loaded.config.spools, faults));
+      } else {
+        faults.add(node, "an app is a table: [app.NAME]");
+      }
+    }
+    std::sort(in_order.begin(), in_order.end(),
+              [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (auto& [line, app] : in_order) loaded.config.apps.push_back(std::move(app));
+  }
+  reader.finish();
+  if (loaded.config.apps.empty() && faults.empty()) {
+    faults.add(root, "this file has no app; add [app.NAME]");
+  }
+  check_owners(loaded.config, root, faults);
+  std::sort(loaded.faults.begin(), loaded.faults.end(), [](const Fault& a, const Fault& b) {
+    return std::pair(a.line, a.column) < std::pair(b.line, b.column);
+  });
+  return loaded;
+}
+
+Loaded load_config(const std::string& file) {
+  std::ifstream in(file);
+  std::ostringstream text;
+  text << in.rdbuf();
+  if (!in) {
+    Loaded loaded;
+    loaded.faults.push_back({file, 0, 0, "cannot be read; give the path of a config file"});
+    return loaded;
+  }
+  return parse_config(text.str(), file);
+}
+
+}  // namespace dray::config

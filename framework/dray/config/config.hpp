@@ -1,0 +1,92 @@
+// Config: what `dray run FILE` reads. TOML, with every fault found in one pass.
+//
+// Text values may hold ${NAME} and ${NAME:-default} from the environment. Durations and sizes
+// carry units. A relative plugin_path is relative to the config file, all other paths to the
+// working directory.
+//
+// Threading: values; load_config from one thread. Failure: all faults at once, each with
+// file:line:column and what to do.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dray/publisher.hpp"
+#include "dray/settings.hpp"
+
+namespace dray::config {
+
+struct Fault {
+  std::string file;
+  std::uint32_t line = 0;
+  std::uint32_t column = 0;
+  std::string message;
+
+  // "shop.toml:12:3: unknown key 'plugn'; did you mean 'plugin'?"
+  std::string text() const;
+};
+
+struct GroupConfig {
+  std::string name;
+  std::vector<std::string> topics;
+};
+
+struct SpoolConfig {
+  std::string name;
+  std::string directory;
+  std::string bind;  // empty: nothing outside this process consumes
+  Durability durability = Durability::kDisk;
+  std::uint64_t max_size = 8ULL << 30;
+  Milliseconds lease{10'000};
+  Milliseconds reconnect_grace{2'000};
+  std::vector<GroupConfig> groups;
+};
+
+struct RetryConfig {
+  std::uint32_t max_attempts = 8;
+  Milliseconds initial{1'000};
+  Milliseconds max{600'000};
+  double jitter = 0.2;
+};
+
+struct ConsumeConfig {
+  std::string group;
+  std::vector<std::string> endpoints;  // spool names are resolved already
+};
+
+struct AppConfig {
+  std::string name;
+  std::string plugin;
+  std::optional<std::string> handler;
+  std::optional<std::string> source;
+  std::optional<std::string> publish;  // a spool of this file, owned and served by this app
+  std::optional<ConsumeConfig> consume;
+  std::uint32_t threads = 1;
+  std::uint32_t window = 8'192;
+  Milliseconds timeout{30'000};
+  Milliseconds drain{10'000};  // deadline of a graceful stop
+  RetryConfig retry;
+  Settings settings;
+};
+
+struct Config {
+  std::string file;
+  std::vector<std::string> plugin_path;
+  std::map<std::string, SpoolConfig> spools;
+  std::vector<AppConfig> apps;  // in the order of the file
+
+  const AppConfig* find_app(const std::string& name) const;
+};
+
+struct Loaded {
+  Config config;
+  std::vector<Fault> faults;  // empty: the config is good
+};
+
+Loaded load_config(const std::string& file);
+// The same from text; `file` is for messages.
+Loaded parse_config(const std::string& text, const std::string& file);
+
+}  // namespace dray::config
