@@ -1,0 +1,245 @@
+#include "dray/commands.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+
+#include "dray/admin_client.hpp"
+#include "dray/config/config.hpp"
+#include "dray/node.hpp"
+#include "dray/plugin/plugin_library.hpp"
+#include "dray/supervisor.hpp"
+#include "dray/text.hpp"
+
+namespace dray::app {
+namespace {
+
+using nlohmann::json;
+
+int report(const std::vector<config::Fault>& faults) {
+  for (const auto& fault : faults) std::cerr << fault.text() << "\n";
+  if (!faults.empty()) {
+    std::cerr << faults.size() << (faults.size() == 1 ? " fault\n" : " faults\n");
+  }
+  return faults.empty() ? 0 : kExitWrong;
+}
+
+int fail(const Error& error) {
+  std::cerr << "dray: " << error.text() << "\n";
+  const bool wrong =
+      error.code == ErrorCode::kInvalid || error.code == ErrorCode::kUnroutable;
+  return wrong ? kExitWrong : kExitFailed;
+}
+
+// Plugin files and the names in them, as part of the config.
+void check_plugins(const config::Config& config, std::vector<config::Fault>& faults) {
+  for (const auto& app : config.apps) {
+    const auto plugin = PluginLibrary::load(app.plugin, plugin_folders(config));
+    const auto add = [&](const std::string& message) {
+      faults.push_back({config.file, 0, 0, "app." + app.name + ": " + message});
+    };
+    if (!plugin.ok()) {
+      add(plugin.error().text());
+      continue;
+    }
+    const auto missing = [&](const char* kind, const std::optional<std::string>& name,
+                             const std::vector<std::string>& names) {
+      if (!name || std::find(names.begin(), names.end(), *name) != names.end()) return;
+      std::string known;
+      for (const auto& each : names) known += (known.empty() ? "" : ", ") + each;
+      add("plugin '" + app.plugin + "' has no " + kind + " '" + *name + "'; it has " +
+          (known.empty() ? "none" : known));
+    };
+    missing("handler", app.handler, plugin->handler_names());
+    missing("source", app.source, plugin->source_names());
+  }
+}
+
+Result<std::vector<std::string>> directories(const SpoolChoice& choice) {
+  if (std::filesystem::is_directory(choice.target)) return std::vector{choice.target};
+  auto loaded = config::load_config(choice.target);
+  if (!loaded.faults.empty()) {
+    return Error{ErrorCode::kInvalid, loaded.faults.front().text(), "", 0};
+  }
+  std::vector<std::string> found;
+  for (const auto& [name, spool] : loaded.config.spools) {
+    if (choice.spool.empty() || choice.spool == name) found.push_back(spool.directory);
+  }
+  if (found.empty()) {
+    return Error{ErrorCode::kInvalid,
+                 choice.spool.empty() ? "this config has no spool"
+                                      : "this config has no spool '" + choice.spool + "'",
+                 choice.target, 0};
+  }
+  return found;
+}
+
+Result<AdminClient> one_spool(const SpoolChoice& choice) {
+  auto found = directories(choice);
+  if (!found.ok()) return found.error();
+  if (found->size() != 1) {
+    return Error{ErrorCode::kInvalid, "this config has several spools; choose one with --spool",
+                 choice.target, 0};
+  }
+  return AdminClient(found->front());
+}
+
+std::string text_of(const json& value) {
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+// Columns as wide as their widest cell; numbers to the right.
+void print_table(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<std::size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  for (const auto& row : rows) {
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const int width = static_cast<int>(widths[i]);
+      std::printf(i == 0 ? "  %-*s" : "  %*s", width, row[i].c_str());
+    }
+    std::printf("\n");
+  }
+}
+
+void print_status(const json& status) {
+  std::printf("%s  (%s, epoch %s, %s of %s)\n", text_of(status["directory"]).c_str(),
+              text_of(status["durability"]).c_str(), text_of(status["epoch"]).c_str(),
+              size_text(status["size_bytes"]).c_str(), size_text(status["max_size_bytes"]).c_str());
+  std::vector<std::vector<std::string>> rows{{"group", "accepted", "pending", "done", "dead",
+                                              "expired", "dropped", "damaged", "in flight",
+                                              "delayed", "workers"}};
+  for (const auto& group : status["groups"]) {
+    std::vector<std::string> row;
+    for (const auto* key : {"name", "accepted", "pending", "done", "dead", "expired", "dropped",
+                            "damaged", "in_flight", "delayed", "workers"}) {
+      row.push_back(text_of(group[key]));
+    }
+    if (!group["attached"].get<bool>()) row.emplace_back("(not in the config)");
+    if (group["waiting_for_sessions"].get<bool>()) {
+      row.emplace_back("(after a restart: older messages wait for workers to say what they hold)");
+    }
+    rows.push_back(std::move(row));
+  }
+  print_table(rows);
+  if (status["damaged_ranges"] != 0) {
+    std::printf("  %s ranges of acknowledged records are damaged: see the log of the last start\n",
+                text_of(status["damaged_ranges"]).c_str());
+  }
+}
+
+}  // namespace
+
+int check_command(const std::string& file) {
+  auto loaded = config::load_config(file);
+  check_plugins(loaded.config, loaded.faults);
+  if (const int code = report(loaded.faults); code != 0) return code;
+  std::printf("%s: good: %zu apps, %zu spools\n", file.c_str(), loaded.config.apps.size(),
+              loaded.config.spools.size());
+  return 0;
+}
+
+int run_command(const std::string& file, const std::vector<std::string>& names) {
+  auto loaded = config::load_config(file);
+  std::vector<const config::AppConfig*> apps;
+  for (const auto& name : names) {
+    const auto* app = loaded.config.find_app(name);
+    if (app == nullptr && loaded.faults.empty()) {
+      std::vector<std::string> known;
+      for (const auto& each : loaded.config.apps) known.push_back(each.name);
+      const std::string near = nearest_word(name, known);
+      loaded.faults.push_back({file, 0, 0, "no app '" + name + "'" +
+                                               (near.empty() ? "" : "; did you mean '" + near + "'?")});
+    }
+    apps.push_back(app);
+  }
+  if (const int code = report(loaded.faults); code != 0) return code;
+  const auto* level = std::getenv("DRAY_LOG");
+  const auto least = log_level_of(level == nullptr ? "info" : level);
+  block_signals();
+  if (apps.size() == 1) {
+    return run_app(loaded.config, *apps.front(), standard_error_log(names.front(), least));
+  }
+  std::vector<config::Fault> faults;
+  check_plugins(loaded.config, faults);
+  if (const int code = report(faults); code != 0) return code;
+  if (apps.empty()) {
+    for (const auto& app : loaded.config.apps) apps.push_back(&app);
+  }
+  return supervise(loaded.config, apps, standard_error_log("dray", least));
+}
+
+int status_command(const SpoolChoice& choice, bool as_json) {
+  const auto found = directories(choice);
+  if (!found.ok()) return fail(found.error());
+  json all = json::array();
+  for (const auto& directory : *found) {
+    auto status = AdminClient(directory).get("/v0/status");
+    if (!status.ok()) return fail(status.error());
+    if (!as_json) print_status(*status);
+    all.push_back(std::move(*status));
+  }
+  if (as_json) std::cout << json{{"spools", all}}.dump(2) << "\n";
+  return 0;
+}
+
+int publish_command(const SpoolChoice& choice, const std::string& topic, const std::string& body,
+                    const std::string& key, const std::string& dedup) {
+  const auto client = one_spool(choice);
+  if (!client.ok()) return fail(client.error());
+  const auto parsed = json::parse(body, nullptr, false);
+  if (parsed.is_discarded()) {
+    return fail(Error{ErrorCode::kInvalid, "the body is no JSON; write it like '{\"id\": 1}'", "", 0});
+  }
+  json request{{"topic", topic}, {"body", parsed}};
+  if (!key.empty()) request["key"] = key;
+  if (!dedup.empty()) request["dedup"] = dedup;
+  const auto receipt = client->post("/v0/publish", request);
+  if (!receipt.ok()) return fail(receipt.error());
+  std::cout << receipt->dump() << "\n";
+  return 0;
+}
+
+int dead_list_command(const SpoolChoice& choice, const std::string& group, std::uint64_t limit,
+                      bool as_json) {
+  const auto client = one_spool(choice);
+  if (!client.ok()) return fail(client.error());
+  const auto answer = client->get("/v0/dead?group=" + AdminClient::escape(group) +
+                                  "&limit=" + std::to_string(limit));
+  if (!answer.ok()) return fail(answer.error());
+  if (as_json) {
+    std::cout << answer->dump(2) << "\n";
+    return 0;
+  }
+  std::vector<std::vector<std::string>> rows{
+      {"sequence", "topic", "attempts", "died at", "cause", "reason"}};
+  for (const auto& letter : (*answer)["dead"]) {
+    rows.push_back({text_of(letter["sequence"]), text_of(letter["topic"]),
+                    text_of(letter["attempts"]), text_of(letter["died_at"]),
+                    text_of(letter["cause"]), text_of(letter["reason"])});
+  }
+  print_table(rows);
+  return 0;
+}
+
+int dead_change_command(const SpoolChoice& choice, const std::string& group,
+                        const std::string& action, const std::vector<std::uint64_t>& sequences,
+                        bool all) {
+  if (sequences.empty() && !all) {
+    return fail(Error{ErrorCode::kInvalid, "name sequences, or give --all", "", 0});
+  }
+  const auto client = one_spool(choice);
+  if (!client.ok()) return fail(client.error());
+  json request{{"group", group}, {"all", all}};
+  if (!sequences.empty()) request["sequences"] = sequences;
+  const auto answer = client->post("/v0/dead/" + action, request);
+  if (!answer.ok()) return fail(answer.error());
+  std::printf("%s %s\n", text_of((*answer)["changed"]).c_str(),
+              action == "retry" ? "pending again" : "dropped");
+  return 0;
+}
+
+}  // namespace dray::app

@@ -1,0 +1,149 @@
+// The dray command: parses the command line, and hands over.
+#include <CLI/CLI.hpp>
+
+#include "dray/bench.hpp"
+#include "dray/commands.hpp"
+#include "dray/node.hpp"
+#include "dray/supervisor.hpp"
+
+namespace {
+
+using namespace dray;
+using namespace dray::app;
+
+void add_spool_choice(CLI::App& command, SpoolChoice& choice) {
+  command.add_option("target", choice.target, "config file, or directory of a spool")->required();
+  command.add_option("--spool", choice.spool, "which spool of the config");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  die_with_supervisor();
+  CLI::App cli{
+      "Example: dray run shop.toml\n\n"
+      "Dray is a broker-free durable work queue: apps publish into a spool on their own disk and\n"
+      "workers take from it."};
+  cli.name("dray");
+  cli.set_version_flag("--version", "dray " DRAY_VERSION);
+  cli.require_subcommand(1);
+  int code = 0;
+
+  std::string file;
+  std::vector<std::string> apps;
+  std::string spool_directory;
+  std::string bind;
+  auto* run = cli.add_subcommand("run", "Example: dray run shop.toml --app email\n\n"
+                                        "Run the apps of a config, each as a process of its own.");
+  auto* run_file = run->add_option("file", file, "config file");
+  run->add_option("--app", apps, "only this app (in the foreground); several: only these");
+  auto* run_spool_option =
+      run->add_option("--spool", spool_directory, "serve this spool alone, without its producer");
+  run->add_option("--bind", bind, "endpoint for --spool (default ipc://DIR/dray.sock)")
+      ->needs(run_spool_option);
+  run_file->excludes(run_spool_option);
+  run->callback([&] {
+    if (spool_directory.empty() && file.empty()) {
+      throw CLI::RequiredError("give a config file, or --spool DIR");
+    }
+    if (spool_directory.empty()) {
+      code = run_command(file, apps);
+    } else {
+      block_signals();
+      code = run_spool(spool_directory, bind, standard_error_log("spool"));
+    }
+  });
+
+  auto* check = cli.add_subcommand("check", "Example: dray check shop.toml\n\n"
+                                            "Say all faults of a config and of its plugins.");
+  check->add_option("file", file, "config file")->required();
+  check->callback([&] { code = check_command(file); });
+
+  SpoolChoice choice;
+  bool json = false;
+  auto* status = cli.add_subcommand("status", "Example: dray status shop.toml\n\n"
+                                              "What is accepted, pending, done and dead, per group.");
+  add_spool_choice(*status, choice);
+  status->add_flag("--json", json, "for programs");
+  status->callback([&] { code = status_command(choice, json); });
+
+  std::string topic, body, key, dedup;
+  auto* publish = cli.add_subcommand(
+      "publish", "Example: dray publish shop.toml order.placed '{\"order_id\": \"1\"}'\n\n"
+                 "Publish one message into a spool that is served; prints the receipt.");
+  add_spool_choice(*publish, choice);
+  publish->add_option("topic", topic, "topic")->required();
+  publish->add_option("body", body, "body, as JSON")->required();
+  publish->add_option("--key", key, "ordering key");
+  publish->add_option("--dedup", dedup, "dedup id: publishing again with it is safe");
+  publish->callback([&] { code = publish_command(choice, topic, body, key, dedup); });
+
+  std::string group;
+  std::uint64_t limit = 100;
+  std::vector<std::uint64_t> sequences;
+  bool all = false;
+  auto* dead = cli.add_subcommand("dead", "Example: dray dead list shop.toml email\n\n"
+                                          "Dead letters: look at them, give them another chance, "
+                                          "or drop them.");
+  dead->require_subcommand(1);
+  const auto add_dead = [&](const char* name, const char* help) {
+    auto* command = dead->add_subcommand(name, help);
+    add_spool_choice(*command, choice);
+    command->add_option("group", group, "group")->required();
+    return command;
+  };
+  auto* dead_list = add_dead("list", "Example: dray dead list shop.toml email");
+  dead_list->add_option("--limit", limit, "at most so many (default 100)");
+  dead_list->add_flag("--json", json, "for programs; with body and history");
+  dead_list->callback([&] { code = dead_list_command(choice, group, limit, json); });
+  for (const char* action : {"retry", "drop"}) {
+    auto* command = add_dead(
+        action, action == std::string("retry") ? "Example: dray dead retry shop.toml email 17 18"
+                                               : "Example: dray dead drop shop.toml email --all");
+    command->add_option("sequences", sequences, "which ones, as `dead list` shows them");
+    command->add_flag("--all", all, "all of the group");
+    command->callback([&, action] {
+      code = dead_change_command(choice, group, action, sequences, all);
+    });
+  }
+
+  EndToEndOptions end_to_end;
+  std::string durability = "disk";
+  auto* bench = cli.add_subcommand("bench", "Example: dray bench end-to-end --messages 1000000\n\n"
+                                            "Measure this machine.");
+  bench->require_subcommand(1);
+  auto* bench_e2e = bench->add_subcommand(
+      "end-to-end", "Example: dray bench end-to-end --messages 1000000 --size 256 --json");
+  bench_e2e->add_option("--messages", end_to_end.messages, "how many")->check(CLI::Range(1UL, 1UL << 32));
+  bench_e2e->add_option("--size", end_to_end.size, "bytes of a body")->check(CLI::Range(0UL, 16UL << 20));
+  bench_e2e->add_option("--window", end_to_end.window, "receipts outstanding")
+      ->check(CLI::Range(1UL, 60'000UL));
+  bench_e2e->add_option("--workers", end_to_end.workers, "worker processes per group")
+      ->check(CLI::Range(1, 64));
+  bench_e2e->add_option("--threads", end_to_end.threads, "handler threads per worker")
+      ->check(CLI::Range(1, 64));
+  bench_e2e->add_option("--groups", end_to_end.groups, "groups")->check(CLI::Range(1, 64));
+  bench_e2e->add_option("--durability", durability, "disk or os")
+      ->check(CLI::IsMember({"disk", "os"}));
+  bench_e2e->add_option("--dir", end_to_end.directory, "where to put the spool (default: here)");
+  bench_e2e->add_option("--limits", end_to_end.limits, "the bare program, for the ratio");
+  bench_e2e->add_flag("--json", end_to_end.json, "for programs");
+  bench_e2e->callback([&] {
+    end_to_end.durability = durability == "disk" ? Durability::kDisk : Durability::kOs;
+    code = bench_end_to_end(end_to_end);
+  });
+  std::string endpoint;
+  std::uint32_t threads = 1;
+  auto* worker = bench->add_subcommand("worker", "the worker process of end-to-end")->group("");
+  worker->add_option("endpoint", endpoint)->required();
+  worker->add_option("group", group)->required();
+  worker->add_option("threads", threads)->required();
+  worker->callback([&] { code = bench_worker(endpoint, group, threads); });
+
+  try {
+    cli.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return cli.exit(error) == 0 ? 0 : kExitWrong;
+  }
+  return code;
+}

@@ -1,0 +1,240 @@
+#include "dray/node.hpp"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <mutex>
+#include <thread>
+
+#include "dray/admin_server.hpp"
+#include "dray/plugin/plugin_library.hpp"
+#include "dray/spooler.hpp"
+#include "dray/worker.hpp"
+
+namespace dray::app {
+namespace {
+
+// Why the node ends; the first reason counts.
+class Ending {
+ public:
+  Ending() : fd_(eventfd(0, EFD_CLOEXEC)) { DRAY_ASSERT(fd_ >= 0); }
+  ~Ending() { close(fd_); }
+  Ending(const Ending&) = delete;
+  Ending& operator=(const Ending&) = delete;
+
+  // Any thread.
+  void request(int exit_code) {
+    int none = -1;
+    exit_code_.compare_exchange_strong(none, exit_code);
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const auto ignored = write(fd_, &one, sizeof(one));
+  }
+
+  // Waits for request() or a signal.
+  int wait() {
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGTERM);
+    sigaddset(&signals, SIGINT);
+    const int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC);
+    DRAY_ASSERT(signal_fd >= 0);
+    pollfd polled[] = {{fd_, POLLIN, 0}, {signal_fd, POLLIN, 0}};
+    while (poll(polled, 2, -1) < 0) {
+    }
+    close(signal_fd);
+    const int requested = exit_code_;
+    return requested < 0 ? 0 : requested;
+  }
+
+ private:
+  int fd_;
+  std::atomic<int> exit_code_{-1};
+};
+
+// For apps that own no spool.
+class NoPublisher final : public Publisher {
+ public:
+  void publish_draft(Draft, ReceiptCallback done) override {
+    done(Error{ErrorCode::kUnroutable,
+               "this app publishes nowhere; give it publish = \"SPOOL\" in the config", "", 0});
+  }
+};
+
+// A part that does not end by the deadline must not keep the process: everything is durable.
+void exit_by(Milliseconds deadline, const Log& log) {
+  std::thread([deadline, log] {
+    std::this_thread::sleep_for(deadline);
+    log.error("the stop took longer than its deadline: exiting now");
+    _exit(kExitFailed);
+  }).detach();
+}
+
+struct Parts {
+  std::unique_ptr<Spooler> spooler;
+  std::unique_ptr<http::Server> admin;
+  std::unique_ptr<Worker> worker;
+  std::unique_ptr<HostedSource> source;
+  NoPublisher nowhere;
+  std::stop_source source_stop;
+  std::thread source_thread;
+};
+
+int exit_code_of(const Error& error) {
+  const bool wrong = error.code == ErrorCode::kInvalid || error.code == ErrorCode::kNotFound ||
+                     error.code == ErrorCode::kUnsupported || error.code == ErrorCode::kConflict;
+  return wrong ? kExitWrong : kExitFailed;
+}
+
+SpoolerOptions spooler_options(const config::SpoolConfig& spool, Ending& ending, const Log& log) {
+  SpoolerOptions options;
+  options.directory = spool.directory;
+  options.bind = spool.bind;
+  options.durability = spool.durability;
+  options.max_size = spool.max_size;
+  options.lease = spool.lease;
+  options.reconnect_grace = spool.reconnect_grace;
+  for (const auto& group : spool.groups) options.groups.push_back({group.name, group.topics});
+  options.log = log;
+  // P7: the restart recovers.
+  options.on_failure = [&ending](const Error&) { ending.request(kExitFailed); };
+  return options;
+}
+
+WorkerSettings worker_settings(const config::AppConfig& app, Ending& ending, const Log& log) {
+  WorkerSettings settings;
+  char host[256] = "localhost";
+  (void)gethostname(host, sizeof(host) - 1);
+  settings.name = std::string(host) + "/" + app.name + "/" + std::to_string(getpid());
+  settings.group = app.consume->group;
+  settings.endpoints = app.consume->endpoints;
+  settings.threads = app.threads;
+  settings.window_max = app.window;
+  settings.timeout = app.timeout;
+  settings.retry = {app.retry.max_attempts, app.retry.initial, app.retry.max, app.retry.jitter};
+  settings.on_exhausted = [&ending] { ending.request(kExitFailed); };
+  settings.log = log;
+  return settings;
+}
+
+Status start_parts(const config::Config& config, const config::AppConfig& app,
+                   const PluginLibrary& plugin, Parts& parts, Ending& ending, const Log& log) {
+  if (app.publish) {
+    const auto& spool = config.spools.at(*app.publish);
+    auto opened = Spooler::open(spooler_options(spool, ending, log));
+    if (!opened.ok()) return opened.error();
+    parts.spooler = std::move(*opened);
+    auto admin = start_admin_server(*parts.spooler, spool.directory, log);
+    if (!admin.ok()) return admin.error();
+    parts.admin = std::move(*admin);
+  }
+  if (app.source) {
+    auto source = plugin.create_source(*app.source, app.settings, log);
+    if (!source.ok()) return source.error();
+    parts.source = std::move(*source);
+  }
+  if (app.handler) {
+    auto worker = Worker::start(worker_settings(app, ending, log), [&plugin, &app, log] {
+      return plugin.create_handler(*app.handler, app.settings, log);
+    });
+    if (!worker.ok()) return worker.error();
+    parts.worker = std::move(*worker);
+  }
+  if (!parts.source) return {};
+  Publisher& publisher = parts.spooler ? static_cast<Publisher&>(*parts.spooler) : parts.nowhere;
+  parts.source_thread = std::thread([&parts, &publisher, &ending, log] {
+    const auto ended = parts.source->run(publisher, parts.source_stop.get_token());
+    if (!ended.ok()) log.error("the source failed: " + ended.error().text());
+    ending.request(ended.ok() ? 0 : exit_code_of(ended.error()));
+  });
+  return {};
+}
+
+void stop_parts(Parts& parts, Milliseconds drain) {
+  parts.source_stop.request_stop();
+  if (parts.worker) {
+    (void)parts.worker->drain(drain);
+    parts.worker->stop();
+  }
+  if (parts.source_thread.joinable()) parts.source_thread.join();
+  parts.admin.reset();
+  if (parts.spooler) parts.spooler->stop();
+}
+
+}  // namespace
+
+void block_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGCHLD);
+  sigprocmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+std::vector<std::string> plugin_folders(const config::Config& config) {
+  auto folders = config.plugin_path;
+  std::error_code failed;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", failed);
+  if (!failed) folders.push_back(self.parent_path().string());
+  return folders;
+}
+
+int run_app(const config::Config& config, const config::AppConfig& app, const Log& log) {
+  auto plugin = PluginLibrary::load(app.plugin, plugin_folders(config));
+  if (!plugin.ok()) {
+    log.error(plugin.error().text());
+    return kExitWrong;
+  }
+  Ending ending;
+  Parts parts;
+  const auto started = start_parts(config, app, *plugin, parts, ending, log);
+  int code = 0;
+  if (started.ok()) {
+    log.info("app is running", {{"app", app.name}, {"pid", std::to_string(getpid())}});
+    code = ending.wait();
+  } else {
+    log.error(started.error().text());
+    code = exit_code_of(started.error());
+  }
+  exit_by(app.drain + Milliseconds(2'000), log);
+  stop_parts(parts, app.drain);
+  log.info("app has stopped", {{"app", app.name}});
+  return code;
+}
+
+int run_spool(const std::string& directory, const std::string& bind, const Log& log) {
+  Ending ending;
+  SpoolerOptions options;
+  options.directory = directory;
+  options.bind = bind.empty() ? "ipc://" + directory + "/dray.sock" : bind;
+  options.keep_groups = true;
+  options.log = log;
+  options.on_failure = [&ending](const Error&) { ending.request(kExitFailed); };
+  if (!std::filesystem::is_directory(directory)) {
+    log.error(directory + ": no such folder; give the directory of a spool");
+    return kExitWrong;
+  }
+  auto spooler = Spooler::open(options);
+  if (!spooler.ok()) {
+    log.error(spooler.error().text());
+    return exit_code_of(spooler.error());
+  }
+  auto admin = start_admin_server(**spooler, directory, log);
+  if (!admin.ok()) {
+    log.error(admin.error().text());
+    return exit_code_of(admin.error());
+  }
+  log.info("serving the spool alone", {{"directory", directory}, {"endpoint", options.bind}});
+  const int code = ending.wait();
+  (*admin).reset();
+  (*spooler)->stop();
+  return code;
+}
+
+}  // namespace dray::app
