@@ -149,7 +149,8 @@ Status start_parts(const config::Config& config, const config::AppConfig& app,
   parts.source_thread = std::thread([&parts, &publisher, &ending, log] {
     const auto ended = parts.source->run(publisher, parts.source_stop.get_token());
     if (!ended.ok()) log.error("the source failed: " + ended.error().text());
-    ending.request(ended.ok() ? 0 : exit_code_of(ended.error()));
+    // Worth a restart: a port that is still taken, a database that is busy.
+    ending.request(ended.ok() ? 0 : kExitFailed);
   });
   return {};
 }
