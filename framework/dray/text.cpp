@@ -127,8 +127,13 @@ Result<std::string> expand_environment(std::string_view text) {
     const auto open = text.find("${", at);
     out += text.substr(at, open - at);
     if (open == std::string_view::npos) break;
-    const auto close = text.find('}', open);
-    if (close == std::string_view::npos) {
+    // The closing brace of this one: a default may hold others.
+    std::size_t close = open + 2;
+    for (int depth = 1; close < text.size(); ++close) {
+      if (text[close] == '{') ++depth;
+      if (text[close] == '}' && --depth == 0) break;
+    }
+    if (close >= text.size()) {
       return Error{ErrorCode::kInvalid, "'${' without a closing '}'", "", 0};
     }
     const std::string_view inside = text.substr(open + 2, close - open - 2);
@@ -138,7 +143,9 @@ Result<std::string> expand_environment(std::string_view text) {
     if (value != nullptr && *value != '\0') {
       out += value;
     } else if (split != std::string_view::npos) {
-      out += inside.substr(split + 2);
+      auto otherwise = expand_environment(inside.substr(split + 2));
+      if (!otherwise.ok()) return otherwise.error();
+      out += *otherwise;
     } else {
       return Error{ErrorCode::kInvalid,
                    "environment variable " + name + " is not set; set it, or give a default: ${" +
