@@ -1,0 +1,163 @@
+#include <random>
+#include <set>
+
+#include "dray/fields.hpp"
+#include "dray/message.hpp"
+#include "dray/sequence_runs.hpp"
+#include "dray/spool/bytes.hpp"
+#include "dray/spool/interval_set.hpp"
+#include "dray/spool/record.hpp"
+
+using namespace dray;
+
+namespace {
+
+struct Line {
+  std::string product;
+  int quantity = 0;
+  DRAY_FIELDS(product, quantity)
+};
+struct Order {
+  std::string id;
+  std::vector<Line> lines;
+  std::optional<std::string> note;
+  std::map<std::string, double> extra;
+  Binary blob;
+  DRAY_FIELDS(id, lines, note, extra, blob)
+};
+
+}  // namespace
+
+TEST_CASE("a struct with fields comes back as it was") {
+  const Order order{"o1", {{"rope", 2}, {"crate", -3}}, std::nullopt, {{"x", 1.5}}, {"\x01\x00z"}};
+  const auto back = from_bytes<Order>(to_bytes(order));
+  REQUIRE(back.ok());
+  CHECK(back->lines[1].quantity == -3);
+  CHECK(!back->note);
+  CHECK(back->extra.at("x") == 1.5);
+}
+
+TEST_CASE("a missing required field, a wrong type and an overflow are named by their path") {
+  struct Bare {
+    std::string id = "x";
+    DRAY_FIELDS(id)
+  };
+  CHECK(from_bytes<Order>(to_bytes(Bare{})).error().text() == "lines: missing");
+  struct WideLine {
+    std::string product = "rope";
+    std::int64_t quantity = 1LL << 40;
+    std::string unknown = "ignored";
+    DRAY_FIELDS(product, quantity, unknown)
+  };
+  CHECK(from_bytes<Line>(to_bytes(WideLine{})).error().text() ==
+        "quantity: integer 1099511627776 is out of range");
+  CHECK(from_bytes<Line>("\xc3").error().text() == "expected a map, found a boolean");
+}
+
+TEST_CASE("five bytes cannot ask for gigabytes, and deep nesting is refused") {
+  CHECK(!Document::parse(std::string_view("\xdd\xff\x00\x00\x00", 5)).ok());
+  CHECK(!Document::parse(std::string(100, '\x91') + "\xc0").ok());
+  CHECK(!Document::parse("").ok());
+  CHECK(!Document::parse("\xc0\xc0").ok());
+}
+
+TEST_CASE("an envelope comes back, and no damaged one crashes the reader") {
+  Draft draft{"order.placed", "\xa1x", {}};
+  draft.options.key = "k";
+  draft.options.dedup = "d";
+  draft.options.headers = {{"traceparent", "00-1"}};
+  draft.options.expires_at = UtcTime(Milliseconds(1234));
+  const auto bytes = encode_envelope(draft, uuid_v4(), UtcTime(Milliseconds(99)));
+  const auto view = parse_envelope(bytes);
+  REQUIRE(view.ok());
+  CHECK(view->topic == "order.placed");
+  CHECK(view->key == "k");
+  CHECK(view->expires_at->time_since_epoch().count() == 1234);
+  CHECK(!view->deliver_at);
+  CHECK(parse_headers(view->headers)->front().second == "00-1");
+  std::mt19937 random(4711);
+  for (int i = 0; i < 20'000; ++i) {
+    std::string damaged = bytes.substr(0, random() % (bytes.size() + 1));
+    for (int k = 0; k < 3 && !damaged.empty(); ++k) {
+      damaged[random() % damaged.size()] = static_cast<char>(random());
+    }
+    (void)parse_envelope(damaged);
+    (void)Document::parse(damaged);
+  }
+}
+
+TEST_CASE("drafts beyond the limits are refused with the limit") {
+  Draft draft{"t", "", {}};
+  CHECK(check_draft(draft, {}).ok());
+  draft.topic = "a..b";
+  CHECK(check_draft(draft, {}).error().text() == "topic 'a..b': a part between dots is empty");
+  draft.topic = "t";
+  draft.body.resize((16U << 20) + 1);
+  CHECK(check_draft(draft, {}).error().text() == "the body is 16777217 bytes, the limit is 16777216");
+  draft.body.clear();
+  draft.options.headers.resize(65, {"a", "b"});
+  CHECK(!check_draft(draft, {}).ok());
+}
+
+TEST_CASE("runs: neighbours cost two numbers, and hostile lists are refused") {
+  std::vector<Sequence> sequences{1, 2, 3, 7, 1000};
+  std::string bytes;
+  Encoder encoder(bytes);
+  encode_runs(encoder, sequences);
+  CHECK(bytes.size() == 9);
+  CHECK(*decode_runs(Document::parse(bytes)->root()) == sequences);
+  std::string hostile;
+  Encoder bad(hostile);
+  bad.array(2);
+  bad.natural(1);
+  bad.natural(1ULL << 60);
+  CHECK(!decode_runs(Document::parse(hostile)->root()).ok());
+}
+
+TEST_CASE("CRC-32C has the value of RFC 3720") {
+  CHECK(spool::crc32c(0, "123456789") == 0xE3069283);
+  CHECK(spool::crc32c(spool::crc32c(0, "1234"), "56789") == 0xE3069283);
+}
+
+TEST_CASE("a record that was moved, or altered in any byte, fails") {
+  std::string bytes;
+  spool::RecordHeader header;
+  header.type = spool::RecordType::kMessage;
+  header.lsn = 17;
+  spool::append_record(bytes, 42, 4096, header, "payload");
+  CHECK(bytes.size() == spool::record_size(7));
+  const auto whole = [&](std::string_view in, std::uint64_t offset) {
+    const auto found = spool::decode_record_header(in, 42, offset);
+    return found && spool::payload_passes(*found, 42, offset, in.substr(32, found->payload_size));
+  };
+  CHECK(whole(bytes, 4096));
+  CHECK(!whole(bytes, 4104));
+  for (std::size_t i = 0; i < 39; ++i) {
+    std::string altered = bytes;
+    altered[i] = static_cast<char>(altered[i] ^ 4);
+    INFO(i);
+    CHECK(!whole(altered, 4096));
+  }
+}
+
+TEST_CASE("an interval set agrees with a plain set, from a seed") {
+  std::mt19937 random(99);
+  spool::IntervalSet intervals;
+  std::set<std::uint64_t> plain;
+  for (int i = 0; i < 5000; ++i) {
+    const std::uint64_t value = 1 + random() % 300;
+    if (random() % 3 == 0) {
+      intervals.remove(value);
+      plain.erase(value);
+    } else {
+      const std::uint64_t last = value + random() % 4;
+      intervals.add(value, last);
+      for (auto each = value; each <= last; ++each) plain.insert(each);
+    }
+    const std::uint64_t probe = 1 + random() % 310;
+    REQUIRE(intervals.contains(probe) == (plain.count(probe) != 0));
+    auto gap = probe;
+    while (plain.count(gap) != 0) ++gap;
+    REQUIRE(intervals.first_gap(probe) == gap);
+  }
+}

@@ -1,0 +1,92 @@
+#include "dray/config/config.hpp"
+
+#include "dray/text.hpp"
+
+using namespace dray;
+using namespace std::chrono_literals;
+
+namespace {
+
+const char* const kGood = R"(
+[spool.orders]
+directory = "${DRAY_TEST_UNSET:-./var}/orders"
+bind = "ipc://./var/s"
+max_size = "2GiB"
+  [spool.orders.group.email]
+  topics = ["order.placed"]
+[app.order]
+plugin = "order"
+source = "front"
+publish = "orders"
+settings = { listen = "127.0.0.1:1", deep = 3, on = true }
+[app.email]
+plugin = "email"
+handler = "send"
+consume = { group = "email", from = ["orders"] }
+threads = 4
+timeout = "1.5s"
+retry = { max_attempts = 3, initial = "10ms", max = "1m", jitter = 0 }
+)";
+
+std::string faults_of(std::string text, const std::string& from, const std::string& to) {
+  const auto at = text.find(from);
+  REQUIRE(at != std::string::npos);
+  text.replace(at, from.size(), to);
+  std::string all;
+  for (const auto& fault : config::parse_config(text, "shop.toml").faults) all += fault.text() + "\n";
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("a good config is read whole") {
+  const auto loaded = config::parse_config(kGood, "shop.toml");
+  for (const auto& fault : loaded.faults) UNSCOPED_INFO(fault.text());
+  REQUIRE(loaded.faults.empty());
+  CHECK(loaded.config.spools.at("orders").directory == "./var/orders");
+  CHECK(loaded.config.spools.at("orders").max_size == 2ULL << 30);
+  const auto* email = loaded.config.find_app("email");
+  REQUIRE(email != nullptr);
+  CHECK(email->consume->endpoints == std::vector<std::string>{"ipc://./var/s"});
+  CHECK(email->timeout == 1500ms);
+  CHECK(email->retry.max == 1min);
+  CHECK(loaded.config.find_app("order")->settings.integer("deep", 0) == 3);
+}
+
+TEST_CASE("faults say file, line, column and what to do") {
+  CHECK(faults_of(kGood, "publish =", "publsh =") ==
+        "shop.toml:2:1: no app publishes to spool 'orders'; give one of them publish = \"orders\"\n"
+        "shop.toml:11:1: unknown key 'publsh' in app.order; did you mean 'publish'?\n");
+  CHECK(faults_of(kGood, "\"1.5s\"", "30") ==
+        "shop.toml:18:11: 'timeout' has no unit; write it like \"30s\"\n");
+  CHECK(faults_of(kGood, "\"2GiB\"", "\"2 potatoes\"").find("unknown unit ' potatoes'") !=
+        std::string::npos);
+  CHECK(faults_of(kGood, "from = [\"orders\"]", "from = [\"order\"]").find("did you mean 'orders'?") !=
+        std::string::npos);
+  CHECK(faults_of(kGood, "ipc://./var/s", "tcp://0.0.0.0:5555").find("leaves this machine") !=
+        std::string::npos);
+  CHECK(faults_of(kGood, "${DRAY_TEST_UNSET:-./var}", "${DRAY_TEST_UNSET}")
+            .find("environment variable DRAY_TEST_UNSET is not set") != std::string::npos);
+  CHECK(faults_of(kGood, "[app.order]", "[app.order").find("shop.toml:8:") == 0);
+  CHECK(faults_of(kGood, "group = \"email\"", "group = \"mail\"")
+            .find("has no group 'mail'") != std::string::npos);
+}
+
+TEST_CASE("all faults are found in one pass") {
+  const auto loaded = config::parse_config(
+      "[spool.a]\nbind = 3\n[app.x]\nthreads = 0\nbad = 1\n[app.y]\nplugin = \"p\"\n", "f");
+  CHECK(loaded.faults.size() >= 6);
+}
+
+TEST_CASE("durations and sizes need units and know their limits") {
+  CHECK(*parse_duration("250ms") == 250ms);
+  CHECK(*parse_duration("7d") == 168h);
+  for (const auto* bad : {"", "30", "-1s", "1y", "1e99d", "s", "nan s"}) {
+    INFO(bad);
+    CHECK(!parse_duration(bad).ok());
+  }
+  CHECK(*parse_size("64KiB") == 65536);
+  CHECK(!parse_size("64").ok());
+  CHECK(duration_text(90s) == "90s");
+  CHECK(duration_text(1500ms) == "1.5s");
+}
