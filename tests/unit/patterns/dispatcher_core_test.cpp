@@ -1,0 +1,381 @@
+#include "dray/balancing/dispatcher_core.hpp"
+
+#include <algorithm>
+
+using namespace dray;
+using namespace dray::balancing;
+using namespace std::chrono_literals;
+
+namespace {
+
+// Plays spool, network and clock for one dispatcher core with one group "g" of topic "t".
+class Bench {
+ public:
+  explicit Bench(std::vector<spool::RecordedSession> recorded = {}, Sequence boundary = 1,
+                 std::unique_ptr<spool::GroupState> state = nullptr) {
+    if (!state) {
+      state = std::make_unique<spool::GroupState>(spool::GroupId{0}, "g");
+      state->declare(1, {"t"}, spool::GroupStanding::kAttached);
+    }
+    std::vector<std::unique_ptr<spool::GroupState>> groups;
+    groups.push_back(std::move(state));
+    DispatcherOptions options;
+    options.epoch = 5;
+    options.boundary = boundary;
+    next_ = boundary;
+    core = std::make_unique<DispatcherCore>(
+        options, std::move(groups), recorded,
+        [](std::string_view topic) { return topic == "t" ? spool::GroupMask{1} : 0; }, now());
+  }
+
+  Now now() const { return {clock.steady(), clock.utc()}; }
+
+  Sequence publish() {
+    const Sequence sequence = next_++;
+    spool::Committed committed;
+    committed.first = committed.last = sequence;
+    auto bytes = std::make_shared<std::string>("envelope " + std::to_string(sequence));
+    stored[sequence] = bytes;
+    committed.messages.push_back({sequence, 1, Priority::kNormal, 0, 0, bytes, *bytes});
+    core->on_committed(std::move(committed), now());
+    settle_down();
+    return sequence;
+  }
+
+  void hello(const std::string& peer, const Uuid& session, std::uint32_t window = 10,
+             std::vector<TokenRange> held = {}) {
+    Hello hello;
+    hello.session = session;
+    hello.group = "g";
+    hello.window_messages = window;
+    hello.window_bytes = 1 << 20;
+    hello.retry.max_attempts = 3;
+    hello.retry.jitter = 0;
+    hello.held = std::move(held);
+    core->on_frame(peer, hello, now());
+    settle_down();
+  }
+
+  void answer(const std::string& peer, Sequence sequence, ResultKind kind, std::uint32_t number = 1,
+              std::uint64_t epoch = 5) {
+    ResultFrame frame;
+    frame.items.push_back({kind, {epoch, number, {sequence}}, "because", -1, {}});
+    core->on_frame(peer, frame, now());
+    settle_down();
+  }
+
+  void advance(std::chrono::nanoseconds by) {
+    clock.advance(by);
+    core->tick(now());
+    settle_down();
+  }
+
+  // Carries out all actions, commits at once, until nothing is left to do.
+  void settle_down() {
+    for (auto actions = core->take_actions(now()); !actions.empty();
+         actions = core->take_actions(now())) {
+      for (auto& send : actions.sends) {
+        auto frame = decode_frame(send.frame);
+        REQUIRE(frame.ok());
+        if (const auto* deliver = std::get_if<Deliver>(&*frame)) {
+          for (const auto& each : deliver->deliveries) {
+            delivered[send.peer].push_back({each.sequence, each.number, each.attempt, {}});
+          }
+        } else if (const auto* confirm = std::get_if<Confirm>(&*frame)) {
+          for (const auto& range : confirm->tokens) {
+            for (const auto sequence : range.sequences) confirmed[send.peer].push_back(sequence);
+          }
+        } else if (const auto* refused = std::get_if<Refused>(&*frame)) {
+          refusals.push_back(refused->code);
+        }
+      }
+      for (auto& submission : actions.submissions) commit(submission);
+      for (const auto& refill : actions.refills) {
+        std::vector<ReadyMessage> messages;
+        for (auto each = stored.lower_bound(refill.from);
+             each != stored.end() && each->first < refill.before; ++each) {
+          messages.push_back({each->first, 0, 0, each->second, *each->second});
+        }
+        core->on_refilled(refill.group, refill.lane, refill.from, refill.before,
+                          std::move(messages));
+      }
+      for (const auto& fetch : actions.fetches) {
+        const auto& bytes = stored.at(fetch.sequence);
+        core->on_fetched(fetch.group, fetch.sequence,
+                         ReadyMessage{fetch.sequence, 0, 0, bytes, *bytes});
+      }
+      CHECK(core->group_state(0).counts().balanced());  // P2
+    }
+  }
+
+  const spool::GroupCounts& counts() const { return core->group_state(0).counts(); }
+
+  VirtualClock clock;
+  std::unique_ptr<DispatcherCore> core;
+  std::map<std::string, std::vector<Delivered>> delivered;
+  std::map<std::string, std::vector<Sequence>> confirmed;
+  std::vector<std::string> refusals;
+  std::map<Sequence, std::shared_ptr<std::string>> stored;
+  std::vector<spool::RecordType> records;
+
+ private:
+  void commit(const spool::Submission& submission) {
+    spool::Committed committed;
+    committed.first = next_;
+    for (const auto& entry : submission.entries) {
+      records.push_back(entry.type);
+      ++next_;
+    }
+    committed.last = next_ - 1;
+    if (submission.ticket != 0) committed.tickets.emplace_back(submission.ticket, committed.first);
+    core->on_committed(std::move(committed), now());
+  }
+  Sequence next_ = 1;
+};
+
+const Uuid kOne = *Uuid::from_text("00000000-0000-4000-8000-000000000001");
+const Uuid kTwo = *Uuid::from_text("00000000-0000-4000-8000-000000000002");
+
+}  // namespace
+
+TEST_CASE("a session is recorded before its first delivery, and a result settles and is confirmed") {
+  Bench bench;
+  const auto sequence = bench.publish();
+  bench.hello("a", kOne);
+  REQUIRE(bench.delivered["a"].size() == 1);
+  CHECK(bench.records.front() == spool::RecordType::kSession);
+  CHECK(bench.counts().pending == 1);
+  bench.answer("a", sequence, ResultKind::kDone);
+  CHECK(bench.counts().done == 1);
+  CHECK(bench.confirmed["a"] == std::vector<Sequence>{sequence});
+}
+
+TEST_CASE("a window is never exceeded, and its credit comes back with each answer") {
+  Bench bench;
+  bench.hello("a", kOne, 2);
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < 5; ++i) sequences.push_back(bench.publish());
+  CHECK(bench.delivered["a"].size() == 2);
+  for (const auto sequence : sequences) bench.answer("a", sequence, ResultKind::kDone);
+  CHECK(bench.delivered["a"].size() == 5);
+  CHECK(bench.counts().done == 5);
+}
+
+TEST_CASE("work is spread over sessions, least loaded first") {
+  Bench bench;
+  bench.hello("a", kOne, 100);
+  bench.hello("b", kTwo, 100);
+  for (int i = 0; i < 40; ++i) bench.publish();
+  CHECK(bench.delivered["a"].size() == 20);
+  CHECK(bench.delivered["b"].size() == 20);
+}
+
+TEST_CASE("a retry waits its back-off, counts, and ends as a dead letter at max_attempts") {
+  Bench bench;
+  const auto sequence = bench.publish();
+  bench.hello("a", kOne);
+  bench.answer("a", sequence, ResultKind::kRetry, 1);
+  CHECK(bench.delivered["a"].size() == 1);
+  bench.advance(999ms);
+  CHECK(bench.delivered["a"].size() == 1);
+  bench.advance(1ms);
+  REQUIRE(bench.delivered["a"].size() == 2);
+  CHECK(bench.delivered["a"][1].number == 2);
+  CHECK(bench.delivered["a"][1].attempt == 2);
+  bench.answer("a", sequence, ResultKind::kRetry, 2);
+  bench.advance(2s);
+  REQUIRE(bench.delivered["a"].size() == 3);
+  bench.answer("a", sequence, ResultKind::kRetry, 3);
+  CHECK(bench.counts().dead == 1);
+  CHECK(bench.counts().pending == 0);
+  bench.core->revive(0, {sequence});
+  bench.settle_down();
+  CHECK(bench.counts().dead == 0);
+  REQUIRE(bench.delivered["a"].size() == 4);
+  CHECK(bench.delivered["a"][3].attempt == 1);
+  CHECK(bench.delivered["a"][3].number == 4);
+}
+
+TEST_CASE("snooze and return count no attempt; reject is dead at once") {
+  Bench bench;
+  const auto sequence = bench.publish();
+  bench.hello("a", kOne);
+  bench.answer("a", sequence, ResultKind::kReturned, 1);
+  REQUIRE(bench.delivered["a"].size() == 2);
+  CHECK(bench.delivered["a"][1].attempt == 1);
+  bench.answer("a", sequence, ResultKind::kSnooze, 2);
+  bench.advance(1ms);
+  REQUIRE(bench.delivered["a"].size() == 3);
+  CHECK(bench.delivered["a"][2].attempt == 1);
+  bench.answer("a", sequence, ResultKind::kReject, 3);
+  CHECK(bench.counts().dead == 1);
+}
+
+TEST_CASE("an answer of a delivery that is no longer granted changes nothing and is told to forget") {
+  Bench bench;
+  const auto sequence = bench.publish();
+  bench.hello("a", kOne);
+  bench.answer("a", sequence, ResultKind::kReturned, 1);
+  bench.answer("a", sequence, ResultKind::kDone, 1);  // number 2 is granted by now
+  CHECK(bench.counts().done == 0);
+  CHECK(bench.core->stale_results() == 1);
+  bench.answer("a", sequence, ResultKind::kDone, 2, 4);  // another epoch
+  CHECK(bench.counts().done == 0);
+  CHECK(bench.confirmed["a"].size() == 3);
+  bench.answer("a", sequence, ResultKind::kDone, 2);
+  CHECK(bench.counts().done == 1);
+}
+
+TEST_CASE("a silent session loses its deliveries after one lease: alone counts an attempt") {
+  Bench bench;
+  bench.publish();
+  bench.hello("a", kOne);
+  bench.advance(9'999ms);
+  CHECK(bench.core->session_status().size() == 1);
+  bench.advance(1ms);
+  CHECK(bench.core->session_status().empty());
+  bench.hello("b", kTwo);
+  bench.advance(1s);
+  REQUIRE(bench.delivered["b"].size() == 1);
+  CHECK(bench.delivered["b"][0].attempt == 2);
+}
+
+TEST_CASE("in company nobody is counted; suspects come back one at a time, alone") {
+  Bench bench;
+  bench.hello("a", kOne);
+  for (int i = 0; i < 3; ++i) bench.publish();
+  bench.core->on_unreachable("a", bench.now());
+  bench.advance(2s);  // reconnect_grace
+  bench.hello("b", kTwo);
+  REQUIRE(bench.delivered["b"].size() == 1);
+  CHECK(bench.delivered["b"][0].attempt == 1);
+  bench.publish();
+  CHECK(bench.delivered["b"].size() == 1);  // the suspect is alone with the worker
+  bench.answer("b", bench.delivered["b"][0].sequence, ResultKind::kDone, 2);
+  REQUIRE(bench.delivered["b"].size() == 2);
+  bench.answer("b", bench.delivered["b"][1].sequence, ResultKind::kDone, 2);
+  REQUIRE(bench.delivered["b"].size() == 3);
+  bench.answer("b", bench.delivered["b"][2].sequence, ResultKind::kDone, 2);
+  REQUIRE(bench.delivered["b"].size() == 4);  // now the new one
+  bench.answer("b", bench.delivered["b"][3].sequence, ResultKind::kDone, 1);
+  CHECK(bench.counts().done == 4);
+}
+
+TEST_CASE("a poison message that kills each worker is dead after max_attempts, its company is not") {
+  Bench bench;
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < 3; ++i) sequences.push_back(bench.publish());
+  const Sequence poison = sequences[1];
+  for (std::uint8_t life = 1; life < 12 && bench.counts().pending > 0; ++life) {
+    Uuid session = kOne;
+    session.bytes[0] = life;
+    const std::string peer = "w" + std::to_string(life);
+    bench.hello(peer, session);
+    bench.advance(5s);  // back-off of what was lost alone
+    bool alive = true;
+    for (std::size_t i = 0; alive && i < bench.delivered[peer].size(); ++i) {
+      const auto each = bench.delivered[peer][i];
+      if (each.sequence == poison) {
+        alive = false;
+      } else {
+        bench.answer(peer, each.sequence, ResultKind::kDone, each.number);
+      }
+    }
+    if (!alive) {
+      bench.core->on_unreachable(peer, bench.now());
+      bench.advance(2s);
+    }
+  }
+  CHECK(bench.counts().done == 2);
+  CHECK(bench.counts().dead == 1);
+}
+
+TEST_CASE("a reconnect inside the grace keeps what is held, and gives back what never arrived") {
+  Bench bench;
+  bench.hello("a", kOne);
+  const auto first = bench.publish();
+  const auto second = bench.publish();
+  bench.core->on_unreachable("a", bench.now());
+  bench.advance(1s);
+  bench.hello("a2", kOne, 10, {{5, 1, {first}}});
+  REQUIRE(bench.delivered["a2"].size() == 1);
+  CHECK(bench.delivered["a2"][0].sequence == second);
+  CHECK(bench.delivered["a2"][0].number == 2);
+  CHECK(bench.delivered["a2"][0].attempt == 1);
+  bench.answer("a2", first, ResultKind::kDone, 1);
+  bench.answer("a2", second, ResultKind::kDone, 2);
+  CHECK(bench.counts().done == 2);
+}
+
+TEST_CASE("after a restart older messages wait for recorded sessions, new ones flow at once") {
+  auto state = std::make_unique<spool::GroupState>(spool::GroupId{0}, "g");
+  state->declare(1, {"t"}, spool::GroupStanding::kAttached);
+  for (int i = 0; i < 3; ++i) state->accept();  // sequences 2, 3, 4
+  state->skip(1, 1);
+  state->skip(5, 9);
+  state->delivered(2, 1, 4);
+  Bench bench({{kOne, 0, "old worker"}}, 10, std::move(state));
+  for (Sequence sequence = 2; sequence <= 4; ++sequence) {
+    bench.stored[sequence] = std::make_shared<std::string>("old");
+  }
+  SECTION("the session returns: what it holds is not delivered a second time (P5)") {
+    bench.hello("b", kTwo);
+    const auto fresh = bench.publish();
+    REQUIRE(bench.delivered["b"].size() == 1);
+    CHECK(bench.delivered["b"][0].sequence == fresh);
+    bench.hello("a", kOne, 10, {{4, 1, {2, 3}}});  // 3: granted, and the record was lost
+    bench.advance(0s);
+    std::vector<Sequence> all;
+    for (const auto* peer : {"a", "b"}) {
+      for (const auto& each : bench.delivered[peer]) all.push_back(each.sequence);
+    }
+    std::sort(all.begin(), all.end());
+    CHECK(all == std::vector<Sequence>{4, fresh});
+    bench.answer("a", 2, ResultKind::kDone, 1, 4);
+    bench.answer("a", 3, ResultKind::kDone, 1, 4);
+    CHECK(bench.counts().done == 2);
+    CHECK(bench.core->stale_results() == 0);
+  }
+  SECTION("the session stays away: one lease later all is delivered, and its late word is stale") {
+    bench.hello("b", kTwo);
+    CHECK(bench.delivered["b"].empty());
+    bench.core->on_frame("b", Heartbeat{}, bench.now());
+    bench.advance(9s);
+    bench.core->on_frame("b", Heartbeat{}, bench.now());
+    bench.advance(1s);
+    CHECK(bench.delivered["b"].size() == 3);
+    bench.hello("a", kOne, 10, {{4, 1, {2}}});
+    CHECK(bench.confirmed["a"] == std::vector<Sequence>{2});
+    bench.answer("a", 2, ResultKind::kDone, 1, 4);
+    CHECK(bench.counts().done == 0);
+  }
+}
+
+TEST_CASE("frames of strangers are refused: no session, no such group") {
+  Bench bench;
+  bench.core->on_frame("x", Heartbeat{}, bench.now());
+  Hello hello;
+  hello.group = "nowhere";
+  bench.core->on_frame("x", hello, bench.now());
+  bench.settle_down();
+  CHECK(bench.refusals == std::vector<std::string>{"unknown-session", "unknown-group"});
+}
+
+TEST_CASE("a follow-up to a topic without a group is a failed attempt, and nothing is published") {
+  Bench bench;
+  const auto sequence = bench.publish();
+  bench.hello("a", kOne);
+  ResultFrame frame;
+  const auto now = bench.clock.utc();
+  frame.items.push_back({ResultKind::kDone,
+                         {5, 1, {sequence}},
+                         "",
+                         -1,
+                         {encode_envelope(Draft{"elsewhere", "\xc0", {}}, uuid_v7(now), now)}});
+  bench.core->on_frame("a", frame, bench.now());
+  bench.settle_down();
+  CHECK(bench.counts().done == 0);
+  bench.advance(1s);
+  REQUIRE(bench.delivered["a"].size() == 2);
+  CHECK(bench.delivered["a"][1].attempt == 2);
+}
