@@ -10,6 +10,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kDeadListMax = 1'000;
+constexpr int kJsonDepthMax = 16;
 
 http::Response json_response(unsigned status, const json& body) {
   return {status, "application/json",
@@ -110,7 +111,15 @@ void route(Spooler& spooler, const http::Request& request, const http::Responder
   }
   if (get && request.path == "/v0/dead") return responder.reply(list_dead(spooler, request));
   if (!get) {
-    const auto body = json::parse(request.body, nullptr, false);
+    bool deep = false;
+    const auto body = json::parse(
+        request.body,
+        [&deep](int depth, json::parse_event_t, json&) {
+          deep = deep || depth > kJsonDepthMax;
+          return !deep;
+        },
+        false);
+    if (deep) return responder.reply(bad_request("the body is nested deeper than 16 levels"));
     if (!body.is_object()) return responder.reply(bad_request("the body must be a JSON object"));
     try {
       if (request.path == "/v0/publish") return publish(spooler, body, responder);

@@ -75,8 +75,8 @@ void exit_by(Milliseconds deadline, const Log& log) {
 }
 
 struct Parts {
-  std::unique_ptr<Spooler> spooler;
   std::unique_ptr<http::Server> admin;
+  std::unique_ptr<Spooler> spooler;
   std::unique_ptr<Worker> worker;
   std::unique_ptr<HostedSource> source;
   NoPublisher nowhere;
@@ -162,8 +162,10 @@ void stop_parts(Parts& parts, Milliseconds drain) {
     parts.worker->stop();
   }
   if (parts.source_thread.joinable()) parts.source_thread.join();
-  parts.admin.reset();
+  // The admin server's memory outlives the spool: a receipt's callback may hold a connection.
+  if (parts.admin) parts.admin->stop();
   if (parts.spooler) parts.spooler->stop();
+  parts.admin.reset();
 }
 
 }  // namespace
@@ -233,7 +235,7 @@ int run_spool(const std::string& directory, const std::string& bind, const Log& 
   }
   log.info("serving the spool alone", {{"directory", directory}, {"endpoint", options.bind}});
   const int code = ending.wait();
-  (*admin).reset();
+  (*admin)->stop();
   (*spooler)->stop();
   return code;
 }

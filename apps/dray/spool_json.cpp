@@ -3,6 +3,8 @@
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 
+#include "dray/codec.hpp"
+
 namespace dray::app {
 
 nlohmann::json to_json(const SpoolStatus& status) {
@@ -55,8 +57,12 @@ nlohmann::json to_json(const DeadLetter& letter) {
                        {"attempts", attempt.attempts}});
   }
   // A body that cannot be decoded may be just why the letter is dead.
-  auto body = nlohmann::json::from_msgpack(letter.body, true, false);
-  if (body.is_discarded()) body = nullptr;
+  // Document refuses deep nesting, on which the JSON library would recurse without end.
+  nlohmann::json body = nullptr;
+  if (Document::parse(letter.body).ok()) {
+    body = nlohmann::json::from_msgpack(letter.body, true, false);
+    if (body.is_discarded()) body = nullptr;
+  }
   return {{"sequence", letter.sequence}, {"id", letter.id},         {"topic", letter.topic},
           {"key", letter.key},           {"cause", letter.cause},   {"reason", letter.reason},
           {"worker", letter.worker},     {"died_at", letter.died_at},

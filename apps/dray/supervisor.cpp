@@ -97,6 +97,8 @@ class Supervisor {
       return;
     }
     if (pid == 0) {
+      // Ctrl-C reaches only the supervisor, which stops workers before the spools they answer to.
+      setpgid(0, 0);
       setenv(kSupervisorVariable, std::to_string(supervisor).c_str(), 1);
       execl("/proc/self/exe", "dray", "run", config_.file.c_str(), "--app",
             child.app->name.c_str(), static_cast<char*>(nullptr));

@@ -202,7 +202,8 @@ class Connection final : public std::enable_shared_from_this<Connection<Protocol
     }
     stream_.expires_never();
     auto message = parser_->release();
-    const bool keep_alive = message.keep_alive();
+    // The answer to HEAD has no body; ours has, so the connection ends with it.
+    const bool keep_alive = message.keep_alive() && message.method() != beast_http::verb::head;
     const auto target = std::make_shared<Target>(shared_from_this(), keep_alive);
     try {
       shared_->handler(to_request(std::move(message)), Responder(target));

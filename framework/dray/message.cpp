@@ -1,5 +1,8 @@
 #include "dray/message.hpp"
 
+#include <algorithm>
+#include <set>
+
 #include "dray/codec.hpp"
 #include "dray/fields.hpp"
 #include "dray/msgpack_limits.hpp"
@@ -83,8 +86,7 @@ class EnvelopeVisitor : public LimitVisitor {
 
  private:
   static bool time(std::uint64_t ms, UtcTime& out) {
-    constexpr std::uint64_t kLatest = 253402300799999;  // end of the year 9999
-    if (ms > kLatest) return false;
+    if (ms > static_cast<std::uint64_t>(kTimeMsMax)) return false;
     out = UtcTime(Milliseconds(static_cast<std::int64_t>(ms)));
     return true;
   }
@@ -147,6 +149,11 @@ Status check_draft(const Draft& draft, const MessageLimits& limits) {
                      std::to_string(limits.headers_max),
                  "", 0};
   }
+  if (std::set<std::string_view> names; !std::all_of(
+          options.headers.begin(), options.headers.end(),
+          [&](const auto& header) { return names.insert(header.first).second; })) {
+    return Error{ErrorCode::kInvalid, "a header is given twice", "", 0};
+  }
   for (const auto& [name, value] : options.headers) {
     if (name.empty() || name.size() + value.size() > limits.header_bytes_max) {
       return over_limit("header '" + name + "'", name.size() + value.size(),
@@ -154,8 +161,10 @@ Status check_draft(const Draft& draft, const MessageLimits& limits) {
     }
   }
   for (const auto& time : {options.deliver_at, options.expires_at}) {
-    if (time && time->time_since_epoch().count() < 0) {
-      return Error{ErrorCode::kInvalid, "deliver_at and expires_at must not be before 1970", "", 0};
+    if (time && (time->time_since_epoch().count() < 0 ||
+                 time->time_since_epoch().count() > kTimeMsMax)) {
+      return Error{ErrorCode::kInvalid, "deliver_at and expires_at must lie from 1970 to 9999", "",
+                   0};
     }
   }
   return {};

@@ -67,6 +67,9 @@ struct EnvelopeView {
   std::string_view body;     // MessagePack
 };
 
+// The latest time that a message may name: the end of the year 9999, in milliseconds.
+inline constexpr std::int64_t kTimeMsMax = 253402300799999;
+
 // Topics and groups are dotted names: letters, digits, '.', '-', '_', 1 to 128 bytes, no empty
 // part. Returns the fault in words, or nothing.
 std::optional<std::string> name_fault(std::string_view name, std::size_t bytes_max = 128);

@@ -16,10 +16,12 @@ namespace dray {
 
 inline constexpr std::size_t kRunSequencesMax = 1U << 20;
 
-// REQUIRES: strictly ascending, none 0.
+// REQUIRES: strictly ascending, none 0, at most kRunSequencesMax.
 void encode_runs(Encoder& encoder, const std::vector<Sequence>& sequences);
 
 // kCorrupt if it is no such list.
 Result<std::vector<Sequence>> decode_runs(const Value& value);
+// The same, with a bound that several lists share; `left` is lowered by what was read.
+Result<std::vector<Sequence>> decode_runs(const Value& value, std::size_t& left);
 
 }  // namespace dray

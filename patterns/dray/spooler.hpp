@@ -8,7 +8,7 @@
 // Threading: any thread; see publisher.hpp for what callbacks may do. open and stop from one
 // thread.
 // Failure: open returns what recovery found. When the disk fails, on_failure is called once from a
-// Dray thread: stop and start again, the restart recovers.
+// Dray thread: leave the callback, then stop (never inside it) and open again; that recovers.
 // Ownership: owns its threads, files and socket; stop() (or the destructor) ends them.
 #pragma once
 

@@ -58,6 +58,8 @@ Response later(unsigned status, const std::string& title, const std::string& det
   return response;
 }
 
+Response closing() { return later(503, "Service Unavailable", "the shop is closing", "1"); }
+
 Response refused(const dray::Error& error) {
   switch (error.code) {
     case dray::ErrorCode::kConflict:
@@ -101,16 +103,19 @@ std::optional<OrderState> OrderFront::Recent::find(const std::string& order_id) 
   return found->second;
 }
 
-void OrderFront::Pending::begin() {
+bool OrderFront::Pending::begin() {
   const std::lock_guard lock(mutex_);
+  if (closed_) return false;
   ++count_;
+  return true;
 }
 void OrderFront::Pending::end() {
   const std::lock_guard lock(mutex_);
   if (--count_ == 0) none_.notify_all();
 }
-void OrderFront::Pending::wait_for_none() {
+void OrderFront::Pending::close() {
   std::unique_lock lock(mutex_);
+  closed_ = true;
   none_.wait(lock, [this] { return count_ == 0; });
 }
 
@@ -134,24 +139,24 @@ void OrderFront::run(dray::Publisher& publisher, std::stop_token stop) {
         return state ? state_json(*state) : std::string();
       },
       log_);
-  auto server = dray::http::Server::start(
+  auto started = dray::http::Server::start(
       listen_, dray::http::Limits{},
       [this, &publisher](const Request& request, const Responder& responder) {
         route(publisher, request, responder);
       },
       log_);
-  if (!server.ok()) throw std::runtime_error(server.error().text());
-  log_.info("the shop is open", {{"address", "http://" + (*server)->address() + "/"}});
+  if (!started.ok()) throw std::runtime_error(started.error().text());
+  server_ = std::move(*started);
+  log_.info("the shop is open", {{"address", "http://" + server_->address() + "/"}});
   std::promise<void> stopped;
   {
     const std::stop_callback on_stop(stop, [&stopped] { stopped.set_value(); });
     stopped.get_future().wait();
   }
-  // Receipts under way still use the server.
-  pending_.wait_for_none();
+  pending_.close();
+  server_->stop();  // no request uses the hub and the client from here on
   hub_.reset();
   invoice_client_.reset();
-  (*server)->stop();
 }
 
 void OrderFront::route(dray::Publisher& publisher, const Request& request,
@@ -210,7 +215,7 @@ void OrderFront::place(dray::Publisher& publisher, const Request& request,
   state.currency = order->currency;
   dray::PublishOptions options;
   options.dedup = "order/" + order->order_id;
-  pending_.begin();
+  if (!pending_.begin()) return responder.reply(closing());
   publisher.publish_async(
       kOrderPlaced, *order, options,
       [this, responder, state = std::move(state)](const dray::Result<dray::Receipt>& receipt) {
@@ -254,7 +259,7 @@ void OrderFront::send_invoice(const std::string& order_id, const Responder& resp
   if (!find(*view_, order_id)) {
     return responder.reply(problem(404, "Not Found", "there is no order " + order_id));
   }
-  pending_.begin();
+  if (!pending_.begin()) return responder.reply(closing());
   invoice_client_->call_async(
       {order_id}, kInvoiceTimeout, [this, responder](const dray::Result<InvoiceFile>& file) {
         if (file.ok()) {

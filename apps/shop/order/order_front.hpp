@@ -50,14 +50,17 @@ class OrderFront final : public dray::Source {
   // Receipts that are on their way to a client.
   class Pending {
    public:
-    void begin();
+    // False once closed.
+    bool begin();
     void end();
-    void wait_for_none();
+    // Lets no more begin, and waits for those that did.
+    void close();
 
    private:
     std::mutex mutex_;
     std::condition_variable none_;
     std::size_t count_ = 0;
+    bool closed_ = false;
   };
 
   void route(dray::Publisher& publisher, const dray::http::Request& request,
@@ -68,6 +71,8 @@ class OrderFront final : public dray::Source {
   void send_invoice(const std::string& order_id, const dray::http::Responder& responder);
   std::optional<OrderState> find(OrderView& view, const std::string& order_id) const;
 
+  // First, so destroyed last: a receipt's callback holds a connection until the spool has stopped.
+  std::unique_ptr<dray::http::Server> server_;
   std::string listen_;
   std::string database_;
   std::string progress_;

@@ -3,6 +3,10 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+
 #include "dray/plugin/draft_codec.hpp"
 #include "dray/text.hpp"
 
@@ -148,6 +152,37 @@ class PluginSource final : public HostedSource {
   void* self_;
 };
 
+// A static initialiser that throws cannot be caught: the loader's frames end the process. Then at
+// least it says which plugin it was, and exits as for any plugin that cannot be used.
+class LoadGuard {
+ public:
+  explicit LoadGuard(const std::string& path) : before_(std::set_terminate(&end)) {
+    loading_ = &path;
+  }
+  ~LoadGuard() {
+    std::set_terminate(before_);
+    loading_ = nullptr;
+  }
+  LoadGuard(const LoadGuard&) = delete;
+  LoadGuard& operator=(const LoadGuard&) = delete;
+
+ private:
+  [[noreturn]] static void end() {
+    std::string why = "an exception that is no std::exception";
+    try {
+      if (const auto current = std::current_exception()) std::rethrow_exception(current);
+    } catch (const std::exception& exception) {
+      why = exception.what();
+    } catch (...) {
+    }
+    std::fprintf(stderr, "%s: threw while loading: %s\n",
+                 loading_ != nullptr ? loading_->c_str() : "a plugin", why.c_str());
+    std::_Exit(2);
+  }
+  inline static thread_local const std::string* loading_ = nullptr;
+  std::terminate_handler before_;
+};
+
 template <typename Entry>
 std::vector<std::string> names_of(const Entry* entries, std::size_t count) {
   std::vector<std::string> names;
@@ -211,7 +246,11 @@ Result<PluginLibrary> PluginLibrary::load(const std::string& name,
       return Error{ErrorCode::kNotFound, "plugin '" + name + "' not found; tried " + tried, "", 0};
     }
   }
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* library = nullptr;
+  {
+    const LoadGuard guard(path);
+    library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  }
   if (library == nullptr) {
     const char* why = dlerror();
     return Error{ErrorCode::kNotFound,

@@ -63,6 +63,7 @@ void GroupState::retry(const RetryRecord& record, Lsn lsn) {
   history.record_lsn = lsn;
   history.number = std::max(history.number, record.number);
   history.attempts = record.attempts;
+  history.ended = std::max(history.ended, record.number);
   history.losses = static_cast<std::uint16_t>(std::min<std::uint32_t>(record.losses, 0xFFFF));
   history.suspect = record.suspect;
 }
@@ -75,6 +76,7 @@ bool GroupState::dead(const DeadRecord& record, Lsn lsn) {
   history.record_lsn = lsn;
   history.number = std::max(history.number, record.number);
   history.attempts = record.attempts;
+  history.ended = std::max(history.ended, record.number);
   history.suspect = false;
   history.due_ms = 0;
   dead_.insert(record.sequence);

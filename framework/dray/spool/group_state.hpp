@@ -46,6 +46,7 @@ struct History {
   std::uint32_t number = 0;      // last delivery number
   std::uint32_t number_epoch = 0;  // epoch (low 32 bits) in which that was granted
   std::uint32_t attempts = 0;    // counted attempts
+  std::uint32_t ended = 0;       // highest delivery number whose end is recorded
   std::uint16_t losses = 0;      // deliveries lost in company
   bool suspect = false;
   bool dead = false;

@@ -10,6 +10,7 @@ namespace {
 constexpr const char* kSpareName = "spare";
 constexpr std::uint64_t kIndexSpacing = 64U << 10;
 constexpr std::size_t kWindowSize = 1U << 20;
+constexpr std::uint64_t kSegmentSizeMin = 1U << 20;
 
 }  // namespace
 
@@ -109,14 +110,17 @@ Status SegmentLog::scan_segment(const std::shared_ptr<Segment>& segment, bool la
       // torn tail into damage.
       auto found = cursor.find(offset + kRecordAlignment, end);
       std::uint64_t resume = end;
+      std::uint64_t first_valid = end;  // all records of one commit carry the same durable_lsn
       while (found.ok() && *found < end) {
         auto later = cursor.read(*found, end);
         if (!later.ok()) return later.error();
         const bool sealed = !last;
-        if (later->has_value() && (*later)->header.lsn > next_lsn_ &&
-            (sealed || (*later)->header.durable_lsn >= next_lsn_)) {
-          resume = *found;
-          break;
+        if (later->has_value() && (*later)->header.lsn > next_lsn_) {
+          if (first_valid == end) first_valid = *found;
+          if (sealed || (*later)->header.durable_lsn >= next_lsn_) {
+            resume = first_valid;
+            break;
+          }
         }
         found = cursor.find(*found + kRecordAlignment, end);
       }
@@ -183,9 +187,12 @@ Status SegmentLog::start(const Uuid& spool_id, std::uint64_t epoch, std::uint64_
   spool_id_ = spool_id;
   epoch_ = epoch;
   epoch_random_ = epoch_random;
-  if (!ensure_spare()) {
+  // P7: on a full disk a restart must still be able to settle; a small segment will do for that.
+  std::uint64_t size = options_.segment_size;
+  while (!make_spare(size) && size > kSegmentSizeMin) size /= 2;
+  if (spare_ == nullptr) {
     return Error{ErrorCode::kFull,
-                 "no room for a segment of " + std::to_string(options_.segment_size) +
+                 "no room even for a segment of " + std::to_string(size) +
                      " bytes; free some disk and start again",
                  directory_.path(), 0};
   }
@@ -194,7 +201,9 @@ Status SegmentLog::start(const Uuid& spool_id, std::uint64_t epoch, std::uint64_
 
 // --- append ---------------------------------------------------------------------------------
 
-bool SegmentLog::ensure_spare() {
+bool SegmentLog::ensure_spare() { return make_spare(options_.segment_size); }
+
+bool SegmentLog::make_spare(std::uint64_t size) {
   if (spare_ != nullptr) return true;
   auto opened = directory_.open(kSpareName, OpenMode::kCreateNew);
   if (!opened.ok() && opened.error().code == ErrorCode::kConflict) {
@@ -202,13 +211,14 @@ bool SegmentLog::ensure_spare() {
   }
   if (!opened.ok()) return false;
   // A spare left by an earlier run may hold anything: start from nothing.
-  if (!(*opened)->truncate(0).ok() || !(*opened)->allocate(options_.segment_size).ok()) {
-    opened->reset();
-    (void)directory_.remove(kSpareName);
-    return false;
+  if ((*opened)->truncate(0).ok() && (*opened)->allocate(size).ok()) {
+    spare_ = std::move(*opened);
+    spare_size_ = size;
+    return true;
   }
-  spare_ = std::move(*opened);
-  return true;
+  opened->reset();
+  (void)directory_.remove(kSpareName);
+  return false;
 }
 
 Status SegmentLog::roll() {
@@ -226,6 +236,7 @@ Status SegmentLog::roll() {
   segment->header.machine_id = options_.machine_id;
   segment->seed = segment_seed(segment->header);
   segment->file = std::shared_ptr<File>(std::move(spare_));
+  capacity_ = spare_size_;
   // S4: header, sync, name, sync of the name; only then a record.
   DRAY_TRY(segment->file->write_at(0, encode_segment_header(segment->header)));
   DRAY_TRY(segment->file->sync_data());
@@ -249,7 +260,7 @@ Result<SegmentLog::Added> SegmentLog::add(RecordType type, std::uint8_t flags,
   DRAY_ASSERT(current_ != nullptr);
   if (!failed_.empty()) return failed_.front().error();
   const std::size_t size = record_size(payload.size());
-  if (batch_offset_ + batch_->size() + size > options_.segment_size &&
+  if (batch_offset_ + batch_->size() + size > capacity_ &&
       batch_offset_ + batch_->size() > kSegmentHeaderSize) {
     // A sealed segment is always synced: S3 calls anything invalid in it damage.
     DRAY_TRY(write_batch(true));
@@ -386,7 +397,8 @@ bool LogReader::seek(Lsn lsn) {
   return true;
 }
 
-Status LogReader::read(Lsn from, Lsn before, const std::function<bool(const Record&)>& visit) {
+Status LogReader::read(Lsn from, Lsn before, const std::function<bool(const Record&)>& visit,
+                       const std::function<void(Lsn first, Lsn last)>& on_gap) {
   if (from >= before) return {};
   // Standing at or a little before `from` in the right segment: go on from there.
   if (segment_ == nullptr || next_ > from || from - next_ > 4096) {
@@ -399,7 +411,7 @@ Status LogReader::read(Lsn from, Lsn before, const std::function<bool(const Reco
     if (!record->has_value()) {
       auto found = cursor_->find(offset_ + kRecordAlignment, end);
       if (!found.ok()) return found.error();
-      if (*found < end) {  // damage, known since the scan
+      if (*found < end) {  // damage
         offset_ = *found;
         continue;
       }
@@ -422,6 +434,9 @@ Status LogReader::read(Lsn from, Lsn before, const std::function<bool(const Reco
     if (found.header.lsn >= before) {
       next_ = found.header.lsn;
       return {};
+    }
+    if (found.header.lsn > std::max(next_, from) && on_gap) {
+      on_gap(std::max(next_, from), found.header.lsn - 1);
     }
     offset_ += record_size(found.header.payload_size);
     next_ = found.header.lsn + 1;

@@ -88,6 +88,8 @@ class SegmentLog {
   // False while the disk has no room for one.
   bool ensure_spare();
 
+  bool has_spare() const { return spare_ != nullptr; }
+
   Lsn next_lsn() const { return next_lsn_; }
   Lsn durable_lsn() const { return durable_lsn_; }
   const Uuid& spool_id() const { return spool_id_; }
@@ -103,6 +105,7 @@ class SegmentLog {
                       ScanReport& report);
   Status cut_tail(Segment& segment, std::uint64_t end, std::uint64_t file_size, bool clean);
   Status rewrite(Segment& segment, std::uint64_t end);
+  bool make_spare(std::uint64_t size);
   Status roll();
   Status write_batch(bool sync);
   Status fail(Error error);
@@ -121,6 +124,8 @@ class SegmentLog {
   Lsn durable_lsn_ = 0;
   std::shared_ptr<Segment> current_;
   std::unique_ptr<File> spare_;
+  std::uint64_t spare_size_ = 0;
+  std::uint64_t capacity_ = 0;  // bytes of current_
   std::shared_ptr<std::string> batch_;
   std::uint64_t batch_offset_ = 0;      // where the batch begins in current_
   std::vector<Segment::IndexEntry> batch_index_;
@@ -165,9 +170,10 @@ class LogReader {
   // Another reader of the same log, for look-ups that must not move this one.
   LogReader fresh() const { return LogReader(log_); }
 
-  // Calls `visit` for records with lsn in [from, before) in order until it returns false. Records
-  // that are damaged are skipped.
-  Status read(Lsn from, Lsn before, const std::function<bool(const Record&)>& visit);
+  // Calls `visit` for records with lsn in [from, before) in order until it returns false. Where
+  // records are damaged, `on_gap` gets their range (P6).
+  Status read(Lsn from, Lsn before, const std::function<bool(const Record&)>& visit,
+              const std::function<void(Lsn first, Lsn last)>& on_gap = nullptr);
 
  private:
   bool seek(Lsn lsn);

@@ -63,8 +63,16 @@ Status Spool::recover() {
     }
   }
   SpoolState state(options_.dedup);
+  std::size_t damage_seen = 0;
   auto opened = SegmentLog::open(
-      directory_, clock_, options_.log, [&](const Record& record) { return state.apply(record); },
+      directory_, clock_, options_.log,
+      [&](const Record& record) -> Status {
+        // Damage counts from where it lies: what later records say of it must find it gone.
+        for (; damage_seen < scan_.damaged.size(); ++damage_seen) {
+          state.skip(scan_.damaged[damage_seen].first, scan_.damaged[damage_seen].last);
+        }
+        return state.apply(record);
+      },
       scan_);
   if (!opened.ok()) return opened.error();
   state.finish();
@@ -75,7 +83,6 @@ Status Spool::recover() {
                 {"offset", std::to_string(range.offset)},
                 {"first", std::to_string(range.first)},
                 {"last", std::to_string(range.last)}});
-    for (const auto& group : state.groups()) group->skip(range.first, range.last);
   }
   if (scan_.torn_bytes > 0) {
     log_.info("cut an unacknowledged tail", {{"bytes", std::to_string(scan_.torn_bytes)}});
@@ -83,7 +90,7 @@ Status Spool::recover() {
   DRAY_TRY(prepare_epoch(state));
   DRAY_TRY(declare_groups(state));
   DRAY_TRY(segments_->commit(true));
-  (void)segments_->ensure_spare();
+  disk_full_ = !segments_->ensure_spare();
   for (const auto& [id, session] : state.sessions()) sessions_.push_back(session);
   for (const auto& group : state.groups()) {
     if (group->standing() != GroupStanding::kAttached) continue;
@@ -127,6 +134,14 @@ Status Spool::declare_groups(SpoolState& state) {
     if (known != nullptr && known->standing() == GroupStanding::kAttached &&
         known->topics() == wanted.topics) {
       continue;
+    }
+    if (known == nullptr && !scan_.damaged.empty() && segments_->next_lsn() > 2) {
+      return Error{ErrorCode::kCorrupt,
+                   "group '" + wanted.name +
+                       "' is new to this spool, or its declaration is among the damaged records; "
+                       "declaring it now could lose its backlog. Serve the spool with `dray run "
+                       "--spool` first, or take the group out of the config",
+                   directory_.path(), 0};
     }
     if (known == nullptr && groups.size() == kGroupsMax) {
       return Error{ErrorCode::kFull,
@@ -215,7 +230,7 @@ bool Spool::admit_dedup(const Draft& draft, Publish& publish) {
                        "dedup id '" + publish.dedup + "' was used with another body", "", 0};
   std::unique_lock lock(dedup_mutex_);
   dedup_.trim(publish.published_at_ms);
-  if (const auto* known = dedup_.find(publish.dedup)) {
+  if (const auto* known = dedup_.find(publish.dedup, publish.published_at_ms)) {
     const Result<Receipt> answer =
         known->body_hash == publish.hash
             ? Result<Receipt>(
@@ -392,7 +407,9 @@ std::vector<Spool::Item> Spool::take_batch() {
 void Spool::commit_batch(std::vector<Item> items, CommitListener& listener) {
   const Error stopped{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
                       directory_.path(), 0};
-  if (failed_) return fail_batch(items, stopped, listener);
+  if (failed_) return fail_batch(items, stopped);
+  refuse_for_room(items);
+  if (items.empty()) return;
   Batch batch;
   batch.committed.first = segments_->next_lsn();
   if (auto wrote = write_batch(items, batch); !wrote.ok()) {
@@ -403,7 +420,7 @@ void Spool::commit_batch(std::vector<Item> items, CommitListener& listener) {
     unknown.message += "; whether this was stored is unknown, publish again with the same dedup id";
     log_.error("the spool is poisoned: " + wrote.error().text());
     listener.on_failed(wrote.error());
-    return fail_batch(items, unknown, listener);
+    return fail_batch(items, unknown);
   }
   marker_due_ = true;
   for (auto& placed : batch.placed) {
@@ -429,6 +446,19 @@ void Spool::commit_batch(std::vector<Item> items, CommitListener& listener) {
     if (!publish->dedup.empty()) answer_dedup(publish->dedup, receipt, publish);
     if (publish->done) publish->done(receipt);
   }
+}
+
+// P7: what was queued while there was room must not eat the reserve that settling needs.
+void Spool::refuse_for_room(std::vector<Item>& items) {
+  if (segments_->has_spare() && segments_->bytes_total() < options_.max_size) return;
+  if (segments_->ensure_spare() && segments_->bytes_total() < options_.max_size) return;
+  std::vector<Item> refused;
+  std::vector<Item> kept;
+  for (auto& item : items) {
+    (std::holds_alternative<Publish>(item) ? refused : kept).push_back(std::move(item));
+  }
+  items = std::move(kept);
+  fail_batch(refused, Error{ErrorCode::kFull, "the disk or the spool is full", directory_.path(), 0});
 }
 
 Status Spool::write_batch(std::vector<Item>& items, Batch& batch) {
@@ -466,7 +496,7 @@ Status Spool::write_batch(std::vector<Item>& items, Batch& batch) {
   return segments_->commit(options_.durability == Durability::kDisk);
 }
 
-void Spool::fail_batch(std::vector<Item>& items, const Error& error, CommitListener&) {
+void Spool::fail_batch(std::vector<Item>& items, const Error& error) {
   for (auto& item : items) {
     auto* publish = std::get_if<Publish>(&item);
     if (publish == nullptr) continue;

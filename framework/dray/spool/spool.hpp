@@ -160,7 +160,8 @@ class Spool final : public Publisher {
   std::vector<Item> take_batch();
   void commit_batch(std::vector<Item> items, CommitListener& listener);
   Status write_batch(std::vector<Item>& items, Batch& batch);
-  void fail_batch(std::vector<Item>& items, const Error& error, CommitListener& listener);
+  void refuse_for_room(std::vector<Item>& items);
+  void fail_batch(std::vector<Item>& items, const Error& error);
   void write_marker(CommitListener& listener);
   void refresh_room();
 

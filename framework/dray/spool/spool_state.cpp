@@ -4,9 +4,10 @@
 
 namespace dray::spool {
 
-const DedupWindow::Known* DedupWindow::find(const std::string& id) const {
+const DedupWindow::Known* DedupWindow::find(const std::string& id, std::int64_t now_ms) const {
   const auto found = known_.find(id);
-  return found == known_.end() ? nullptr : &found->second;
+  const bool known = found != known_.end() && found->second.at_ms + age_max_.count() > now_ms;
+  return known ? &found->second : nullptr;
 }
 
 void DedupWindow::add(const std::string& id, const Known& known) {
@@ -45,8 +46,9 @@ Result<GroupState*> SpoolState::group(GroupId id) {
                                         ", which the log never declared", "", 0};
 }
 
-void SpoolState::skip_in_all(Lsn lsn) {
-  for (const auto& each : groups_) each->skip(lsn, lsn);
+void SpoolState::skip(Lsn first, Lsn last) {
+  if (first > last) return;
+  for (const auto& each : groups_) each->skip(first, last);
 }
 
 Status SpoolState::apply(const Record& record) {

@@ -39,7 +39,8 @@ class DedupWindow {
   DedupWindow(std::size_t count_max, Milliseconds age_max)
       : count_max_(count_max), age_max_(age_max) {}
 
-  const Known* find(const std::string& id) const;
+  // Nothing also for an id that is older than the window.
+  const Known* find(const std::string& id, std::int64_t now_ms) const;
   void add(const std::string& id, const Known& known);
   // Forgets what is older than the window.
   void trim(std::int64_t now_ms);
@@ -66,6 +67,8 @@ class SpoolState {
 
   // Applies the next record of the log.
   Status apply(const Record& record);
+  // These positions of the log are damaged: no group has them open (P6).
+  void skip(Lsn first, Lsn last);
   // After the last record: a unit that was never completed did not happen.
   void finish();
 
@@ -79,7 +82,7 @@ class SpoolState {
   Status apply_now(const RecordHeader& header, std::string_view payload);
   Status apply_message(Lsn lsn, std::string_view payload);
   Result<GroupState*> group(GroupId id);
-  void skip_in_all(Lsn lsn);
+  void skip_in_all(Lsn lsn) { skip(lsn, lsn); }
 
   std::uint64_t epoch_ = 0;
   std::vector<std::unique_ptr<GroupState>> groups_;  // index: GroupId

@@ -72,7 +72,8 @@ Socket::Socket(Context& context, int type, const SocketOptions& options)
     : impl_(std::make_unique<Impl>(
           Impl{context.impl().context, zmq::socket_t(context.impl().context, type), {}, false})) {
   auto& socket = impl_->socket;
-  socket.set(zmq::sockopt::linger, 0);
+  // A worker's BYE is the last thing it sends: half a second lets it leave.
+  socket.set(zmq::sockopt::linger, type == ZMQ_DEALER ? 500 : 0);
   socket.set(zmq::sockopt::sndhwm, options.send_frames_max);
   socket.set(zmq::sockopt::rcvhwm, options.receive_frames_max);
   socket.set(zmq::sockopt::maxmsgsize, options.frame_bytes_max);

@@ -1,6 +1,6 @@
 // Sockets: ZeroMQ push, pull, router and dealer with every option set on purpose.
 //
-// No ZeroMQ type leaves this room. Every socket has: LINGER 0 (drain before closing), explicit
+// No ZeroMQ type leaves this room. Every socket has: LINGER 0, on a DEALER 500 ms (drain before closing), explicit
 // high-water marks, MAXMSGSIZE, IPV6, TCP keep-alive, HANDSHAKE_IVL; ROUTER has ROUTER_MANDATORY
 // and ROUTER_HANDOVER stays off (ids are automatic); PUSH and DEALER have IMMEDIATE.
 // Messages have a fixed number of frames: one, plus the routing id on a ROUTER. Others are

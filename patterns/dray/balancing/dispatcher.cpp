@@ -136,12 +136,18 @@ void Dispatcher::run() {
   transport::Poller poller;
   poller.add(state.socket);
   poller.add(state.wake_up);
+  transport::Poller idle;
+  idle.add(state.wake_up);
   for (;;) {
     const auto now = state.now();
     const auto wait = state.core.next_deadline(now) - now.steady;
     auto wait_ms = std::chrono::ceil<Milliseconds>(wait).count();
     if (!state.deferred.empty()) wait_ms = std::min<std::int64_t>(wait_ms, 1);
-    poller.wait(static_cast<int>(wait_ms));
+    if (state.poisoned) {
+      idle.wait(-1);  // nobody reads the socket any more
+    } else {
+      poller.wait(static_cast<int>(wait_ms));
+    }
     state.wake_up.clear();
     bool stopping = false;
     {
@@ -253,6 +259,11 @@ void Dispatcher::refill(const DispatcherCore::Refill& refill) {
     bytes->append(r.payload);
     whole = slices.size() < refill.messages_max && bytes->size() < refill.bytes_max;
     return whole;
+  }, [&](spool::Lsn first, spool::Lsn last) {
+    state.log.error("records can no longer be read; what waited among them is lost to this group",
+                    {{"group", group.name()},
+                     {"first", std::to_string(first)},
+                     {"last", std::to_string(last)}});
   });
   if (!status.ok()) {
     state.log.error("reading back the backlog failed: " + status.error().text());
@@ -284,7 +295,12 @@ void Dispatcher::fetch(const DispatcherCore::Fetch& fetch) {
         message = ReadyMessage{record.header.lsn, 0, expires, bytes, *bytes};
         return false;
       });
-  if (!status.ok() || !message) {
+  if (!status.ok()) {  // a disk that cannot be read says nothing about the message
+    state.log.error("reading a message again failed: " + status.error().text());
+    state.poisoned = true;
+    return state.on_failure(status.error());
+  }
+  if (!message) {
     state.log.error("an acknowledged message can no longer be read",
                     {{"sequence", std::to_string(fetch.sequence)}});
   }

@@ -16,6 +16,7 @@ namespace {
 constexpr std::size_t kFrameMessagesMax = 1'024;
 constexpr std::size_t kFrameBytesMax = 1U << 20;
 constexpr std::size_t kGrantChunkMax = 128;
+constexpr std::size_t kSettlementSequencesMax = 65'536;
 
 std::int64_t to_ms(UtcTime time) { return time.time_since_epoch().count(); }
 
@@ -85,7 +86,8 @@ struct DispatcherCore::Group {
   LaneState live_lane;
   bool gated = false;
   std::set<std::pair<std::int64_t, Sequence>> waiting;  // due time, sequence
-  std::deque<ReadyMessage> again;                       // due, with bytes
+  std::set<std::pair<std::int64_t, Sequence>> waiting_old;  // the same, behind the restart gate
+  std::deque<ReadyMessage> again;                           // due, with bytes
   std::deque<ReadyMessage> suspects;
   std::size_t fetching = 0;
   // Sequences from before this epoch that are granted, waiting or due: the old lane skips them.
@@ -130,6 +132,14 @@ DispatcherCore::DispatcherCore(DispatcherOptions options,
     group->old_lane.caught_up = group->old_lane.cursor >= options_.boundary;
     group->live_lane.cursor = options_.boundary;
     group->live_lane.caught_up = true;
+    groups_.push_back(std::move(group));
+  }
+  for (const auto& session : recorded) {
+    recorded_[session.id] = session;
+    expected_.insert(session.id);
+    if (session.group < groups_.size()) groups_[session.group]->gated = true;
+  }
+  for (const auto& group : groups_) {
     for (const auto& [sequence, history] : group->state->histories()) {
       if (history.dead) {
         group->touched.insert(sequence);
@@ -137,12 +147,6 @@ DispatcherCore::DispatcherCore(DispatcherOptions options,
         schedule(*group, sequence, history.due_ms);
       }
     }
-    groups_.push_back(std::move(group));
-  }
-  for (const auto& session : recorded) {
-    recorded_[session.id] = session;
-    expected_.insert(session.id);
-    if (session.group < groups_.size()) groups_[session.group]->gated = true;
   }
 }
 
@@ -242,8 +246,8 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
           history != nullptr &&
           (history->dead ||
            history->number_epoch > static_cast<std::uint32_t>(range.epoch) ||
-           history->number > range.number);
-      if (!group.gated || !expected || sequence >= options_.boundary || later_grant ||
+           history->number > range.number || history->ended >= range.number);
+      if (held_elsewhere(group, session, sequence, range) || !group.gated || !expected || sequence >= options_.boundary || later_grant ||
           group.state->is_settled(sequence) || session.grants.count(sequence) != 0) {
         session.confirm[{range.epoch, range.number}].push_back(sequence);
         continue;
@@ -254,13 +258,31 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
       if (history != nullptr) {
         grant.attempts = history->attempts;
         grant.losses = history->losses;
-        group.waiting.erase({history->due_ms, sequence});
+        group.waiting_old.erase({history->due_ms, sequence});
       }
       session.grants.emplace(sequence, grant);
       ++session.outstanding;
       group.touched.insert(sequence);
     }
   }
+}
+
+// Both may say that they hold it: the delivery record of the later grant was lost in the crash. The
+// later grant counts; its elder is told to forget.
+bool DispatcherCore::held_elsewhere(Group& group, const Session& session, Sequence sequence,
+                                    const TokenRange& range) {
+  for (auto* other : group.sessions) {
+    if (other == &session) continue;
+    const auto found = other->grants.find(sequence);
+    if (found == other->grants.end()) continue;
+    const bool later = std::pair(range.epoch, range.number) >
+                       std::pair(found->second.epoch, found->second.number);
+    if (!later || found->second.settling) return true;
+    other->answered(found->second);
+    other->confirm[{found->second.epoch, found->second.number}].push_back(sequence);
+    other->grants.erase(found);
+  }
+  return false;
 }
 
 // A session of this epoch reconnected: what it does not hold never reached it.
@@ -332,7 +354,10 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
     case ResultKind::kDone: return finish_done(session, group, grant, sequence, item, now);
     case ResultKind::kRetry: {
       std::optional<Milliseconds> delay;
-      if (item.delay_ms >= 0) delay = Milliseconds(item.delay_ms);
+      if (item.delay_ms >= 0) {
+        delay = Milliseconds(std::min<std::int64_t>(item.delay_ms,
+                                                    options_.snooze_age_max.count()));
+      }
       return fail_attempt(session, group, grant, sequence, "attempts", item.reason, delay, now);
     }
     case ResultKind::kSnooze: return snooze(session, group, grant, sequence, item, now);
@@ -528,6 +553,7 @@ void DispatcherCore::open_gates(Now now) {
         });
     if (waiting && !over) continue;
     group->gated = false;
+    group->waiting.merge(group->waiting_old);
     for (auto each = expected_.begin(); each != expected_.end();) {
       if (recorded_.at(*each).group != group->state->id()) {
         ++each;
@@ -555,8 +581,7 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
   for (const auto& group : groups_) {
     if (group->gated) next = std::min(next, started_ + options_.lease);
     if (group->waiting.empty()) continue;
-    // What cannot move now is moved by an answer or by the gate, not by the time.
-    if (group->gated && group->waiting.begin()->second < options_.boundary) continue;
+    // What finds no room now is moved by an answer, not by the time.
     if (group->again.size() + group->suspects.size() >= options_.ready_messages_max) continue;
     const auto wait = Milliseconds(std::max<std::int64_t>(
         0, group->waiting.begin()->first - to_ms(now.utc)));
@@ -568,8 +593,9 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
 // --- what is ready --------------------------------------------------------------------------
 
 void DispatcherCore::schedule(Group& group, Sequence sequence, std::int64_t due_ms) {
-  group.waiting.insert({due_ms, sequence});
-  if (sequence < options_.boundary) group.touched.insert(sequence);
+  const bool old = sequence < options_.boundary;
+  (old && group.gated ? group.waiting_old : group.waiting).insert({due_ms, sequence});
+  if (old) group.touched.insert(sequence);
 }
 
 void DispatcherCore::move_due(Group& group, Now now) {
@@ -578,7 +604,6 @@ void DispatcherCore::move_due(Group& group, Now now) {
     const std::size_t at_hand = group.again.size() + group.suspects.size() + group.fetching;
     if (at_hand >= options_.ready_messages_max) return;
     const Sequence sequence = group.waiting.begin()->second;
-    if (group.gated && sequence < options_.boundary) return;
     group.waiting.erase(group.waiting.begin());
     ++group.fetching;
     actions_.fetches.push_back({group.state->id(), sequence});
@@ -589,6 +614,7 @@ void DispatcherCore::on_fetched(GroupId id, Sequence sequence,
                                 std::optional<ReadyMessage> message) {
   Group& group = *groups_.at(id);
   --group.fetching;
+  if (group.state->is_settled(sequence)) return;  // dropped meanwhile
   if (!message) {  // P6: never silently dropped
     Submission submission;
     submission.entries.push_back(
@@ -835,8 +861,8 @@ void DispatcherCore::flush_deliveries(Session& session) {
 }
 
 void DispatcherCore::flush_settlements() {
-  const auto settle = [&](Group& group, spool::Settlement settlement,
-                          std::vector<std::pair<Uuid, Sequence>> answered) {
+  const auto settle_piece = [&](Group& group, spool::Settlement settlement,
+                                std::vector<std::pair<Uuid, Sequence>> answered) {
     std::vector<Sequence> sequences;
     sequences.reserve(answered.size());
     for (const auto& [session, sequence] : answered) sequences.push_back(sequence);
@@ -853,6 +879,15 @@ void DispatcherCore::flush_settlements() {
     ticket.sequences = std::move(answered);
     submission.ticket = open_ticket(std::move(ticket));
     actions_.submissions.push_back(std::move(submission));
+  };
+  const auto settle = [&](Group& group, spool::Settlement settlement,
+                          std::vector<std::pair<Uuid, Sequence>> answered) {
+    while (answered.size() > kSettlementSequencesMax) {
+      const auto rest = answered.end() - static_cast<std::ptrdiff_t>(kSettlementSequencesMax);
+      settle_piece(group, settlement, {rest, answered.end()});
+      answered.erase(rest, answered.end());
+    }
+    settle_piece(group, settlement, std::move(answered));
   };
   for (const auto& group : groups_) {
     if (!group->done.empty()) settle(*group, spool::Settlement::kDone, std::move(group->done));
@@ -907,9 +942,11 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
   }
   Group& group = *groups_[ticket.group];
   for (const auto& [session_id, sequence] : ticket.sequences) {
-    group.touched.erase(sequence);
     switch (ticket.kind) {
-      case Ticket::Kind::kSettled: group.state->settle(sequence, ticket.settlement); break;
+      case Ticket::Kind::kSettled:
+        group.touched.erase(sequence);
+        group.state->settle(sequence, ticket.settlement);
+        break;
       case Ticket::Kind::kRetry:
         group.state->retry(ticket.retry, first);
         group.state->delivered(sequence, ticket.retry.number,
@@ -991,7 +1028,7 @@ std::vector<GroupStatus> DispatcherCore::group_status() const {
     status.topics = group->state->topics();
     status.attached = group->state->standing() == spool::GroupStanding::kAttached;
     status.counts = group->state->counts();
-    status.delayed = group->waiting.size();
+    status.delayed = group->waiting.size() + group->waiting_old.size();
     status.workers = group->sessions.size();
     status.gated = group->gated;
     for (const auto* session : group->sessions) status.in_flight += session->outstanding;

@@ -162,6 +162,8 @@ class DispatcherCore {
 
   void on_hello(const std::string& peer, Hello hello, Now now);
   void adopt(Session& session, const std::vector<TokenRange>& held, Now now);
+  bool held_elsewhere(Group& group, const Session& session, Sequence sequence,
+                      const TokenRange& range);
   void reconcile(Session& session, const std::vector<TokenRange>& held, Now now);
   void welcome(Session& session);
   void on_result(Session& session, ResultFrame frame, Now now);

@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::string_view kMagic = "DR";
 constexpr std::size_t kPrefixSize = 4;
+constexpr std::size_t kReasonBytesMax = 4'096;
+constexpr std::size_t kEnvelopeBytesMax = (16U << 20) + (1U << 19);
 
 enum class FrameKind : std::uint8_t {
   kHello = 1,
@@ -48,8 +50,11 @@ void put_ranges(Encoder& encoder, const std::vector<TokenRange>& ranges) {
 // Reads the elements of an array one after the other; remembers the first fault.
 class Fields {
  public:
-  Fields(const Value& value, std::size_t size)
-      : value_(value), ok_(value.kind() == Value::Kind::kArray && value.size() >= size) {}
+  // `sequences_left` bounds the sequences of a whole frame, however many lists they stand in.
+  Fields(const Value& value, std::size_t size, std::size_t* sequences_left)
+      : value_(value),
+        sequences_left_(sequences_left),
+        ok_(value.kind() == Value::Kind::kArray && value.size() >= size) {}
 
   bool ok() const { return ok_; }
   Value next() { return ok_ && at_ < value_.size() ? value_.at(at_++) : Value(); }
@@ -86,7 +91,7 @@ class Fields {
     return id.value_or(Uuid{});
   }
   std::vector<Sequence> runs() {
-    auto sequences = decode_runs(next());
+    auto sequences = decode_runs(next(), *sequences_left_);
     if (!sequences.ok()) ok_ = false;
     return ok_ ? std::move(*sequences) : std::vector<Sequence>{};
   }
@@ -102,16 +107,18 @@ class Fields {
     const Value list = next();
     if (list.kind() != Value::Kind::kArray) ok_ = false;
     for (std::size_t i = 0; ok_ && i < list.size(); ++i) {
-      Fields fields(list.at(i), 3);
+      Fields fields(list.at(i), 3, sequences_left_);
       ranges.push_back(fields.tokens());
       ok_ = ok_ && fields.ok();
     }
     return ranges;
   }
   void refuse() { ok_ = false; }
+  std::size_t* sequences_left() const { return sequences_left_; }
 
  private:
   Value value_;
+  std::size_t* sequences_left_;
   std::size_t at_ = 0;
   bool ok_;
 };
@@ -142,6 +149,7 @@ ResultItem read_result_item(Fields& fields) {
   item.kind = static_cast<ResultKind>(kind);
   item.tokens = fields.tokens();
   item.reason = fields.text();
+  if (item.reason.size() > kReasonBytesMax) fields.refuse();
   item.delay_ms = fields.integer();
   const Value follow_ups = fields.next();
   if (follow_ups.kind() != Value::Kind::kArray || follow_ups.size() > kFollowUpsMax) {
@@ -149,7 +157,10 @@ ResultItem read_result_item(Fields& fields) {
   }
   for (std::size_t i = 0; fields.ok() && i < follow_ups.size(); ++i) {
     std::string_view envelope;
-    if (!follow_ups.at(i).get_binary(envelope) || !parse_envelope(envelope).ok()) fields.refuse();
+    if (!follow_ups.at(i).get_binary(envelope) || envelope.size() > kEnvelopeBytesMax ||
+        !parse_envelope(envelope).ok()) {
+      fields.refuse();
+    }
     item.follow_ups.emplace_back(envelope);
   }
   if (!item.follow_ups.empty() &&
@@ -164,7 +175,7 @@ ResultFrame read_result(Fields& fields) {
   const Value items = fields.next();
   if (items.kind() != Value::Kind::kArray) fields.refuse();
   for (std::size_t i = 0; fields.ok() && i < items.size(); ++i) {
-    Fields item(items.at(i), 7);
+    Fields item(items.at(i), 7, fields.sequences_left());
     frame.items.push_back(read_result_item(item));
     if (!item.ok()) fields.refuse();
   }
@@ -177,7 +188,7 @@ Deliver read_deliver(Fields& fields) {
   const Value list = fields.next();
   if (list.kind() != Value::Kind::kArray) fields.refuse();
   for (std::size_t i = 0; fields.ok() && i < list.size(); ++i) {
-    Fields each(list.at(i), 4);
+    Fields each(list.at(i), 4, fields.sequences_left());
     Delivered delivered;
     delivered.sequence = each.natural<Sequence>();
     delivered.number = each.natural<std::uint32_t>();
@@ -320,7 +331,8 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
   const auto kind = static_cast<FrameKind>(bytes[3]);
   auto document = Document::parse(bytes.substr(kPrefixSize));
   if (!document.ok()) return document.error();
-  Fields fields(document->root(), field_count(kind));
+  std::size_t sequences_left = kRunSequencesMax;
+  Fields fields(document->root(), field_count(kind), &sequences_left);
   if (!fields.ok()) return fault;
   ProtocolFrame frame = Heartbeat{};
   switch (kind) {

@@ -9,6 +9,8 @@ namespace {
 constexpr double kSmoothing = 0.05;
 constexpr auto kActiveFor = std::chrono::seconds(1);
 constexpr std::size_t kResultItemsMax = 4'096;
+constexpr std::size_t kResultBytesMax = 1U << 20;      // of one frame, when there is more to say
+constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
 
 }  // namespace
 
@@ -171,12 +173,16 @@ void WorkerCore::on_outcome(std::uint64_t job, const Outcome& outcome,
     result->kind = static_cast<ResultKind>(outcome.kind());
     result->reason = outcome.reason().substr(0, 1'024);
     result->delay_ms = outcome.delay() ? outcome.delay()->count() : -1;
+    std::size_t bytes = 0;
     for (const auto& draft : outcome.follow_ups()) {
       const auto checked = check_draft(draft, MessageLimits{});
-      if (!checked.ok() || outcome.follow_ups().size() > kFollowUpsMax) {
+      bytes += draft.body.size();
+      if (!checked.ok() || outcome.follow_ups().size() > kFollowUpsMax ||
+          bytes > kFollowUpBytesMax) {
         result->kind = ResultKind::kRetry;
-        result->reason = "follow-up: " + (checked.ok() ? std::string("more than 64 of them")
-                                                       : checked.error().text());
+        result->reason = "follow-up: " + (checked.ok()
+                                              ? std::string("more than 64 of them, or over 32 MiB")
+                                              : checked.error().text());
         result->follow_ups.clear();
         break;
       }
@@ -198,7 +204,7 @@ void WorkerCore::on_returned(std::uint64_t job) {
 void WorkerCore::tick(SteadyTime now) {
   for (std::size_t link = 0; link < links_.size(); ++link) {
     auto& state = links_[link];
-    if (state.connected && now - state.sent_at >= state.lease / 4) {
+    if (state.connected && !state.said_bye && now - state.sent_at >= state.lease / 4) {
       if (state.welcomed) {
         send(link, encode(Heartbeat{}), now);
       } else {
@@ -267,9 +273,11 @@ void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
   state.unsent.erase(std::unique(state.unsent.begin(), state.unsent.end()), state.unsent.end());
   std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> done;
   ResultFrame frame;
+  std::size_t bytes = 0;
   const auto flush = [&] {
     if (!frame.items.empty()) send(link, encode(frame), now);
     frame.items.clear();
+    bytes = 0;
   };
   for (const auto sequence : state.unsent) {
     const auto found = state.held.find(sequence);
@@ -281,8 +289,10 @@ void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
     }
     ResultItem item = *held.result;
     item.tokens = {held.epoch, held.number, {sequence}};
+    bytes += item.reason.size();
+    for (const auto& envelope : item.follow_ups) bytes += envelope.size();
     frame.items.push_back(std::move(item));
-    if (frame.items.size() >= kResultItemsMax) flush();
+    if (frame.items.size() >= kResultItemsMax || bytes >= kResultBytesMax) flush();
   }
   state.unsent.clear();
   for (auto& [token, sequences] : done) {

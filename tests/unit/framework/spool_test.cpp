@@ -143,6 +143,10 @@ TEST_CASE("every single I/O call may fail: receipts stay true and the spool refu
         REQUIRE(!receipt.ok());  // P7: poisoned
       } else if (receipt.ok()) {
         acknowledged[receipt->sequence] = body;
+      } else if (receipt.error().code == ErrorCode::kFull) {
+        // No new segment could be made: refused before anything was written.
+        REQUIRE(!listener.failure.has_value());
+        disk.heal();
       } else {
         REQUIRE(receipt.error().code == ErrorCode::kUnknown);
         REQUIRE(listener.failure.has_value());

@@ -1,0 +1,103 @@
+"""Wrong configs, wrong plugins, wrong handlers: what an operator sees."""
+import json
+import os
+import unittest
+
+from support import BIN, Shop, wait_until
+
+BAD = os.environ["DRAY_BAD_PLUGINS"]
+
+CONFIG = """
+[spool.s]
+directory = "${DRAY_DATA}/s"
+bind = "ipc://${DRAY_DATA}/s.sock"
+  [spool.s.group.g]
+  topics = ["t"]
+[app.owner]
+plugin = "invoice"
+source = "invoice-desk"
+publish = "s"
+settings = { folder = "${DRAY_DATA}/i", listen = "ipc://${DRAY_DATA}/i.sock" }
+[app.worker]
+plugin = "%s"
+handler = "%s"
+consume = { group = "g", from = ["s"] }
+retry = { max_attempts = 2, initial = "10ms", max = "20ms" }
+"""
+
+
+class Configs(unittest.TestCase):
+    def shop(self, plugin, handler="fails", text=None):
+        shop = Shop()
+        self.addCleanup(shop.stop)
+        shop.config = os.path.join(shop.folder, "c.toml")
+        with open(shop.config, "w", encoding="utf-8") as file:
+            file.write(text or CONFIG % (plugin, handler))
+        return shop
+
+    def test_all_faults_of_a_config_at_once_and_exit_2(self):
+        shop = self.shop("x", text="[app.a]\nplugn = 'x'\ntimeout = 3\n[spool.b]\n")
+        for command in ["check", "run"]:
+            said = shop.dray(command, shop.config, code=2)
+            self.assertIn("c.toml:2:1: unknown key 'plugn' in app.a; did you mean 'plugin'?", said)
+            self.assertIn("'timeout' has no unit", said)
+            self.assertIn("spool.b needs 'directory'", said)
+
+    def test_wrong_plugins_are_named_and_exit_2(self):
+        for plugin, message in [("nothere", "plugin 'nothere' not found; tried"),
+                                (f"{BAD}/no_entry.so", "no Dray plugin of ABI major 1"),
+                                (f"{BAD}/other_abi.so", "built for plugin ABI 99"),
+                                ("/etc/passwd", "plugin cannot be loaded")]:
+            with self.subTest(plugin=plugin):
+                shop = self.shop(plugin)
+                self.assertIn(message, shop.dray("check", shop.config, code=2))
+                self.assertIn(message, shop.dray("run", shop.config, code=2))
+                self.assertIn(message, shop.dray("run", shop.config, "--app", "worker", code=2))
+        shop = self.shop(f"{BAD}/throws.so", "fail")
+        self.assertIn("has no handler 'fail'; it has throws, fails",
+                      shop.dray("check", shop.config, code=2))
+
+    def test_a_plugin_that_throws_on_load_exits_2(self):
+        shop = self.shop(f"{BAD}/throws.so")
+        shop.environment["DRAY_TEST_THROW_ON_LOAD"] = "1"
+        self.assertIn("threw while loading: on load",
+                      shop.dray("run", shop.config, "--app", "worker", code=2))
+
+    def test_a_handler_that_throws_in_its_constructor_stops_all_with_exit_2(self):
+        shop = self.shop(f"{BAD}/throws.so", "throws")
+        self.assertEqual(shop.start().wait(30), 2)
+        self.assertIn("'throws' could not be made: no licence found", shop.log())
+
+    def test_a_misspelt_setting_exits_2(self):
+        text = CONFIG.replace("folder =", "foldr = '', folder =") % (f"{BAD}/throws.so", "fails")
+        shop = self.shop("", text=text)
+        self.assertEqual(shop.start("owner").wait(30), 2)
+        self.assertIn("unknown setting 'foldr'", shop.log())
+
+    def test_wrong_use_exits_2(self):
+        shop = Shop()
+        self.addCleanup(shop.stop)
+        for arguments in [[], ["nonsense"], ["run"], ["status"], ["run", "/nowhere.toml"],
+                          ["dead", "retry", shop.config, "email"]]:
+            with self.subTest(arguments=arguments):
+                shop.dray(*arguments, code=2)
+        self.assertIn("did you mean 'email'?", shop.dray("run", shop.config, "--app", "emial", code=2))
+
+    def test_exceptions_are_retried_and_a_message_that_kills_its_worker_ends_dead(self):
+        shop = self.shop(f"{BAD}/throws.so")
+        shop.start()
+        wait_until(lambda: os.path.exists(f"{shop.folder}/s/admin.sock"), "the spool")
+        for body in ['"throw"', '"reject"', '"die"']:
+            shop.dray("publish", shop.config, "t", body)
+        group = wait_until(lambda: shop.group("g")["dead"] == 3 and shop.group("g"), "three dead",
+                           seconds=60)
+        self.assertEqual((group["pending"], group["accepted"]), (0, 3))
+        dead = json.loads(shop.dray("dead", "list", shop.config, "g", "--json"))["dead"]
+        reasons = {letter["body"]: (letter["cause"], letter["reason"]) for letter in dead}
+        self.assertEqual(reasons["throw"], ("attempts", "exception: as asked"))
+        self.assertEqual(reasons["reject"], ("rejected", "as asked"))
+        self.assertEqual(reasons["die"][0], "lost")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
