@@ -20,7 +20,8 @@ Result<nlohmann::json> AdminClient::get(const std::string& path) const {
   return call(path, nullptr);
 }
 
-Result<nlohmann::json> AdminClient::post(const std::string& path, const nlohmann::json& body) const {
+Result<nlohmann::json> AdminClient::post(const std::string& path,
+                                         const nlohmann::json& body) const {
   const std::string text = body.dump();
   return call(path, &text);
 }
@@ -39,7 +40,8 @@ Result<nlohmann::json> AdminClient::call(const std::string& path, const std::str
   curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, &collect);
   curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &answer);
   if (body != nullptr) {
-    curl_easy_setopt(curl.get(), CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(body->size()));
+    curl_easy_setopt(curl.get(), CURLOPT_POSTFIELDSIZE_LARGE,
+                     static_cast<curl_off_t>(body->size()));
     curl_easy_setopt(curl.get(), CURLOPT_POSTFIELDS, body->c_str());
   }
   const CURLcode code = curl_easy_perform(curl.get());

@@ -19,15 +19,21 @@ http::Response json_response(unsigned status, const json& body) {
 
 unsigned http_status(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kNotFound: return 404;
-    case ErrorCode::kConflict: return 409;
+    case ErrorCode::kNotFound:
+      return 404;
+    case ErrorCode::kConflict:
+      return 409;
     case ErrorCode::kInvalid:
-    case ErrorCode::kUnroutable: return 422;
+    case ErrorCode::kUnroutable:
+      return 422;
     case ErrorCode::kFull:
     case ErrorCode::kBusy:
-    case ErrorCode::kClosed: return 503;
-    case ErrorCode::kTimeout: return 504;
-    default: return 500;
+    case ErrorCode::kClosed:
+      return 503;
+    case ErrorCode::kTimeout:
+      return 504;
+    default:
+      return 500;
   }
 }
 
@@ -51,8 +57,7 @@ http::Response list_dead(Spooler& spooler, const http::Request& request) {
   const auto group = request.query.find("group");
   if (group == request.query.end()) return bad_request("name a group: ?group=NAME");
   const auto limit = std::min<std::uint64_t>(number_of(request, "limit", 100), kDeadListMax);
-  const auto letters =
-      spooler.dead_letters(group->second, number_of(request, "after", 0), limit);
+  const auto letters = spooler.dead_letters(group->second, number_of(request, "after", 0), limit);
   if (!letters.ok()) return error_response(letters.error());
   json list = json::array();
   for (const auto& letter : *letters) list.push_back(to_json(letter));

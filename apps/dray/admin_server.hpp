@@ -2,9 +2,9 @@
 //
 //   GET  /v0/status                      the spool and P2's equation per group
 //   GET  /v0/dead?group=G&after=N&limit=M
-//   POST /v0/dead/retry, /v0/dead/drop   {"group": G, "sequences": [...]} or {"group": G, "all": true}
-//   POST /v0/publish                     {"topic": T, "body": ..., "key"?, "dedup"?}
-//   GET  /metrics                        Prometheus text
+//   POST /v0/dead/retry, /v0/dead/drop   {"group": G, "sequences": [...]} or {"group": G, "all":
+//   true} POST /v0/publish                     {"topic": T, "body": ..., "key"?, "dedup"?} GET
+//   /metrics                        Prometheus text
 //
 // Threading: the server's own thread. Ownership: the Spooler outlives the server.
 #pragma once

@@ -105,10 +105,9 @@ bool wait_settled(Spooler& spooler, std::uint64_t messages, std::size_t workers)
   for (;;) {
     const auto status = spooler.status();
     if (!status.ok()) return false;
-    const bool settled =
-        std::all_of(status->groups.begin(), status->groups.end(), [&](const auto& group) {
-          return group.done >= messages && group.workers >= workers;
-        });
+    const bool settled = std::all_of(
+        status->groups.begin(), status->groups.end(),
+        [&](const auto& group) { return group.done >= messages && group.workers >= workers; });
     if (settled) return true;
     std::this_thread::sleep_for(Milliseconds(1));
   }
@@ -117,11 +116,10 @@ bool wait_settled(Spooler& spooler, std::uint64_t messages, std::size_t workers)
 // Runs the bare program with the same figures; nothing if there is none.
 json run_limits(const EndToEndOptions& options, const std::string& directory) {
   if (options.limits.empty()) return nullptr;
-  const std::string command = "'" + options.limits + "' composite --messages " +
-                              std::to_string(options.messages) + " --size " +
-                              std::to_string(options.size) + " --window " +
-                              std::to_string(options.window) + " --dir '" + directory + "'" +
-                              (options.durability == Durability::kDisk ? "" : " --no-sync");
+  const std::string command =
+      "'" + options.limits + "' composite --messages " + std::to_string(options.messages) +
+      " --size " + std::to_string(options.size) + " --window " + std::to_string(options.window) +
+      " --dir '" + directory + "'" + (options.durability == Durability::kDisk ? "" : " --no-sync");
   FILE* pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) return nullptr;
   std::string text;
@@ -132,10 +130,11 @@ json run_limits(const EndToEndOptions& options, const std::string& directory) {
 }
 
 void print(const json& report) {
-  std::printf("end to end: %s messages of %s bytes, %s outstanding, %s worker(s), %s group(s), %s\n",
-              report["messages"].dump().c_str(), report["size"].dump().c_str(),
-              report["window"].dump().c_str(), report["workers"].dump().c_str(),
-              report["groups"].dump().c_str(), report["durability"].get<std::string>().c_str());
+  std::printf(
+      "end to end: %s messages of %s bytes, %s outstanding, %s worker(s), %s group(s), %s\n",
+      report["messages"].dump().c_str(), report["size"].dump().c_str(),
+      report["window"].dump().c_str(), report["workers"].dump().c_str(),
+      report["groups"].dump().c_str(), report["durability"].get<std::string>().c_str());
   std::printf("  %12.0f messages/s, published to settled\n",
               report["messages_per_second"].get<double>());
   std::printf("  %12.0f us p50, %.0f us p99 of a receipt\n", report["p50_us"].get<double>(),
@@ -151,8 +150,8 @@ void print(const json& report) {
 }  // namespace
 
 int bench_end_to_end(const EndToEndOptions& options) {
-  std::string folder = options.directory.empty() ? "dray-bench-XXXXXX"
-                                                 : options.directory + "/dray-bench-XXXXXX";
+  std::string folder =
+      options.directory.empty() ? "dray-bench-XXXXXX" : options.directory + "/dray-bench-XXXXXX";
   if (mkdtemp(folder.data()) == nullptr) {
     std::cerr << "dray: cannot make a folder like " << folder << "\n";
     return kExitFailed;

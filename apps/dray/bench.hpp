@@ -15,11 +15,11 @@ struct EndToEndOptions {
   std::uint64_t size = 256;      // bytes of body
   std::uint64_t window = 1'000;  // receipts outstanding
   std::uint32_t workers = 1;
-  std::uint32_t threads = 1;     // handler threads per worker
+  std::uint32_t threads = 1;  // handler threads per worker
   std::uint32_t groups = 1;
   Durability durability = Durability::kDisk;
-  std::string directory;         // empty: a temporary folder in the working directory
-  std::string limits;            // the bare program, run first for the ratio
+  std::string directory;  // empty: a temporary folder in the working directory
+  std::string limits;     // the bare program, run first for the ratio
   bool json = false;
 };
 

@@ -27,8 +27,7 @@ int report(const std::vector<config::Fault>& faults) {
 
 int fail(const Error& error) {
   std::cerr << "dray: " << error.text() << "\n";
-  const bool wrong =
-      error.code == ErrorCode::kInvalid || error.code == ErrorCode::kUnroutable;
+  const bool wrong = error.code == ErrorCode::kInvalid || error.code == ErrorCode::kUnroutable;
   return wrong ? kExitWrong : kExitFailed;
 }
 
@@ -151,8 +150,9 @@ int run_command(const std::string& file, const std::vector<std::string>& names) 
       std::vector<std::string> known;
       for (const auto& each : loaded.config.apps) known.push_back(each.name);
       const std::string near = nearest_word(name, known);
-      loaded.faults.push_back({file, 0, 0, "no app '" + name + "'" +
-                                               (near.empty() ? "" : "; did you mean '" + near + "'?")});
+      loaded.faults.push_back(
+          {file, 0, 0,
+           "no app '" + name + "'" + (near.empty() ? "" : "; did you mean '" + near + "'?")});
     }
     apps.push_back(app);
   }
@@ -192,7 +192,8 @@ int publish_command(const SpoolChoice& choice, const std::string& topic, const s
   if (!client.ok()) return fail(client.error());
   const auto parsed = json::parse(body, nullptr, false);
   if (parsed.is_discarded()) {
-    return fail(Error{ErrorCode::kInvalid, "the body is no JSON; write it like '{\"id\": 1}'", "", 0});
+    return fail(
+        Error{ErrorCode::kInvalid, "the body is no JSON; write it like '{\"id\": 1}'", "", 0});
   }
   json request{{"topic", topic}, {"body", parsed}};
   if (!key.empty()) request["key"] = key;

@@ -33,8 +33,9 @@ int main(int argc, char** argv) {
   std::vector<std::string> apps;
   std::string spool_directory;
   std::string bind;
-  auto* run = cli.add_subcommand("run", "Example: dray run shop.toml --app email\n\n"
-                                        "Run the apps of a config, each as a process of its own.");
+  auto* run = cli.add_subcommand("run",
+                                 "Example: dray run shop.toml --app email\n\n"
+                                 "Run the apps of a config, each as a process of its own.");
   auto* run_file = run->add_option("file", file, "config file");
   run->add_option("--app", apps, "only this app (in the foreground); several: only these");
   auto* run_spool_option =
@@ -54,23 +55,26 @@ int main(int argc, char** argv) {
     }
   });
 
-  auto* check = cli.add_subcommand("check", "Example: dray check shop.toml\n\n"
-                                            "Say all faults of a config and of its plugins.");
+  auto* check = cli.add_subcommand("check",
+                                   "Example: dray check shop.toml\n\n"
+                                   "Say all faults of a config and of its plugins.");
   check->add_option("file", file, "config file")->required();
   check->callback([&] { code = check_command(file); });
 
   SpoolChoice choice;
   bool json = false;
-  auto* status = cli.add_subcommand("status", "Example: dray status shop.toml\n\n"
-                                              "What is accepted, pending, done and dead, per group.");
+  auto* status = cli.add_subcommand("status",
+                                    "Example: dray status shop.toml\n\n"
+                                    "What is accepted, pending, done and dead, per group.");
   add_spool_choice(*status, choice);
   status->add_flag("--json", json, "for programs");
   status->callback([&] { code = status_command(choice, json); });
 
   std::string topic, body, key, dedup;
-  auto* publish = cli.add_subcommand(
-      "publish", "Example: dray publish shop.toml order.placed '{\"order_id\": \"1\"}'\n\n"
-                 "Publish one message into a spool that is served; prints the receipt.");
+  auto* publish =
+      cli.add_subcommand("publish",
+                         "Example: dray publish shop.toml order.placed '{\"order_id\": \"1\"}'\n\n"
+                         "Publish one message into a spool that is served; prints the receipt.");
   add_spool_choice(*publish, choice);
   publish->add_option("topic", topic, "topic")->required();
   publish->add_option("body", body, "body, as JSON")->required();
@@ -82,9 +86,10 @@ int main(int argc, char** argv) {
   std::uint64_t limit = 100;
   std::vector<std::uint64_t> sequences;
   bool all = false;
-  auto* dead = cli.add_subcommand("dead", "Example: dray dead list shop.toml email\n\n"
-                                          "Dead letters: look at them, give them another chance, "
-                                          "or drop them.");
+  auto* dead = cli.add_subcommand("dead",
+                                  "Example: dray dead list shop.toml email\n\n"
+                                  "Dead letters: look at them, give them another chance, "
+                                  "or drop them.");
   dead->require_subcommand(1);
   const auto add_dead = [&](const char* name, const char* help) {
     auto* command = dead->add_subcommand(name, help);
@@ -97,25 +102,27 @@ int main(int argc, char** argv) {
   dead_list->add_flag("--json", json, "for programs; with body and history");
   dead_list->callback([&] { code = dead_list_command(choice, group, limit, json); });
   for (const char* action : {"retry", "drop"}) {
-    auto* command = add_dead(
-        action, action == std::string("retry") ? "Example: dray dead retry shop.toml email 17 18"
-                                               : "Example: dray dead drop shop.toml email --all");
+    auto* command = add_dead(action, action == std::string("retry")
+                                         ? "Example: dray dead retry shop.toml email 17 18"
+                                         : "Example: dray dead drop shop.toml email --all");
     command->add_option("sequences", sequences, "which ones, as `dead list` shows them");
     command->add_flag("--all", all, "all of the group");
-    command->callback([&, action] {
-      code = dead_change_command(choice, group, action, sequences, all);
-    });
+    command->callback(
+        [&, action] { code = dead_change_command(choice, group, action, sequences, all); });
   }
 
   EndToEndOptions end_to_end;
   std::string durability = "disk";
-  auto* bench = cli.add_subcommand("bench", "Example: dray bench end-to-end --messages 1000000\n\n"
-                                            "Measure this machine.");
+  auto* bench = cli.add_subcommand("bench",
+                                   "Example: dray bench end-to-end --messages 1000000\n\n"
+                                   "Measure this machine.");
   bench->require_subcommand(1);
   auto* bench_e2e = bench->add_subcommand(
       "end-to-end", "Example: dray bench end-to-end --messages 1000000 --size 256 --json");
-  bench_e2e->add_option("--messages", end_to_end.messages, "how many")->check(CLI::Range(1UL, 1UL << 32));
-  bench_e2e->add_option("--size", end_to_end.size, "bytes of a body")->check(CLI::Range(0UL, 16UL << 20));
+  bench_e2e->add_option("--messages", end_to_end.messages, "how many")
+      ->check(CLI::Range(1UL, 1UL << 32));
+  bench_e2e->add_option("--size", end_to_end.size, "bytes of a body")
+      ->check(CLI::Range(0UL, 16UL << 20));
   bench_e2e->add_option("--window", end_to_end.window, "receipts outstanding")
       ->check(CLI::Range(1UL, 60'000UL));
   bench_e2e->add_option("--workers", end_to_end.workers, "worker processes per group")

@@ -63,10 +63,12 @@ nlohmann::json to_json(const DeadLetter& letter) {
     body = nlohmann::json::from_msgpack(letter.body, true, false);
     if (body.is_discarded()) body = nullptr;
   }
-  return {{"sequence", letter.sequence}, {"id", letter.id},         {"topic", letter.topic},
-          {"key", letter.key},           {"cause", letter.cause},   {"reason", letter.reason},
+  return {{"sequence", letter.sequence}, {"id", letter.id},
+          {"topic", letter.topic},       {"key", letter.key},
+          {"cause", letter.cause},       {"reason", letter.reason},
           {"worker", letter.worker},     {"died_at", letter.died_at},
-          {"attempts", letter.attempts}, {"body", body},            {"history", history}};
+          {"attempts", letter.attempts}, {"body", body},
+          {"history", history}};
 }
 
 std::string to_prometheus(const SpoolStatus& status) {
@@ -96,7 +98,8 @@ std::string to_prometheus(const SpoolStatus& status) {
     }
   }
   auto& in_flight = family("dray_group_in_flight", "Deliveries that workers hold unanswered");
-  for (const auto& group : status.groups) gauge(in_flight, {{"group", group.name}}, group.in_flight);
+  for (const auto& group : status.groups)
+    gauge(in_flight, {{"group", group.name}}, group.in_flight);
   auto& workers = family("dray_group_workers", "Worker sessions");
   for (const auto& group : status.groups) gauge(workers, {{"group", group.name}}, group.workers);
   gauge(family("dray_spool_size_bytes", "Bytes of segments"), {}, status.size_bytes);

@@ -100,8 +100,8 @@ class Supervisor {
       // Ctrl-C reaches only the supervisor, which stops workers before the spools they answer to.
       setpgid(0, 0);
       setenv(kSupervisorVariable, std::to_string(supervisor).c_str(), 1);
-      execl("/proc/self/exe", "dray", "run", config_.file.c_str(), "--app",
-            child.app->name.c_str(), static_cast<char*>(nullptr));
+      execl("/proc/self/exe", "dray", "run", config_.file.c_str(), "--app", child.app->name.c_str(),
+            static_cast<char*>(nullptr));
       _exit(127);
     }
     child.pid = pid;
@@ -123,9 +123,8 @@ class Supervisor {
   void ended(Child& child, int status) {
     child.pid = 0;
     child.kill_at.reset();
-    const std::string how = WIFSIGNALED(status)
-                                ? "signal " + std::to_string(WTERMSIG(status))
-                                : "exit " + std::to_string(WEXITSTATUS(status));
+    const std::string how = WIFSIGNALED(status) ? "signal " + std::to_string(WTERMSIG(status))
+                                                : "exit " + std::to_string(WEXITSTATUS(status));
     if (stopping_) {
       log_.info("stopped", {{"app", child.app->name}, {"how", how}});
       return stop_owners();

@@ -1,6 +1,7 @@
 // Supervisor: one child process per app; restarts them with back-off; stops them in order.
 //
-//   waiting --start--> running --exit 0 or 1, signal--> waiting (back-off doubles, reset after 5 s up)
+//   waiting --start--> running --exit 0 or 1, signal--> waiting (back-off doubles, reset after 5 s
+//   up)
 //                         |--exit 2: the config is wrong--> all stop, exit 2
 //   SIGTERM: apps that own no spool drain first, then the owners; SIGKILL after their deadline.
 //

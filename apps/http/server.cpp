@@ -252,8 +252,9 @@ class Connection final : public std::enable_shared_from_this<Connection<Protocol
   void begin_stream(const std::shared_ptr<Events>& events) {
     events_open_ = events->open_flag();
     stream_.expires_never();
-    push("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"
-         "X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n");
+    push(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"
+        "X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n");
     watch_close();
   }
 
@@ -375,11 +376,12 @@ std::size_t connections_allowed(std::size_t wanted) {
   return std::min<std::size_t>(wanted, static_cast<std::size_t>(limit.rlim_cur) * 3 / 4);
 }
 
-Result<std::unique_ptr<Server>> start_unix(const std::string& path, std::shared_ptr<Shared> shared) {
+Result<std::unique_ptr<Server>> start_unix(const std::string& path,
+                                           std::shared_ptr<Shared> shared) {
   using Local = asio::local::stream_protocol;
   if (path.size() > 107) {
-    return Error{ErrorCode::kInvalid, "a Unix socket's path may have 107 bytes; choose a shorter one",
-                 path, 0};
+    return Error{ErrorCode::kInvalid,
+                 "a Unix socket's path may have 107 bytes; choose a shorter one", path, 0};
   }
   auto server = std::make_unique<BeastServer<Local>>(std::move(shared));
   unlink(path.c_str());
@@ -409,7 +411,8 @@ Result<std::unique_ptr<Server>> Server::start(const std::string& listen, const L
   shared->handler = std::move(handler);
   shared->log = std::move(log);
   if (listen.rfind("unix:", 0) == 0) return start_unix(listen.substr(5), std::move(shared));
-  const Error bad{ErrorCode::kInvalid, "write it like \"127.0.0.1:8080\" or \"[::1]:8080\"", listen, 0};
+  const Error bad{ErrorCode::kInvalid, "write it like \"127.0.0.1:8080\" or \"[::1]:8080\"", listen,
+                  0};
   const auto colon = listen.rfind(':');
   if (colon == std::string::npos) return bad;
   std::string host = listen.substr(0, colon);

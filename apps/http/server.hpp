@@ -73,7 +73,7 @@ struct Limits {
   std::uint32_t header_bytes_max = 16U << 10;
   std::uint64_t body_bytes_max = 1U << 20;
   std::size_t connections_max = 4'096;
-  Milliseconds read_timeout{10'000};   // of one request, from its first byte or from idle
+  Milliseconds read_timeout{10'000};  // of one request, from its first byte or from idle
   Milliseconds write_timeout{30'000};
 };
 

@@ -68,9 +68,9 @@ class Database {
   // Opens or makes the file and its tables.
   Database(const std::string& path, const char* schema) {
     sqlite3* raw = nullptr;
-    const int code = sqlite3_open_v2(
-        path.c_str(), &raw, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,
-        nullptr);
+    const int code =
+        sqlite3_open_v2(path.c_str(), &raw,
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
     database_.reset(raw);
     if (code != SQLITE_OK) throw DatabaseError(path + ": " + sqlite3_errmsg(raw));
     sqlite3_busy_timeout(raw, 10'000);

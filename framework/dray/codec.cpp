@@ -71,17 +71,26 @@ void Encoder::map(std::size_t size) {
 Value::Kind Value::kind() const {
   if (object_ == nullptr) return Kind::kNil;
   switch (object_of(object_).type) {
-    case msgpack::type::NIL: return Kind::kNil;
-    case msgpack::type::BOOLEAN: return Kind::kBoolean;
+    case msgpack::type::NIL:
+      return Kind::kNil;
+    case msgpack::type::BOOLEAN:
+      return Kind::kBoolean;
     case msgpack::type::POSITIVE_INTEGER:
-    case msgpack::type::NEGATIVE_INTEGER: return Kind::kInteger;
+    case msgpack::type::NEGATIVE_INTEGER:
+      return Kind::kInteger;
     case msgpack::type::FLOAT32:
-    case msgpack::type::FLOAT64: return Kind::kReal;
-    case msgpack::type::STR: return Kind::kText;
-    case msgpack::type::BIN: return Kind::kBinary;
-    case msgpack::type::ARRAY: return Kind::kArray;
-    case msgpack::type::MAP: return Kind::kMap;
-    case msgpack::type::EXT: return Kind::kOther;
+    case msgpack::type::FLOAT64:
+      return Kind::kReal;
+    case msgpack::type::STR:
+      return Kind::kText;
+    case msgpack::type::BIN:
+      return Kind::kBinary;
+    case msgpack::type::ARRAY:
+      return Kind::kArray;
+    case msgpack::type::MAP:
+      return Kind::kMap;
+    case msgpack::type::EXT:
+      return Kind::kOther;
   }
   return Kind::kOther;
 }
@@ -172,15 +181,24 @@ bool Value::find(std::string_view name, Value& out) const {
 
 std::string_view kind_name(Value::Kind kind) {
   switch (kind) {
-    case Value::Kind::kNil: return "nil";
-    case Value::Kind::kBoolean: return "a boolean";
-    case Value::Kind::kInteger: return "an integer";
-    case Value::Kind::kReal: return "a real number";
-    case Value::Kind::kText: return "text";
-    case Value::Kind::kBinary: return "binary";
-    case Value::Kind::kArray: return "an array";
-    case Value::Kind::kMap: return "a map";
-    case Value::Kind::kOther: return "an extension type";
+    case Value::Kind::kNil:
+      return "nil";
+    case Value::Kind::kBoolean:
+      return "a boolean";
+    case Value::Kind::kInteger:
+      return "an integer";
+    case Value::Kind::kReal:
+      return "a real number";
+    case Value::Kind::kText:
+      return "text";
+    case Value::Kind::kBinary:
+      return "binary";
+    case Value::Kind::kArray:
+      return "an array";
+    case Value::Kind::kMap:
+      return "a map";
+    case Value::Kind::kOther:
+      return "an extension type";
   }
   return "unknown";
 }
@@ -194,7 +212,9 @@ Document::~Document() = default;
 Document::Document(Document&&) noexcept = default;
 Document& Document::operator=(Document&&) noexcept = default;
 
-Value Document::root() const { return Value(&state_->handle.get()); }
+Value Document::root() const {
+  return Value(&state_->handle.get());
+}
 
 Result<Document> Document::parse(std::string_view bytes) {
   // Two passes: the first allocates nothing and proves that every announced element is there, so

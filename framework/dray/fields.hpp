@@ -26,10 +26,16 @@
 #include "dray/codec.hpp"
 #include "dray/result.hpp"
 
-#define DRAY_FIELDS(...)                                                       \
-  static constexpr std::string_view dray_field_names() { return #__VA_ARGS__; } \
-  auto dray_fields() { return std::tie(__VA_ARGS__); }                         \
-  auto dray_fields() const { return std::tie(__VA_ARGS__); }
+#define DRAY_FIELDS(...)                                 \
+  static constexpr std::string_view dray_field_names() { \
+    return #__VA_ARGS__;                                 \
+  }                                                      \
+  auto dray_fields() {                                   \
+    return std::tie(__VA_ARGS__);                        \
+  }                                                      \
+  auto dray_fields() const {                             \
+    return std::tie(__VA_ARGS__);                        \
+  }
 
 namespace dray {
 
@@ -114,10 +120,10 @@ void write(Encoder& encoder, const T& value) {
 }
 
 inline Error mismatch(const std::string& path, std::string_view wanted, const Value& found) {
-  return Error{ErrorCode::kInvalid,
-               "expected " + std::string(wanted) + ", found " +
-                   std::string(kind_name(found.kind())),
-               path, 0};
+  return Error{
+      ErrorCode::kInvalid,
+      "expected " + std::string(wanted) + ", found " + std::string(kind_name(found.kind())), path,
+      0};
 }
 
 template <typename T>

@@ -75,7 +75,9 @@ class [[nodiscard]] Outcome {
 };
 
 // Handled: settled for this group.
-inline Outcome done() { return {Outcome::Kind::kDone, "", std::nullopt}; }
+inline Outcome done() {
+  return {Outcome::Kind::kDone, "", std::nullopt};
+}
 // A failed attempt: again after `after`, or by the policy's back-off.
 inline Outcome retry(std::string reason, std::optional<Milliseconds> after = std::nullopt) {
   return {Outcome::Kind::kRetry, std::move(reason), after};
@@ -227,9 +229,9 @@ SourceRegistration source(std::string name) {
 }  // namespace dray
 
 // Once per plugin, at namespace scope: DRAY_PLUGIN(dray::handler<A>("a"), dray::source<B>("b"))
-#define DRAY_PLUGIN(...)                                                     \
-  extern "C" DRAY_PLUGIN_EXPORT const dray_plugin* dray_plugin_entry_v1();   \
-  extern "C" DRAY_PLUGIN_EXPORT const dray_plugin* dray_plugin_entry_v1() {  \
-    static ::dray::plugin_glue::Plugin plugin{__VA_ARGS__};                  \
-    return plugin.table();                                                   \
+#define DRAY_PLUGIN(...)                                                    \
+  extern "C" DRAY_PLUGIN_EXPORT const dray_plugin* dray_plugin_entry_v1();  \
+  extern "C" DRAY_PLUGIN_EXPORT const dray_plugin* dray_plugin_entry_v1() { \
+    static ::dray::plugin_glue::Plugin plugin{__VA_ARGS__};                 \
+    return plugin.table();                                                  \
   }

@@ -49,10 +49,14 @@ class EnvelopeVisitor : public LimitVisitor {
         if (value > static_cast<std::uint64_t>(Priority::kLow)) return false;
         view.priority = static_cast<Priority>(value);
         return true;
-      case kPublishedAt: return time(value, view.published_at);
-      case kDeliverAt: return time(value, view.deliver_at.emplace());
-      case kExpiresAt: return time(value, view.expires_at.emplace());
-      default: return false;
+      case kPublishedAt:
+        return time(value, view.published_at);
+      case kDeliverAt:
+        return time(value, view.deliver_at.emplace());
+      case kExpiresAt:
+        return time(value, view.expires_at.emplace());
+      default:
+        return false;
     }
   }
   bool visit_negative_integer(std::int64_t) { return false; }
@@ -63,10 +67,17 @@ class EnvelopeVisitor : public LimitVisitor {
   bool start_map(std::uint32_t) { return false; }
   bool visit_str(const char* data, std::uint32_t size) {
     switch (field_) {
-      case kTopic: view.topic = {data, size}; return true;
-      case kKey: view.key = {data, size}; return true;
-      case kDedup: view.dedup = {data, size}; return true;
-      default: return false;
+      case kTopic:
+        view.topic = {data, size};
+        return true;
+      case kKey:
+        view.key = {data, size};
+        return true;
+      case kDedup:
+        view.dedup = {data, size};
+        return true;
+      default:
+        return false;
     }
   }
   bool visit_bin(const char* data, std::uint32_t size) {
@@ -77,9 +88,14 @@ class EnvelopeVisitor : public LimitVisitor {
           return true;
         }
         return false;
-      case kHeaders: view.headers = {data, size}; return true;
-      case kBody: view.body = {data, size}; return true;
-      default: return false;
+      case kHeaders:
+        view.headers = {data, size};
+        return true;
+      case kBody:
+        view.body = {data, size};
+        return true;
+      default:
+        return false;
     }
   }
   bool complete() const { return is_array_ && field_ == kEnvelopeFields; }
@@ -106,10 +122,10 @@ void encode_text_or_nil(Encoder& encoder, const std::string& text) {
 }
 
 Error over_limit(std::string what, std::size_t size, std::size_t limit) {
-  return Error{ErrorCode::kInvalid,
-               what + " is " + std::to_string(size) + " bytes, the limit is " +
-                   std::to_string(limit),
-               "", 0};
+  return Error{
+      ErrorCode::kInvalid,
+      what + " is " + std::to_string(size) + " bytes, the limit is " + std::to_string(limit), "",
+      0};
 }
 
 }  // namespace
@@ -149,9 +165,9 @@ Status check_draft(const Draft& draft, const MessageLimits& limits) {
                      std::to_string(limits.headers_max),
                  "", 0};
   }
-  if (std::set<std::string_view> names; !std::all_of(
-          options.headers.begin(), options.headers.end(),
-          [&](const auto& header) { return names.insert(header.first).second; })) {
+  if (std::set<std::string_view> names;
+      !std::all_of(options.headers.begin(), options.headers.end(),
+                   [&](const auto& header) { return names.insert(header.first).second; })) {
     return Error{ErrorCode::kInvalid, "a header is given twice", "", 0};
   }
   for (const auto& [name, value] : options.headers) {
@@ -161,8 +177,8 @@ Status check_draft(const Draft& draft, const MessageLimits& limits) {
     }
   }
   for (const auto& time : {options.deliver_at, options.expires_at}) {
-    if (time && (time->time_since_epoch().count() < 0 ||
-                 time->time_since_epoch().count() > kTimeMsMax)) {
+    if (time &&
+        (time->time_since_epoch().count() < 0 || time->time_since_epoch().count() > kTimeMsMax)) {
       return Error{ErrorCode::kInvalid, "deliver_at and expires_at must lie from 1970 to 9999", "",
                    0};
     }

@@ -54,7 +54,8 @@ Error io_error(std::string_view operation, std::string path, int system_error);
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::in_place_index<0>, std::move(value)) {}  // NOLINT: implicit by design
+  Result(T value)
+      : value_(std::in_place_index<0>, std::move(value)) {}  // NOLINT: implicit by design
   Result(Error error) : value_(std::in_place_index<1>, std::move(error)) {}  // NOLINT: as above
 
   bool ok() const { return value_.index() == 0; }
@@ -110,8 +111,8 @@ class [[nodiscard]] Result<void> {
 using Status = Result<void>;
 
 // Returns the error of `expression` from the calling function.
-#define DRAY_TRY(expression)                                                          \
-  do {                                                                                \
+#define DRAY_TRY(expression)                                                            \
+  do {                                                                                  \
     if (auto dray_status = (expression); !dray_status.ok()) return dray_status.error(); \
   } while (false)
 

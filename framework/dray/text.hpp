@@ -29,7 +29,8 @@ std::string size_text(std::uint64_t bytes);
 // The candidate nearest to `word` if it is near enough to be a slip of the pen, else empty.
 std::string nearest_word(std::string_view word, const std::vector<std::string>& candidates);
 
-// Replaces ${NAME} and ${NAME:-default} from the environment; a default may hold others. kInvalid names what is not set.
+// Replaces ${NAME} and ${NAME:-default} from the environment; a default may hold others. kInvalid
+// names what is not set.
 Result<std::string> expand_environment(std::string_view text);
 
 }  // namespace dray

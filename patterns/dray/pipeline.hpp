@@ -33,9 +33,9 @@ class EndpointError : public std::runtime_error {
 };
 
 struct PipelineOptions {
-  bool bind = false;               // Push: bind instead of connect; Pull: connect instead of bind
-  Milliseconds wait{0};            // Push: at most so long for room; 0: drop at once
-  int frames_max = 10'000;         // waiting per peer
+  bool bind = false;        // Push: bind instead of connect; Pull: connect instead of bind
+  Milliseconds wait{0};     // Push: at most so long for room; 0: drop at once
+  int frames_max = 10'000;  // waiting per peer
   transport::Context* context = nullptr;  // shared; nothing: one of its own
 };
 

@@ -187,8 +187,8 @@ struct BytesService::State {
       reply = Error{ErrorCode::kUnknown, exception.what(), "", 0};
     }
     // A client that is gone, or too slow to read, times out.
-    (void)socket.send(received.peer, reply.ok() ? encode_request(id, *reply)
-                                                : encode_failure(id, reply.error()));
+    (void)socket.send(received.peer,
+                      reply.ok() ? encode_request(id, *reply) : encode_failure(id, reply.error()));
   }
 };
 

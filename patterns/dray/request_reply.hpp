@@ -1,7 +1,8 @@
 // Client and Service: typed request and reply on DEALER and ROUTER, not durable.
 //
-//   dray::Service<Question, Answer> service("ipc://...", [](const Question& q) -> dray::Result<Answer> {...});
-//   dray::Client<Question, Answer> client("ipc://...");   auto answer = client.call({...}, 2s);
+//   dray::Service<Question, Answer> service("ipc://...", [](const Question& q) ->
+//   dray::Result<Answer> {...}); dray::Client<Question, Answer> client("ipc://...");   auto answer
+//   = client.call({...}, 2s);
 //
 // Guarantees: a call ends with the service's answer, the service's error, or kTimeout; never
 // later than its time-out. A call is sent at most once; repeating is the caller's decision.
@@ -55,11 +56,10 @@ class Client {
 
   void call_async(const Request& request, Milliseconds timeout,
                   std::function<void(Result<Reply>)> done) {
-    client_.call_bytes(to_bytes(request), timeout,
-                       [done = std::move(done)](const Result<std::string>& bytes) {
-                         done(bytes.ok() ? from_bytes<Reply>(*bytes)
-                                         : Result<Reply>(bytes.error()));
-                       });
+    client_.call_bytes(
+        to_bytes(request), timeout, [done = std::move(done)](const Result<std::string>& bytes) {
+          done(bytes.ok() ? from_bytes<Reply>(*bytes) : Result<Reply>(bytes.error()));
+        });
   }
   Result<Reply> call(const Request& request, Milliseconds timeout) {
     std::promise<Result<Reply>> promise;
@@ -77,14 +77,14 @@ template <typename Request, typename Reply>
 class Service {
  public:
   Service(const std::string& endpoint, std::function<Result<Reply>(const Request&)> function)
-      : service_(endpoint, [function = std::move(function)](
-                               std::string_view bytes) -> Result<std::string> {
-          auto request = from_bytes<Request>(bytes);
-          if (!request.ok()) return request.error();
-          auto reply = function(*request);
-          if (!reply.ok()) return reply.error();
-          return to_bytes(*reply);
-        }) {}
+      : service_(endpoint,
+                 [function = std::move(function)](std::string_view bytes) -> Result<std::string> {
+                   auto request = from_bytes<Request>(bytes);
+                   if (!request.ok()) return request.error();
+                   auto reply = function(*request);
+                   if (!reply.ok()) return reply.error();
+                   return to_bytes(*reply);
+                 }) {}
 
  private:
   BytesService service_;

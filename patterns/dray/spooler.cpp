@@ -35,7 +35,9 @@ struct Spooler::State {
 };
 
 Spooler::Spooler(std::unique_ptr<State> state) : state_(std::move(state)) {}
-Spooler::~Spooler() { stop(); }
+Spooler::~Spooler() {
+  stop();
+}
 
 Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   auto state = std::make_unique<State>();
@@ -71,10 +73,10 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   if (!wanted.bind.empty()) DRAY_TRY(state->dispatcher->bind(wanted.bind));
   state->dispatcher->start();
   state->spool->start(*state->dispatcher);
-  wanted.log.info("spool is open", {{"directory", wanted.directory},
-                                    {"epoch", std::to_string(state->spool->epoch())},
-                                    {"records", std::to_string(
-                                                    state->spool->scan_report().records)}});
+  wanted.log.info("spool is open",
+                  {{"directory", wanted.directory},
+                   {"epoch", std::to_string(state->spool->epoch())},
+                   {"records", std::to_string(state->spool->scan_report().records)}});
   return std::unique_ptr<Spooler>(new Spooler(std::move(state)));
 }
 
@@ -166,8 +168,7 @@ DeadLetter read_dead_letter(spool::LogReader& reader, Sequence sequence, spool::
     before = dead->before;
   }
   while (before != 0 && letter.history.size() < kDeadHistoryMax) {
-    const auto retry =
-        read_record<spool::RetryRecord>(reader, before, spool::RecordType::kRetry);
+    const auto retry = read_record<spool::RetryRecord>(reader, before, spool::RecordType::kRetry);
     if (!retry) break;
     letter.history.push_back({time(retry->at_ms), retry->worker, retry->reason, retry->attempts});
     before = retry->before;
@@ -191,8 +192,7 @@ Result<std::vector<DeadLetter>> Spooler::dead_letters(const std::string& group, 
     spool::LogReader reader = desk.reader.fresh();
     for (auto each = dead.upper_bound(after); each != dead.end() && result->size() < limit;
          ++each) {
-      result->push_back(
-          read_dead_letter(reader, *each, state.history(*each)->record_lsn));
+      result->push_back(read_dead_letter(reader, *each, state.history(*each)->record_lsn));
     }
   });
   if (!answered) return kStopped;
@@ -202,10 +202,10 @@ Result<std::vector<DeadLetter>> Spooler::dead_letters(const std::string& group, 
 namespace {
 
 // Applies `change` to the dead letters named (or to all), in batches; waits until durable.
-Result<std::size_t> change_dead(
-    balancing::Dispatcher& dispatcher, const std::string& group, std::vector<Sequence> wanted,
-    std::uint64_t (balancing::DispatcherCore::*change)(spool::GroupId,
-                                                       const std::vector<Sequence>&)) {
+Result<std::size_t> change_dead(balancing::Dispatcher& dispatcher, const std::string& group,
+                                std::vector<Sequence> wanted,
+                                std::uint64_t (balancing::DispatcherCore::*change)(
+                                    spool::GroupId, const std::vector<Sequence>&)) {
   std::sort(wanted.begin(), wanted.end());
   wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
   Result<std::size_t> result = std::size_t{0};

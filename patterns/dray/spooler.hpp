@@ -28,8 +28,8 @@ struct SpoolerGroup {
 };
 
 struct SpoolerOptions {
-  std::string directory;                  // made if missing
-  std::string bind = {};                  // endpoint for workers; empty: no worker can come
+  std::string directory;  // made if missing
+  std::string bind = {};  // endpoint for workers; empty: no worker can come
   Durability durability = Durability::kDisk;
   std::uint64_t max_size = 8ULL << 30;    // bytes
   std::vector<SpoolerGroup> groups = {};  // these decide

@@ -88,8 +88,8 @@ struct Worker::State {
   std::vector<Finished> finished;
   bool want_drain = false;
   bool drained = false;
-  bool want_stop = false;   // the socket thread ends
-  bool closing = false;     // handler threads end
+  bool want_stop = false;  // the socket thread ends
+  bool closing = false;    // handler threads end
   bool exhausted = false;
 
   std::thread socket_thread;
@@ -362,7 +362,9 @@ void Worker::stop() {
   state.threads.clear();
 }
 
-Worker::~Worker() { stop(); }
+Worker::~Worker() {
+  stop();
+}
 
 WorkerCounters Worker::counters() const {
   const auto& state = *state_;

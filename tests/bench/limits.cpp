@@ -64,8 +64,7 @@ double cpu_seconds(int who) {
 // A file that is written round and round: its blocks are allocated, as recycled segments are.
 class BareLog {
  public:
-  BareLog(const std::string& directory, bool sync)
-      : path_(directory + "/limits.bin"), sync_(sync) {
+  BareLog(const std::string& directory, bool sync) : path_(directory + "/limits.bin"), sync_(sync) {
     fd_ = open(path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd_ < 0) die("open");
     const std::vector<char> zeros(1 << 20, 0);
@@ -98,17 +97,17 @@ class BareLog {
 void report(const Options& options, double seconds, std::vector<double> latencies_us, double cpu) {
   std::sort(latencies_us.begin(), latencies_us.end());
   const auto percentile = [&](double p) {
-    return latencies_us.empty()
-               ? 0.0
-               : latencies_us[static_cast<std::size_t>(
-                     p * static_cast<double>(latencies_us.size() - 1))];
+    return latencies_us.empty() ? 0.0
+                                : latencies_us[static_cast<std::size_t>(
+                                      p * static_cast<double>(latencies_us.size() - 1))];
   };
   const auto count = static_cast<double>(options.messages);
-  std::printf("{\"workload\": \"limits-%s\", \"messages\": %lu, \"size\": %lu, "
-              "\"messages_per_second\": %.0f, \"p50_us\": %.1f, \"p99_us\": %.1f, "
-              "\"cpu_seconds_per_million\": %.3f}\n",
-              options.mode.c_str(), options.messages, options.size, count / seconds,
-              percentile(0.5), percentile(0.99), cpu * 1e6 / count);
+  std::printf(
+      "{\"workload\": \"limits-%s\", \"messages\": %lu, \"size\": %lu, "
+      "\"messages_per_second\": %.0f, \"p50_us\": %.1f, \"p99_us\": %.1f, "
+      "\"cpu_seconds_per_million\": %.3f}\n",
+      options.mode.c_str(), options.messages, options.size, count / seconds, percentile(0.5),
+      percentile(0.99), cpu * 1e6 / count);
 }
 
 void append(const Options& options) {

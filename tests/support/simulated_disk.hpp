@@ -136,8 +136,7 @@ class SimulatedDirectory final : public Directory {
     } else if (found == disk_.names_.end()) {
       return Error{ErrorCode::kNotFound, "no such file", name, 2};
     }
-    return std::unique_ptr<File>(
-        std::make_unique<SimulatedFile>(disk_, disk_.names_[name], name));
+    return std::unique_ptr<File>(std::make_unique<SimulatedFile>(disk_, disk_.names_[name], name));
   }
   Result<std::vector<std::string>> list() override { return disk_.names(); }
   Status rename(const std::string& from, const std::string& to) override {

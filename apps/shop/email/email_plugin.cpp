@@ -65,8 +65,10 @@ class SendConfirmation final : public dray::Handler<OrderPlaced> {
     switch (outcome.kind) {
       case MailOutcome::Kind::kSent:
         return dray::done().publish(kMailSent, MailSent{order.order_id, message_id});
-      case MailOutcome::Kind::kTryAgain: return dray::retry(outcome.reason);
-      case MailOutcome::Kind::kRefused: return dray::reject(outcome.reason);
+      case MailOutcome::Kind::kTryAgain:
+        return dray::retry(outcome.reason);
+      case MailOutcome::Kind::kRefused:
+        return dray::reject(outcome.reason);
     }
     return dray::retry("unknown outcome");
   }

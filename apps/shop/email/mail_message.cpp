@@ -27,11 +27,20 @@ std::string escape_html(const std::string& text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '&': out += "&amp;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '&':
+        out += "&amp;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -47,7 +56,9 @@ Object<GMimePart> text_part(const char* subtype, const std::string& text) {
 
 }  // namespace
 
-void initialise_mail() { g_mime_init(); }
+void initialise_mail() {
+  g_mime_init();
+}
 
 Mail confirmation_mail(const OrderPlaced& order, const MailAddress& from,
                        const std::string& message_id, std::int64_t date_s) {
@@ -57,23 +68,25 @@ Mail confirmation_mail(const OrderPlaced& order, const MailAddress& from,
   mail.message_id = message_id;
   mail.date_s = date_s;
   mail.subject = "Your order " + order.order_id;
-  mail.text = "Hello " + order.customer + ",\n\nthank you for your order " + order.order_id + ".\n\n";
+  mail.text =
+      "Hello " + order.customer + ",\n\nthank you for your order " + order.order_id + ".\n\n";
   mail.html = "<!doctype html><html><body><p>Hello " + escape_html(order.customer) +
               ",</p><p>thank you for your order <b>" + escape_html(order.order_id) +
               "</b>.</p><table>";
   for (const auto& line : order.lines) {
     const std::string price = money_text(line.quantity * line.unit_price, order.currency);
     mail.text += "  " + std::to_string(line.quantity) + " x " + line.name + "  " + price + "\n";
-    mail.html += "<tr><td>" + std::to_string(line.quantity) + " &times; " +
-                 escape_html(line.name) + "</td><td align=\"right\">" + price + "</td></tr>";
+    mail.html += "<tr><td>" + std::to_string(line.quantity) + " &times; " + escape_html(line.name) +
+                 "</td><td align=\"right\">" + price + "</td></tr>";
   }
   const std::string tax = money_text(order.tax(), order.currency);
   const std::string total = money_text(order.total(), order.currency);
-  mail.text += "\n  Tax    " + tax + "\n  Total  " + total +
-               "\n\nThe invoice follows.\n\nThe Dray Shop\n";
-  mail.html += "<tr><td>Tax</td><td align=\"right\">" + tax +
-               "</td></tr><tr><td><b>Total</b></td><td align=\"right\"><b>" + total +
-               "</b></td></tr></table><p>The invoice follows.</p><p>The Dray Shop</p></body></html>";
+  mail.text +=
+      "\n  Tax    " + tax + "\n  Total  " + total + "\n\nThe invoice follows.\n\nThe Dray Shop\n";
+  mail.html +=
+      "<tr><td>Tax</td><td align=\"right\">" + tax +
+      "</td></tr><tr><td><b>Total</b></td><td align=\"right\"><b>" + total +
+      "</b></td></tr></table><p>The invoice follows.</p><p>The Dray Shop</p></body></html>";
   return mail;
 }
 

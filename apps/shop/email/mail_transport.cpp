@@ -116,8 +116,9 @@ std::unique_ptr<MailTransport> make_mail_transport(const std::string& deliver,
   if (deliver.rfind("smtp://", 0) == 0 || deliver.rfind("smtps://", 0) == 0) {
     return std::make_unique<Smtp>(deliver, login, require_tls);
   }
-  throw std::invalid_argument("setting 'deliver' must be \"maildir:PATH\" or \"smtp://host:port\", not \"" +
-                              deliver + "\"");
+  throw std::invalid_argument(
+      "setting 'deliver' must be \"maildir:PATH\" or \"smtp://host:port\", not \"" + deliver +
+      "\"");
 }
 
 }  // namespace shop

@@ -104,8 +104,8 @@ class Page {
 };
 
 std::string percent_text(std::int64_t permille) {
-  return std::to_string(permille / 10) + (permille % 10 != 0 ? "." + std::to_string(permille % 10) : "") +
-         " %";
+  return std::to_string(permille / 10) +
+         (permille % 10 != 0 ? "." + std::to_string(permille % 10) : "") + " %";
 }
 
 void draw_head(Page& page, const OrderPlaced& order, const std::string& number,
@@ -134,7 +134,8 @@ void draw_lines(Page& page, const OrderPlaced& order) {
   for (const auto& line : order.lines) {
     page.need(40);
     page.draw(kColumnQuantity, std::to_string(line.quantity), 10, false, Align::kToRight);
-    page.draw(kColumnPrice, money_text(line.unit_price, order.currency), 10, false, Align::kToRight);
+    page.draw(kColumnPrice, money_text(line.unit_price, order.currency), 10, false,
+              Align::kToRight);
     page.draw(kRight, money_text(line.quantity * line.unit_price, order.currency), 10, false,
               Align::kToRight);
     page.skip(page.draw(kMargin, line.name, 10, false, Align::kToLeft, 240) + 4);

@@ -58,7 +58,9 @@ Response later(unsigned status, const std::string& title, const std::string& det
   return response;
 }
 
-Response closing() { return later(503, "Service Unavailable", "the shop is closing", "1"); }
+Response closing() {
+  return later(503, "Service Unavailable", "the shop is closing", "1");
+}
 
 Response refused(const dray::Error& error) {
   switch (error.code) {
@@ -80,8 +82,8 @@ std::pair<std::string, std::string> split_order_path(const std::string& path) {
   const std::string tail = path.substr(std::string("/orders/").size());
   const auto slash = tail.find('/');
   const std::string id = tail.substr(0, slash);
-  const bool good = id.size() == 19 && id.find_first_not_of(
-                                           "0123456789ABCDEFGHJKMNPQRSTVWXYZ-") == std::string::npos;
+  const bool good = id.size() == 19 &&
+                    id.find_first_not_of("0123456789ABCDEFGHJKMNPQRSTVWXYZ-") == std::string::npos;
   return {good ? id : "", slash == std::string::npos ? "" : tail.substr(slash + 1)};
 }
 
@@ -163,7 +165,9 @@ void OrderFront::route(dray::Publisher& publisher, const Request& request,
                        const Responder& responder) {
   const bool get = request.method == "GET";
   if (get && request.path == "/") {
-    return responder.reply({200, "text/html; charset=utf-8", kPage,
+    return responder.reply({200,
+                            "text/html; charset=utf-8",
+                            kPage,
                             {{"Content-Security-Policy",
                               "default-src 'self'; style-src 'unsafe-inline'; script-src "
                               "'unsafe-inline'; img-src data:"}}});
@@ -263,13 +267,16 @@ void OrderFront::send_invoice(const std::string& order_id, const Responder& resp
   invoice_client_->call_async(
       {order_id}, kInvoiceTimeout, [this, responder](const dray::Result<InvoiceFile>& file) {
         if (file.ok()) {
-          responder.reply({200, "application/pdf", file->pdf.bytes,
-                           {{"Content-Disposition", "inline; filename=\"" + file->number + ".pdf\""}}});
+          responder.reply(
+              {200,
+               "application/pdf",
+               file->pdf.bytes,
+               {{"Content-Disposition", "inline; filename=\"" + file->number + ".pdf\""}}});
         } else if (file.error().code == dray::ErrorCode::kNotFound) {
           responder.reply(later(404, "Not Found", "the invoice is not ready yet", "2"));
         } else {
-          responder.reply(later(503, "Service Unavailable",
-                                "the invoice app does not answer just now", "2"));
+          responder.reply(
+              later(503, "Service Unavailable", "the invoice app does not answer just now", "2"));
         }
         pending_.end();
       });

@@ -80,7 +80,7 @@ class OrderFront final : public dray::Source {
   dray::Log log_;
   Recent recent_;
   Pending pending_;
-  std::unique_ptr<OrderView> view_;  // server's thread
+  std::unique_ptr<OrderView> view_;      // server's thread
   std::unique_ptr<OrderView> hub_view_;  // hub's thread
   std::unique_ptr<dray::Client<InvoiceRequest, InvoiceFile>> invoice_client_;
   std::unique_ptr<EventHub> hub_;

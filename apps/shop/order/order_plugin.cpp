@@ -26,8 +26,8 @@ class ProjectOrders final : public dray::RawHandler {
       return project<MailSent>(body, [&](const MailSent& mail) { view_.mail_sent(mail); });
     }
     if (delivery.topic() == kInvoiceMade) {
-      return project<InvoiceMade>(
-          body, [&](const InvoiceMade& invoice) { view_.invoice_made(invoice); });
+      return project<InvoiceMade>(body,
+                                  [&](const InvoiceMade& invoice) { view_.invoice_made(invoice); });
     }
     return dray::reject("no projection for topic " + std::string(delivery.topic()));
   }

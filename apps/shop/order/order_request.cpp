@@ -34,9 +34,8 @@ dray::Status refuse_unknown(const json& object, const std::string& path,
 }
 
 bool has_control(std::string_view text) {
-  return std::any_of(text.begin(), text.end(), [](char c) {
-    return static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
-  });
+  return std::any_of(text.begin(), text.end(),
+                     [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; });
 }
 
 dray::Result<std::string> text_field(const json& object, const std::string& key,
@@ -57,7 +56,8 @@ dray::Result<std::string> text_field(const json& object, const std::string& key,
 // SMTPUTF8; whether it exists, only sending shows.
 bool is_email(std::string_view text) {
   const auto at = text.find('@');
-  if (at == std::string_view::npos || at == 0 || at > 64 || text.find('@', at + 1) != std::string_view::npos) {
+  if (at == std::string_view::npos || at == 0 || at > 64 ||
+      text.find('@', at + 1) != std::string_view::npos) {
     return false;
   }
   const auto domain = text.substr(at + 1);
@@ -66,7 +66,8 @@ bool is_email(std::string_view text) {
     return false;
   }
   return std::all_of(text.begin(), text.end(), [](char c) {
-    return c > 0x20 && c < 0x7F && std::string_view("<>()[],;:\\\"").find(c) == std::string_view::npos;
+    return c > 0x20 && c < 0x7F &&
+           std::string_view("<>()[],;:\\\"").find(c) == std::string_view::npos;
   });
 }
 

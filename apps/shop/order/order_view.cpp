@@ -11,11 +11,12 @@ OrderView::OrderView(const std::string& path)
 
 void OrderView::placed(const OrderPlaced& order, const std::string& at) {
   database_
-      .prepare("INSERT INTO orders (order_id, placed_at, customer, email, total, currency)"
-               " VALUES (?, ?, ?, ?, ?, ?)"
-               " ON CONFLICT (order_id) DO UPDATE SET placed_at = excluded.placed_at,"
-               " customer = excluded.customer, email = excluded.email, total = excluded.total,"
-               " currency = excluded.currency")
+      .prepare(
+          "INSERT INTO orders (order_id, placed_at, customer, email, total, currency)"
+          " VALUES (?, ?, ?, ?, ?, ?)"
+          " ON CONFLICT (order_id) DO UPDATE SET placed_at = excluded.placed_at,"
+          " customer = excluded.customer, email = excluded.email, total = excluded.total,"
+          " currency = excluded.currency")
       .bind(1, order.order_id)
       .bind(2, at)
       .bind(3, order.customer)
@@ -27,8 +28,9 @@ void OrderView::placed(const OrderPlaced& order, const std::string& at) {
 
 void OrderView::mail_sent(const MailSent& mail) {
   database_
-      .prepare("INSERT INTO orders (order_id, mail_id) VALUES (?, ?)"
-               " ON CONFLICT (order_id) DO UPDATE SET mail_id = excluded.mail_id")
+      .prepare(
+          "INSERT INTO orders (order_id, mail_id) VALUES (?, ?)"
+          " ON CONFLICT (order_id) DO UPDATE SET mail_id = excluded.mail_id")
       .bind(1, mail.order_id)
       .bind(2, mail.mail_id)
       .step();
@@ -36,8 +38,9 @@ void OrderView::mail_sent(const MailSent& mail) {
 
 void OrderView::invoice_made(const InvoiceMade& invoice) {
   database_
-      .prepare("INSERT INTO orders (order_id, invoice_number) VALUES (?, ?)"
-               " ON CONFLICT (order_id) DO UPDATE SET invoice_number = excluded.invoice_number")
+      .prepare(
+          "INSERT INTO orders (order_id, invoice_number) VALUES (?, ?)"
+          " ON CONFLICT (order_id) DO UPDATE SET invoice_number = excluded.invoice_number")
       .bind(1, invoice.order_id)
       .bind(2, invoice.number)
       .step();

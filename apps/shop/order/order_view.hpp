@@ -15,7 +15,7 @@ namespace shop {
 
 struct OrderState {
   std::string order_id;
-  std::string placed_at;       // empty: the order itself was not projected yet
+  std::string placed_at;  // empty: the order itself was not projected yet
   std::string customer;
   std::string email;
   std::int64_t total = 0;

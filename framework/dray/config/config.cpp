@@ -1,11 +1,11 @@
 #include "dray/config/config.hpp"
 
+#include <toml++/toml.h>
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <set>
 #include <sstream>
-#include <toml++/toml.h>
 
 #include "dray/text.hpp"
 #include "dray/transport/socket.hpp"
@@ -19,8 +19,8 @@ std::string Fault::text() const {
 }
 
 const AppConfig* Config::find_app(const std::string& name) const {
-  const auto found =
-      std::find_if(apps.begin(), apps.end(), [&](const AppConfig& app) { return app.name == name; });
+  const auto found = std::find_if(apps.begin(), apps.end(),
+                                  [&](const AppConfig& app) { return app.name == name; });
   return found == apps.end() ? nullptr : &*found;
 }
 
@@ -106,9 +106,11 @@ class TableReader {
     const auto value = text_of(*node, key);
     if (!value) return;
     auto parsed = parse_duration(*value);
-    if (!parsed.ok()) return faults_.add(*node, "'" + std::string(key) + "': " + parsed.error().message);
+    if (!parsed.ok())
+      return faults_.add(*node, "'" + std::string(key) + "': " + parsed.error().message);
     if (*parsed < least) {
-      return faults_.add(*node, "'" + std::string(key) + "' must be at least " + duration_text(least));
+      return faults_.add(*node,
+                         "'" + std::string(key) + "' must be at least " + duration_text(least));
     }
     out = *parsed;
   }
@@ -123,7 +125,8 @@ class TableReader {
     const auto value = text_of(*node, key);
     if (!value) return;
     auto parsed = parse_size(*value);
-    if (!parsed.ok()) return faults_.add(*node, "'" + std::string(key) + "': " + parsed.error().message);
+    if (!parsed.ok())
+      return faults_.add(*node, "'" + std::string(key) + "': " + parsed.error().message);
     if (*parsed < least) {
       return faults_.add(*node, "'" + std::string(key) + "' must be at least " + size_text(least));
     }
@@ -266,7 +269,8 @@ std::optional<ConsumeConfig> read_consume(const toml::table& table, const std::s
   ConsumeConfig consume;
   consume.group = reader.required_text("group");
   const auto from = reader.texts("from");
-  if (from.empty()) faults.add(table, name + ".consume needs 'from': a list of spools or endpoints");
+  if (from.empty())
+    faults.add(table, name + ".consume needs 'from': a list of spools or endpoints");
   for (const auto& each : from) {
     if (each.find("://") != std::string::npos) {
       check_endpoint(table, each, faults);
@@ -325,7 +329,8 @@ AppConfig read_app(const std::string& name, const toml::table& table,
   reader.finish();
   if (!app.handler && !app.source) faults.add(table, path + " needs 'handler' or 'source'");
   if (app.handler && !app.consume) {
-    faults.add(table, path + " has a handler, so it needs 'consume': { group = ..., from = [...] }");
+    faults.add(table,
+               path + " has a handler, so it needs 'consume': { group = ..., from = [...] }");
   }
   if (!app.handler && app.consume) faults.add(table, path + " consumes, so it needs 'handler'");
   if (app.publish && spools.count(*app.publish) == 0) {
@@ -340,15 +345,14 @@ void check_owners(const Config& config, const toml::table& root, Faults& faults)
     if (!app.publish) continue;
     const auto [owner, fresh] = owners.emplace(*app.publish, app.name);
     if (fresh) continue;
-    faults.add(*root["app"][app.name].node(),
-               "spool '" + *app.publish + "' is owned by app '" + owner->second +
-                   "' already; a spool has one owner");
+    faults.add(*root["app"][app.name].node(), "spool '" + *app.publish + "' is owned by app '" +
+                                                  owner->second +
+                                                  "' already; a spool has one owner");
   }
   for (const auto& [name, spool] : config.spools) {
     if (owners.count(name) != 0) continue;
-    faults.add(*root["spool"][name].node(),
-               "no app publishes to spool '" + name + "'; give one of them publish = \"" + name +
-                   "\"");
+    faults.add(*root["spool"][name].node(), "no app publishes to spool '" + name +
+                                                "'; give one of them publish = \"" + name + "\"");
   }
 }
 

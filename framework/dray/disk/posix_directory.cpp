@@ -58,8 +58,8 @@ class PosixFile final : public File {
   Result<std::size_t> read_at(std::uint64_t offset, char* out, std::size_t size) const override {
     std::size_t total = 0;
     while (total < size) {
-      const auto got = pread(descriptor_.get(), out + total, size - total,
-                             static_cast<off_t>(offset + total));
+      const auto got =
+          pread(descriptor_.get(), out + total, size - total, static_cast<off_t>(offset + total));
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) return disk_error("read", path_, errno);
       if (got == 0) break;

@@ -61,16 +61,15 @@ Result<Draft> from_abi(const dray_draft& abi) {
 }
 
 dray_stop StopOffer::abi() {
-  return dray_stop{
-      this,
-      [](void* self) -> std::int32_t {
-        return static_cast<StopOffer*>(self)->token_.stop_requested() ? 1 : 0;
-      },
-      [](void* self, void (*callback)(void*), void* user) {
-        auto* offer = static_cast<StopOffer*>(self);
-        offer->callback_.emplace(offer->token_, Call{callback, user});
-      },
-      [](void* self) { static_cast<StopOffer*>(self)->callback_.reset(); }};
+  return dray_stop{this,
+                   [](void* self) -> std::int32_t {
+                     return static_cast<StopOffer*>(self)->token_.stop_requested() ? 1 : 0;
+                   },
+                   [](void* self, void (*callback)(void*), void* user) {
+                     auto* offer = static_cast<StopOffer*>(self);
+                     offer->callback_.emplace(offer->token_, Call{callback, user});
+                   },
+                   [](void* self) { static_cast<StopOffer*>(self)->callback_.reset(); }};
 }
 
 StopSubscription::StopSubscription(dray_stop stop, std::stop_source& source) : stop_(stop) {
@@ -79,6 +78,8 @@ StopSubscription::StopSubscription(dray_stop stop, std::stop_source& source) : s
       &source);
 }
 
-StopSubscription::~StopSubscription() { stop_.unsubscribe(stop_.context); }
+StopSubscription::~StopSubscription() {
+  stop_.unsubscribe(stop_.context);
+}
 
 }  // namespace dray::plugin_glue

@@ -16,7 +16,9 @@ namespace dray::plugin_glue {
 inline std::string_view view(dray_bytes bytes) {
   return bytes.data == nullptr ? std::string_view{} : std::string_view(bytes.data, bytes.size);
 }
-inline dray_bytes span(std::string_view bytes) { return {bytes.data(), bytes.size()}; }
+inline dray_bytes span(std::string_view bytes) {
+  return {bytes.data(), bytes.size()};
+}
 
 // MessagePack map of the headers, empty for none.
 std::string encode_headers(const Headers& headers);

@@ -68,8 +68,8 @@ Outcome run_handler(HostedHandler& hosted, const dray_delivery& abi) {
   if (!envelope.ok()) return reject("envelope: " + envelope.error().text());
   if (hosted.stop.stop_requested()) hosted.stop = std::stop_source();
   const StopSubscription subscription(abi.stop, hosted.stop);
-  Delivery delivery(*envelope, view(abi.group), abi.sequence, abi.attempt,
-                    hosted.stop.get_token(), hosted.log);
+  Delivery delivery(*envelope, view(abi.group), abi.sequence, abi.attempt, hosted.stop.get_token(),
+                    hosted.log);
   try {
     return hosted.handler->handle_body(envelope->body, delivery);
   } catch (const std::exception& exception) {
@@ -158,8 +158,8 @@ const dray_plugin* Plugin::table() {
         dray_source{span(registration.name), registration.create, &run_source,
                     [](void* self) { delete static_cast<HostedSource*>(self); }});
   }
-  table_ = dray_plugin{sizeof(dray_plugin),    DRAY_PLUGIN_ABI_MAJOR, DRAY_PLUGIN_ABI_MINOR,
-                       handler_table_.data(),  handler_table_.size(), source_table_.data(),
+  table_ = dray_plugin{sizeof(dray_plugin),   DRAY_PLUGIN_ABI_MAJOR, DRAY_PLUGIN_ABI_MINOR,
+                       handler_table_.data(), handler_table_.size(), source_table_.data(),
                        source_table_.size()};
   return &table_;
 }

@@ -254,8 +254,8 @@ Result<PluginLibrary> PluginLibrary::load(const std::string& name,
   if (library == nullptr) {
     const char* why = dlerror();
     return Error{ErrorCode::kNotFound,
-                 std::string("plugin cannot be loaded: ") + (why != nullptr ? why : "unknown"), path,
-                 0};
+                 std::string("plugin cannot be loaded: ") + (why != nullptr ? why : "unknown"),
+                 path, 0};
   }
   const auto entry =
       reinterpret_cast<dray_plugin_entry_function>(dlsym(library, DRAY_PLUGIN_ENTRY));
@@ -277,13 +277,12 @@ Result<PluginLibrary> PluginLibrary::load(const std::string& name,
   }
   if (table == nullptr || table->size < sizeof(dray_plugin) ||
       table->abi_major != DRAY_PLUGIN_ABI_MAJOR) {
-    return Error{ErrorCode::kUnsupported,
-                 "built for plugin ABI " +
-                     (table == nullptr ? std::string("unknown")
-                                       : std::to_string(table->abi_major)) +
-                     ", this launcher has " + std::to_string(DRAY_PLUGIN_ABI_MAJOR) +
-                     "; rebuild the plugin",
-                 path, 0};
+    return Error{
+        ErrorCode::kUnsupported,
+        "built for plugin ABI " +
+            (table == nullptr ? std::string("unknown") : std::to_string(table->abi_major)) +
+            ", this launcher has " + std::to_string(DRAY_PLUGIN_ABI_MAJOR) + "; rebuild the plugin",
+        path, 0};
   }
   return PluginLibrary(path, table);
 }

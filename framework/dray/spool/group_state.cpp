@@ -40,10 +40,18 @@ bool GroupState::settle(Sequence sequence, Settlement settlement) {
   settled_.add(sequence);
   --counts_.pending;
   switch (settlement) {
-    case Settlement::kDone: ++counts_.done; break;
-    case Settlement::kExpired: ++counts_.expired; break;
-    case Settlement::kDropped: ++counts_.dropped; break;
-    case Settlement::kDamaged: ++counts_.damaged; break;
+    case Settlement::kDone:
+      ++counts_.done;
+      break;
+    case Settlement::kExpired:
+      ++counts_.expired;
+      break;
+    case Settlement::kDropped:
+      ++counts_.dropped;
+      break;
+    case Settlement::kDamaged:
+      ++counts_.damaged;
+      break;
   }
   return true;
 }

@@ -34,20 +34,18 @@ struct GroupCounts {
   std::uint64_t dropped = 0;
   std::uint64_t damaged = 0;
 
-  bool balanced() const {
-    return accepted == pending + done + dead + expired + dropped + damaged;
-  }
+  bool balanced() const { return accepted == pending + done + dead + expired + dropped + damaged; }
 };
 
 // What is remembered of a message with a history.
 struct History {
-  std::int64_t due_ms = 0;       // UTC; not to be delivered before
-  Lsn record_lsn = 0;            // its last retry or dead record, 0 for none
-  std::uint32_t number = 0;      // last delivery number
+  std::int64_t due_ms = 0;         // UTC; not to be delivered before
+  Lsn record_lsn = 0;              // its last retry or dead record, 0 for none
+  std::uint32_t number = 0;        // last delivery number
   std::uint32_t number_epoch = 0;  // epoch (low 32 bits) in which that was granted
-  std::uint32_t attempts = 0;    // counted attempts
-  std::uint32_t ended = 0;       // highest delivery number whose end is recorded
-  std::uint16_t losses = 0;      // deliveries lost in company
+  std::uint32_t attempts = 0;      // counted attempts
+  std::uint32_t ended = 0;         // highest delivery number whose end is recorded
+  std::uint16_t losses = 0;        // deliveries lost in company
   bool suspect = false;
   bool dead = false;
 };

@@ -201,7 +201,9 @@ Status SegmentLog::start(const Uuid& spool_id, std::uint64_t epoch, std::uint64_
 
 // --- append ---------------------------------------------------------------------------------
 
-bool SegmentLog::ensure_spare() { return make_spare(options_.segment_size); }
+bool SegmentLog::ensure_spare() {
+  return make_spare(options_.segment_size);
+}
 
 bool SegmentLog::make_spare(std::uint64_t size) {
   if (spare_ != nullptr) return true;
@@ -223,8 +225,8 @@ bool SegmentLog::make_spare(std::uint64_t size) {
 
 Status SegmentLog::roll() {
   if (!ensure_spare()) {
-    return Error{ErrorCode::kFull, "the disk is full and the reserve is used up",
-                 directory_.path(), 0};
+    return Error{ErrorCode::kFull, "the disk is full and the reserve is used up", directory_.path(),
+                 0};
   }
   auto segment = std::make_shared<Segment>();
   segment->header.spool_id = spool_id_;
@@ -356,9 +358,8 @@ Result<std::optional<Record>> SegmentCursor::read(std::uint64_t offset, std::uin
 
 Result<std::uint64_t> SegmentCursor::find(std::uint64_t offset, std::uint64_t end) {
   while (offset + kRecordHeaderSize <= end) {
-    auto bytes = window(offset, static_cast<std::size_t>(
-                                    std::min<std::uint64_t>(kWindowSize, end - offset)),
-                        end);
+    auto bytes = window(
+        offset, static_cast<std::size_t>(std::min<std::uint64_t>(kWindowSize, end - offset)), end);
     if (!bytes.ok()) return bytes.error();
     if (bytes->size() < kRecordHeaderSize) return end;
     const std::size_t usable = bytes->size() - kRecordHeaderSize + 1;
@@ -383,9 +384,8 @@ bool LogReader::seek(Lsn lsn) {
   const auto& segment = *std::prev(after);
   offset_ = kSegmentHeaderSize;
   next_ = segment->header.first_lsn;
-  const auto entry =
-      std::upper_bound(segment->index.begin(), segment->index.end(), lsn,
-                       [](Lsn wanted, const auto& e) { return wanted < e.lsn; });
+  const auto entry = std::upper_bound(segment->index.begin(), segment->index.end(), lsn,
+                                      [](Lsn wanted, const auto& e) { return wanted < e.lsn; });
   if (entry != segment->index.begin()) {
     offset_ = std::prev(entry)->offset;
     next_ = std::prev(entry)->lsn;

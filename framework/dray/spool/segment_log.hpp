@@ -66,8 +66,8 @@ class SegmentLog {
   // Scans all segments, calls `visitor` for each record in order (its views are valid during the
   // call), cuts a torn tail. kUnsupported for a newer version, kCorrupt for foreign files.
   static Result<std::unique_ptr<SegmentLog>> open(Directory& directory, const Clock& clock,
-                                                  const LogOptions& options,
-                                                  const Visitor& visitor, ScanReport& report);
+                                                  const LogOptions& options, const Visitor& visitor,
+                                                  ScanReport& report);
 
   // Starts a new segment under a new epoch. REQUIRES: called once, before add().
   Status start(const Uuid& spool_id, std::uint64_t epoch, std::uint64_t epoch_random);
@@ -127,7 +127,7 @@ class SegmentLog {
   std::uint64_t spare_size_ = 0;
   std::uint64_t capacity_ = 0;  // bytes of current_
   std::shared_ptr<std::string> batch_;
-  std::uint64_t batch_offset_ = 0;      // where the batch begins in current_
+  std::uint64_t batch_offset_ = 0;  // where the batch begins in current_
   std::vector<Segment::IndexEntry> batch_index_;
   std::uint64_t indexed_until_ = 0;
   std::vector<Status> failed_;  // empty, or the first failure

@@ -38,7 +38,9 @@ Spool::Spool(Directory& directory, const Clock& clock, SpoolOptions options, Log
       log_(std::move(log)),
       dedup_(options_.dedup.count_max, options_.dedup.age_max) {}
 
-Spool::~Spool() { stop(); }
+Spool::~Spool() {
+  stop();
+}
 
 // --- open -----------------------------------------------------------------------------------
 
@@ -145,9 +147,8 @@ Status Spool::declare_groups(SpoolState& state) {
     }
     if (known == nullptr && groups.size() == kGroupsMax) {
       return Error{ErrorCode::kFull,
-                   "group '" + wanted.name + "' would be number " +
-                       std::to_string(kGroupsMax + 1) + " of this spool, the limit is " +
-                       std::to_string(kGroupsMax),
+                   "group '" + wanted.name + "' would be number " + std::to_string(kGroupsMax + 1) +
+                       " of this spool, the limit is " + std::to_string(kGroupsMax),
                    directory_.path(), 0};
     }
     const auto id = known != nullptr ? known->id() : static_cast<GroupId>(groups.size());
@@ -160,10 +161,10 @@ Status Spool::declare_groups(SpoolState& state) {
                                     [&](const auto& each) { return each.name == group.name(); });
     if (wanted) continue;
     detached_.push_back(group.name());
-    log_.warning("group is not in the config any more: it takes nothing new and keeps what is "
-                 "pending",
-                 {{"group", group.name()},
-                  {"pending", std::to_string(group.counts().pending)}});
+    log_.warning(
+        "group is not in the config any more: it takes nothing new and keeps what is "
+        "pending",
+        {{"group", group.name()}, {"pending", std::to_string(group.counts().pending)}});
     if (group.standing() == GroupStanding::kAttached) {
       DRAY_TRY(declare({group.id(), group.name(), group.topics(), GroupStanding::kDetached}));
     }
@@ -186,10 +187,10 @@ std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const
   if (auto checked = check_draft(draft, options_.limits); !checked.ok()) return checked.error();
   groups = route(draft.topic);
   if (groups == 0) {
-    return Error{ErrorCode::kUnroutable,
-                 "no group of this spool takes topic '" + draft.topic +
-                     "'; add it to a group's topics",
-                 directory_.path(), 0};
+    return Error{
+        ErrorCode::kUnroutable,
+        "no group of this spool takes topic '" + draft.topic + "'; add it to a group's topics",
+        directory_.path(), 0};
   }
   // The reserve lets settlements go on when messages are refused.
   const std::uint64_t reserve = std::min(options_.log.segment_size, options_.max_size / 8);
@@ -231,11 +232,10 @@ bool Spool::admit_dedup(const Draft& draft, Publish& publish) {
   std::unique_lock lock(dedup_mutex_);
   dedup_.trim(publish.published_at_ms);
   if (const auto* known = dedup_.find(publish.dedup, publish.published_at_ms)) {
-    const Result<Receipt> answer =
-        known->body_hash == publish.hash
-            ? Result<Receipt>(
-                  Receipt{known->message_id, known->sequence, options_.durability, true})
-            : Result<Receipt>(conflict);
+    const Result<Receipt> answer = known->body_hash == publish.hash
+                                       ? Result<Receipt>(Receipt{known->message_id, known->sequence,
+                                                                 options_.durability, true})
+                                       : Result<Receipt>(conflict);
     lock.unlock();
     publish.done(answer);
     return false;
@@ -375,8 +375,8 @@ bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
       work_.wait_for(lock, kLazyWaitMax - waited);
       continue;
     }
-    const auto idle = marker_due_ ? std::chrono::nanoseconds(kMarkerIdle)
-                                  : std::chrono::nanoseconds(kSpareRetry);
+    const auto idle =
+        marker_due_ ? std::chrono::nanoseconds(kMarkerIdle) : std::chrono::nanoseconds(kSpareRetry);
     if (work_.wait_for(lock, idle) == std::cv_status::timeout && queue_.empty()) return false;
   }
 }
@@ -458,13 +458,13 @@ void Spool::refuse_for_room(std::vector<Item>& items) {
     (std::holds_alternative<Publish>(item) ? refused : kept).push_back(std::move(item));
   }
   items = std::move(kept);
-  fail_batch(refused, Error{ErrorCode::kFull, "the disk or the spool is full", directory_.path(), 0});
+  fail_batch(refused,
+             Error{ErrorCode::kFull, "the disk or the spool is full", directory_.path(), 0});
 }
 
 Status Spool::write_batch(std::vector<Item>& items, Batch& batch) {
   const auto place = [&](const SegmentLog::Added& added, GroupMask groups, Priority priority,
-                         std::int64_t deliver_at_ms, std::int64_t expires_at_ms,
-                         std::size_t size) {
+                         std::int64_t deliver_at_ms, std::int64_t expires_at_ms, std::size_t size) {
     batch.placed.push_back(
         {batch.committed.messages.size(), added.owner, added.payload_offset, size});
     batch.committed.messages.push_back(

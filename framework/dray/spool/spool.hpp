@@ -78,8 +78,8 @@ struct Submission {
 struct Committed {
   Lsn first = 0;  // all records of this commit: [first, last]
   Lsn last = 0;
-  std::vector<AcceptedMessage> messages;                      // ascending
-  std::vector<std::pair<std::uint64_t, Lsn>> tickets;         // ticket, lsn of its first entry
+  std::vector<AcceptedMessage> messages;               // ascending
+  std::vector<std::pair<std::uint64_t, Lsn>> tickets;  // ticket, lsn of its first entry
 };
 
 // Called on the committer thread; must only hand over.

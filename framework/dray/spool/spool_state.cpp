@@ -42,8 +42,9 @@ GroupState* SpoolState::find_group(std::string_view name) {
 
 Result<GroupState*> SpoolState::group(GroupId id) {
   if (id < groups_.size()) return groups_[id].get();
-  return Error{ErrorCode::kCorrupt, "record names group " + std::to_string(id) +
-                                        ", which the log never declared", "", 0};
+  return Error{ErrorCode::kCorrupt,
+               "record names group " + std::to_string(id) + ", which the log never declared", "",
+               0};
 }
 
 void SpoolState::skip(Lsn first, Lsn last) {
@@ -58,8 +59,8 @@ Status SpoolState::apply(const Record& record) {
   }
   if (!held_.empty()) {
     // The unit counts only if its records are neighbours of one run of the program.
-    const bool whole = held_.back().first.lsn + 1 == record.header.lsn &&
-                       record.header.type != RecordType::kEpoch;
+    const bool whole =
+        held_.back().first.lsn + 1 == record.header.lsn && record.header.type != RecordType::kEpoch;
     auto held = std::move(held_);
     held_.clear();
     for (const auto& [header, payload] : held) {
@@ -131,7 +132,8 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
       if (!settled.ok()) return settled.error();
       auto state = group(settled->group);
       if (!state.ok()) return state.error();
-      for (const auto sequence : settled->sequences) (*state)->settle(sequence, settled->settlement);
+      for (const auto sequence : settled->sequences)
+        (*state)->settle(sequence, settled->settlement);
       return {};
     }
     case RecordType::kRetry: {
@@ -159,7 +161,8 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
       return {};
     }
     case RecordType::kMarker:
-    case RecordType::kMessage: return {};
+    case RecordType::kMessage:
+      return {};
   }
   return Error{ErrorCode::kUnsupported,
                "record type " + std::to_string(static_cast<int>(header.type)) +

@@ -38,8 +38,9 @@ Error endpoint_error(const char* operation, const std::string& endpoint, int num
     error.message = "address in use; stop the program that has it, or choose another";
   } else if (number == EINVAL || number == EPROTONOSUPPORT) {
     error.code = ErrorCode::kInvalid;
-    error.message = "not a ZeroMQ endpoint; write it like \"ipc://path\" or "
-                    "\"tcp://127.0.0.1:5555\"";
+    error.message =
+        "not a ZeroMQ endpoint; write it like \"ipc://path\" or "
+        "\"tcp://127.0.0.1:5555\"";
   }
   return error;
 }
@@ -215,7 +216,9 @@ Sent PushSocket::send(std::string_view body) {
 
 PullSocket::PullSocket(Context& context, const SocketOptions& options)
     : Socket(context, ZMQ_PULL, options) {}
-std::optional<Frame> PullSocket::receive() { return receive_one(impl_->socket); }
+std::optional<Frame> PullSocket::receive() {
+  return receive_one(impl_->socket);
+}
 
 RouterSocket::RouterSocket(Context& context, const SocketOptions& options)
     : Socket(context, ZMQ_ROUTER, options) {}
@@ -235,10 +238,16 @@ DealerSocket::DealerSocket(Context& context, const SocketOptions& options)
 Sent DealerSocket::send(std::string_view body) {
   return send_body(impl_->socket, body, zmq::send_flags::none);
 }
-std::optional<Frame> DealerSocket::receive() { return receive_one(impl_->socket); }
+std::optional<Frame> DealerSocket::receive() {
+  return receive_one(impl_->socket);
+}
 
-WakeUp::WakeUp() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) { DRAY_ASSERT(fd_ >= 0); }
-WakeUp::~WakeUp() { close(fd_); }
+WakeUp::WakeUp() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  DRAY_ASSERT(fd_ >= 0);
+}
+WakeUp::~WakeUp() {
+  close(fd_);
+}
 
 void WakeUp::wake() {
   const std::uint64_t one = 1;

@@ -1,10 +1,10 @@
 // Sockets: ZeroMQ push, pull, router and dealer with every option set on purpose.
 //
-// No ZeroMQ type leaves this room. Every socket has: LINGER 0, on a DEALER 500 ms (drain before closing), explicit
-// high-water marks, MAXMSGSIZE, IPV6, TCP keep-alive, HANDSHAKE_IVL; ROUTER has ROUTER_MANDATORY
-// and ROUTER_HANDOVER stays off (ids are automatic); PUSH and DEALER have IMMEDIATE.
-// Messages have a fixed number of frames: one, plus the routing id on a ROUTER. Others are
-// dropped and counted.
+// No ZeroMQ type leaves this room. Every socket has: LINGER 0, on a DEALER 500 ms (drain before
+// closing), explicit high-water marks, MAXMSGSIZE, IPV6, TCP keep-alive, HANDSHAKE_IVL; ROUTER has
+// ROUTER_MANDATORY and ROUTER_HANDOVER stays off (ids are automatic); PUSH and DEALER have
+// IMMEDIATE. Messages have a fixed number of frames: one, plus the routing id on a ROUTER. Others
+// are dropped and counted.
 //
 // Threading: a socket belongs to the thread that uses it; it may be made on another one first.
 // Failure: bind and connect return errors that name the endpoint. Sends never block: kFull and

@@ -31,8 +31,9 @@ struct Dispatcher::State {
         log(std::move(log_in)),
         socket(context, router_options()),
         reader(spool.segments()),
-        core(std::move(options), spool.take_groups(), spool.recorded_sessions(),
-             [this](std::string_view topic) { return spool.route(topic); }, now()) {}
+        core(
+            std::move(options), spool.take_groups(), spool.recorded_sessions(),
+            [this](std::string_view topic) { return spool.route(topic); }, now()) {}
 
   Now now() const { return {clock.steady(), clock.utc()}; }
 
@@ -70,7 +71,9 @@ Dispatcher::Dispatcher(transport::Context& context, const Clock& clock, spool::S
     : state_(std::make_unique<State>(context, clock, spool, std::move(options),
                                      std::move(on_failure), std::move(log))) {}
 
-Dispatcher::~Dispatcher() { stop(); }
+Dispatcher::~Dispatcher() {
+  stop();
+}
 
 Status Dispatcher::bind(const std::string& endpoint) {
   DRAY_TRY(state_->socket.watch_links());
@@ -79,7 +82,9 @@ Status Dispatcher::bind(const std::string& endpoint) {
   return {};
 }
 
-std::string Dispatcher::bound_endpoint() const { return state_->socket.bound_endpoint(); }
+std::string Dispatcher::bound_endpoint() const {
+  return state_->socket.bound_endpoint();
+}
 
 void Dispatcher::start() {
   {
@@ -193,8 +198,7 @@ void Dispatcher::read_inbox() {
     state.poisoned = true;  // P7: dispatch stops
     state.on_failure(*failure);
   }
-  Desk desk{state.core, state.reader,
-            [&state](std::uint64_t ticket, std::function<void()> done) {
+  Desk desk{state.core, state.reader, [&state](std::uint64_t ticket, std::function<void()> done) {
               state.finished[ticket] = std::move(done);
             }};
   for (const auto& work : calls) work(desk);
@@ -245,26 +249,31 @@ void Dispatcher::refill(const DispatcherCore::Refill& refill) {
   std::vector<Slice> slices;
   Sequence next = refill.from;
   bool whole = true;
-  const auto status = state.reader.read(refill.from, refill.before, [&](const spool::Record& r) {
-    next = r.header.lsn + 1;
-    if (r.header.type != spool::RecordType::kMessage) return true;
-    const auto envelope = parse_envelope(r.payload);
-    if (!envelope.ok() || !group.takes(envelope->topic, r.header.lsn)) return true;
-    const auto ms = [](const std::optional<UtcTime>& time) {
-      return time ? time->time_since_epoch().count() : 0;
-    };
-    slices.push_back({{r.header.lsn, ms(envelope->deliver_at), ms(envelope->expires_at), {}, {}},
-                      bytes->size(),
-                      r.payload.size()});
-    bytes->append(r.payload);
-    whole = slices.size() < refill.messages_max && bytes->size() < refill.bytes_max;
-    return whole;
-  }, [&](spool::Lsn first, spool::Lsn last) {
-    state.log.error("records can no longer be read; what waited among them is lost to this group",
-                    {{"group", group.name()},
-                     {"first", std::to_string(first)},
-                     {"last", std::to_string(last)}});
-  });
+  const auto status = state.reader.read(
+      refill.from, refill.before,
+      [&](const spool::Record& r) {
+        next = r.header.lsn + 1;
+        if (r.header.type != spool::RecordType::kMessage) return true;
+        const auto envelope = parse_envelope(r.payload);
+        if (!envelope.ok() || !group.takes(envelope->topic, r.header.lsn)) return true;
+        const auto ms = [](const std::optional<UtcTime>& time) {
+          return time ? time->time_since_epoch().count() : 0;
+        };
+        slices.push_back(
+            {{r.header.lsn, ms(envelope->deliver_at), ms(envelope->expires_at), {}, {}},
+             bytes->size(),
+             r.payload.size()});
+        bytes->append(r.payload);
+        whole = slices.size() < refill.messages_max && bytes->size() < refill.bytes_max;
+        return whole;
+      },
+      [&](spool::Lsn first, spool::Lsn last) {
+        state.log.error(
+            "records can no longer be read; what waited among them is lost to this group",
+            {{"group", group.name()},
+             {"first", std::to_string(first)},
+             {"last", std::to_string(last)}});
+      });
   if (!status.ok()) {
     state.log.error("reading back the backlog failed: " + status.error().text());
     state.poisoned = true;
@@ -310,7 +319,8 @@ void Dispatcher::fetch(const DispatcherCore::Fetch& fetch) {
 void Dispatcher::send(DispatcherCore::Send send) {
   auto& state = *state_;
   switch (state.socket.send(send.peer, send.frame)) {
-    case transport::Sent::kSent: return;
+    case transport::Sent::kSent:
+      return;
     case transport::Sent::kUnreachable:
       return state.core.on_unreachable(send.peer, state.now());
     case transport::Sent::kFull:

@@ -18,9 +18,13 @@ constexpr std::size_t kFrameBytesMax = 1U << 20;
 constexpr std::size_t kGrantChunkMax = 128;
 constexpr std::size_t kSettlementSequencesMax = 65'536;
 
-std::int64_t to_ms(UtcTime time) { return time.time_since_epoch().count(); }
+std::int64_t to_ms(UtcTime time) {
+  return time.time_since_epoch().count();
+}
 
-LogEntry entry(RecordType type, std::string payload) { return {type, 0, std::move(payload), 0}; }
+LogEntry entry(RecordType type, std::string payload) {
+  return {type, 0, std::move(payload), 0};
+}
 
 }  // namespace
 
@@ -60,8 +64,7 @@ struct DispatcherCore::Session {
     return recorded && !peer.empty() && !broken_at && !exclusive && !reserved;
   }
   bool has_room() const {
-    return outstanding < window_messages &&
-           (outstanding == 0 || outstanding_bytes < window_bytes);
+    return outstanding < window_messages && (outstanding == 0 || outstanding_bytes < window_bytes);
   }
   void answered(Grant& grant) {
     if (grant.settling) return;
@@ -85,7 +88,7 @@ struct DispatcherCore::Group {
   LaneState old_lane;
   LaneState live_lane;
   bool gated = false;
-  std::set<std::pair<std::int64_t, Sequence>> waiting;  // due time, sequence
+  std::set<std::pair<std::int64_t, Sequence>> waiting;      // due time, sequence
   std::set<std::pair<std::int64_t, Sequence>> waiting_old;  // the same, behind the restart gate
   std::deque<ReadyMessage> again;                           // due, with bytes
   std::deque<ReadyMessage> suspects;
@@ -244,11 +247,11 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
       const auto* history = group.state->history(sequence);
       const bool later_grant =
           history != nullptr &&
-          (history->dead ||
-           history->number_epoch > static_cast<std::uint32_t>(range.epoch) ||
+          (history->dead || history->number_epoch > static_cast<std::uint32_t>(range.epoch) ||
            history->number > range.number || history->ended >= range.number);
-      if (held_elsewhere(group, session, sequence, range) || !group.gated || !expected || sequence >= options_.boundary || later_grant ||
-          group.state->is_settled(sequence) || session.grants.count(sequence) != 0) {
+      if (held_elsewhere(group, session, sequence, range) || !group.gated || !expected ||
+          sequence >= options_.boundary || later_grant || group.state->is_settled(sequence) ||
+          session.grants.count(sequence) != 0) {
         session.confirm[{range.epoch, range.number}].push_back(sequence);
         continue;
       }
@@ -275,8 +278,8 @@ bool DispatcherCore::held_elsewhere(Group& group, const Session& session, Sequen
     if (other == &session) continue;
     const auto found = other->grants.find(sequence);
     if (found == other->grants.end()) continue;
-    const bool later = std::pair(range.epoch, range.number) >
-                       std::pair(found->second.epoch, found->second.number);
+    const bool later =
+        std::pair(range.epoch, range.number) > std::pair(found->second.epoch, found->second.number);
     if (!later || found->second.settling) return true;
     other->answered(found->second);
     other->confirm[{found->second.epoch, found->second.number}].push_back(sequence);
@@ -323,7 +326,9 @@ void DispatcherCore::on_link_broken() {
   for (const auto& [id, session] : sessions_) ping(*session);
 }
 
-void DispatcherCore::ping(Session& session) { send(session, encode(Heartbeat{})); }
+void DispatcherCore::ping(Session& session) {
+  send(session, encode(Heartbeat{}));
+}
 
 void DispatcherCore::send(const Session& session, std::string frame) {
   if (!session.peer.empty()) actions_.sends.push_back({session.peer, std::move(frame)});
@@ -351,16 +356,18 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
   if (grant.settling) return;  // repeated; the confirmation comes with the commit
   session.answered(grant);
   switch (item.kind) {
-    case ResultKind::kDone: return finish_done(session, group, grant, sequence, item, now);
+    case ResultKind::kDone:
+      return finish_done(session, group, grant, sequence, item, now);
     case ResultKind::kRetry: {
       std::optional<Milliseconds> delay;
       if (item.delay_ms >= 0) {
-        delay = Milliseconds(std::min<std::int64_t>(item.delay_ms,
-                                                    options_.snooze_age_max.count()));
+        delay =
+            Milliseconds(std::min<std::int64_t>(item.delay_ms, options_.snooze_age_max.count()));
       }
       return fail_attempt(session, group, grant, sequence, "attempts", item.reason, delay, now);
     }
-    case ResultKind::kSnooze: return snooze(session, group, grant, sequence, item, now);
+    case ResultKind::kSnooze:
+      return snooze(session, group, grant, sequence, item, now);
     case ResultKind::kReject:
       return write_dead(group, session, grant, sequence, grant.attempts + 1, "rejected",
                         item.reason, now);
@@ -388,16 +395,15 @@ void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, S
                           std::nullopt, now);
     }
     LogEntry message = entry(RecordType::kMessage, envelope);
-    message.flags = static_cast<std::uint8_t>(
-        static_cast<std::uint8_t>(parsed->priority) | spool::kContinues);
+    message.flags =
+        static_cast<std::uint8_t>(static_cast<std::uint8_t>(parsed->priority) | spool::kContinues);
     message.groups = route;
     submission.entries.push_back(std::move(message));
   }
   // S6: the follow-ups and the settlement count together or not at all.
-  submission.entries.push_back(
-      entry(RecordType::kSettlement,
-            spool::encode(spool::SettlementRecord{session.group, spool::Settlement::kDone,
-                                                  {sequence}})));
+  submission.entries.push_back(entry(
+      RecordType::kSettlement,
+      spool::encode(spool::SettlementRecord{session.group, spool::Settlement::kDone, {sequence}})));
   submission.lazy = true;
   Ticket ticket;
   ticket.group = session.group;
@@ -428,16 +434,15 @@ void DispatcherCore::fail_attempt(Session& session, Group& group, Grant& grant, 
 
 void DispatcherCore::snooze(Session& session, Group& group, Grant& grant, Sequence sequence,
                             const ResultItem& item, Now now) {
-  const auto delay = Milliseconds(
-      std::clamp<std::int64_t>(item.delay_ms, 0, options_.snooze_age_max.count()));
-  write_retry(group, session, grant, sequence, grant.attempts, grant.losses,
-              to_ms(now.utc + delay), false,
-              item.reason.empty() ? "snoozed" : "snoozed: " + item.reason, now);
+  const auto delay =
+      Milliseconds(std::clamp<std::int64_t>(item.delay_ms, 0, options_.snooze_age_max.count()));
+  write_retry(group, session, grant, sequence, grant.attempts, grant.losses, to_ms(now.utc + delay),
+              false, item.reason.empty() ? "snoozed" : "snoozed: " + item.reason, now);
 }
 
 void DispatcherCore::write_dead(Group& group, Session& session, const Grant& grant,
-                                Sequence sequence, std::uint32_t attempts,
-                                const std::string& cause, const std::string& reason, Now now) {
+                                Sequence sequence, std::uint32_t attempts, const std::string& cause,
+                                const std::string& reason, Now now) {
   const auto* history = group.state->history(sequence);
   Ticket ticket;
   ticket.kind = Ticket::Kind::kDead;
@@ -462,8 +467,16 @@ void DispatcherCore::write_retry(Group& group, Session& session, const Grant& gr
   ticket.kind = Ticket::Kind::kRetry;
   ticket.group = group.state->id();
   ticket.sequences.emplace_back(session.id, sequence);
-  ticket.retry = {group.state->id(), sequence, grant.number,   attempts,       losses, due_ms,
-                  suspect,           reason,   session.worker, to_ms(now.utc),
+  ticket.retry = {group.state->id(),
+                  sequence,
+                  grant.number,
+                  attempts,
+                  losses,
+                  due_ms,
+                  suspect,
+                  reason,
+                  session.worker,
+                  to_ms(now.utc),
                   history != nullptr ? history->record_lsn : 0};
   Submission submission;
   submission.entries.push_back(entry(RecordType::kRetry, to_bytes(ticket.retry)));
@@ -535,9 +548,10 @@ void DispatcherCore::tick(Now now) {
     }
   }
   for (auto* session : lost) {
-    end_session(*session, session->broken_at ? "worker lost: connection broken"
-                                             : "worker lost: silent for a lease",
-                true, now);
+    end_session(
+        *session,
+        session->broken_at ? "worker lost: connection broken" : "worker lost: silent for a lease",
+        true, now);
   }
   open_gates(now);
   for (const auto& group : groups_) move_due(*group, now);
@@ -547,10 +561,9 @@ void DispatcherCore::open_gates(Now now) {
   const bool over = now.steady - started_ >= options_.lease;
   for (const auto& group : groups_) {
     if (!group->gated) continue;
-    const bool waiting =
-        std::any_of(expected_.begin(), expected_.end(), [&](const Uuid& id) {
-          return recorded_.at(id).group == group->state->id();
-        });
+    const bool waiting = std::any_of(expected_.begin(), expected_.end(), [&](const Uuid& id) {
+      return recorded_.at(id).group == group->state->id();
+    });
     if (waiting && !over) continue;
     group->gated = false;
     group->waiting.merge(group->waiting_old);
@@ -583,8 +596,8 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
     if (group->waiting.empty()) continue;
     // What finds no room now is moved by an answer, not by the time.
     if (group->again.size() + group->suspects.size() >= options_.ready_messages_max) continue;
-    const auto wait = Milliseconds(std::max<std::int64_t>(
-        0, group->waiting.begin()->first - to_ms(now.utc)));
+    const auto wait =
+        Milliseconds(std::max<std::int64_t>(0, group->waiting.begin()->first - to_ms(now.utc)));
     if (wait < options_.lease) next = std::min(next, now.steady + wait);
   }
   return std::max(next, now.steady);
@@ -615,7 +628,7 @@ void DispatcherCore::on_fetched(GroupId id, Sequence sequence,
   Group& group = *groups_.at(id);
   --group.fetching;
   if (group.state->is_settled(sequence)) return;  // dropped meanwhile
-  if (!message) {  // P6: never silently dropped
+  if (!message) {                                 // P6: never silently dropped
     Submission submission;
     submission.entries.push_back(
         entry(RecordType::kSettlement,
@@ -744,7 +757,9 @@ DispatcherCore::Session* DispatcherCore::least_loaded(Group& group, Now, std::si
   return best;
 }
 
-void DispatcherCore::expire(Group& group, Sequence sequence) { group.expired.push_back(sequence); }
+void DispatcherCore::expire(Group& group, Sequence sequence) {
+  group.expired.push_back(sequence);
+}
 
 void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& message, Now) {
   const auto* history = group.state->history(message.sequence);
@@ -757,8 +772,7 @@ void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& m
     grant.losses = history->losses;
     grant.suspect = history->suspect;
   }
-  session.deliver.push_back(
-      {message.sequence, grant.number, grant.attempts + 1, message.envelope});
+  session.deliver.push_back({message.sequence, grant.number, grant.attempts + 1, message.envelope});
   session.deliver_owners.push_back(message.owner);
   session.deliver_bytes += message.envelope.size();
   ++session.outstanding;
@@ -850,8 +864,8 @@ void DispatcherCore::flush_deliveries(Session& session) {
   for (auto& [number, sequences] : by_number) {
     std::sort(sequences.begin(), sequences.end());
     submission.entries.push_back(
-        entry(RecordType::kDelivery, spool::encode(spool::DeliveryRecord{
-                                         session.group, session.id, number, sequences})));
+        entry(RecordType::kDelivery,
+              spool::encode(spool::DeliveryRecord{session.group, session.id, number, sequences})));
   }
   actions_.submissions.push_back(std::move(submission));
   send(session, encode(Deliver{options_.epoch, std::move(session.deliver)}));
@@ -869,9 +883,8 @@ void DispatcherCore::flush_settlements() {
     std::sort(sequences.begin(), sequences.end());
     Submission submission;
     submission.entries.push_back(
-        entry(RecordType::kSettlement,
-              spool::encode(spool::SettlementRecord{group.state->id(), settlement,
-                                                    std::move(sequences)})));
+        entry(RecordType::kSettlement, spool::encode(spool::SettlementRecord{
+                                           group.state->id(), settlement, std::move(sequences)})));
     submission.lazy = true;
     Ticket ticket;
     ticket.group = group.state->id();
@@ -960,7 +973,8 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
       case Ticket::Kind::kRevive:
         if (group.state->revive(sequence)) schedule(group, sequence, 0);
         break;
-      case Ticket::Kind::kSession: break;
+      case Ticket::Kind::kSession:
+        break;
     }
     const auto session = sessions_.find(session_id);
     if (session == sessions_.end()) continue;

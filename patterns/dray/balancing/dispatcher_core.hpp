@@ -44,8 +44,8 @@ struct DispatcherOptions {
   Sequence boundary = 1;  // first sequence of this epoch
   Milliseconds lease{10'000};
   Milliseconds reconnect_grace{2'000};
-  std::size_t ready_messages_max = 8'192;        // per group and lane, in memory
-  std::size_t ready_bytes_max = 16U << 20;       // the same in bytes
+  std::size_t ready_messages_max = 8'192;   // per group and lane, in memory
+  std::size_t ready_bytes_max = 16U << 20;  // the same in bytes
   Milliseconds snooze_age_max = std::chrono::hours(24 * 30);
   std::size_t sessions_max = 4'096;
   std::uint64_t seed = 1;  // of the jitter
@@ -213,9 +213,9 @@ class DispatcherCore {
   std::vector<std::unique_ptr<Group>> groups_;
   std::map<Uuid, std::unique_ptr<Session>> sessions_;
   std::unordered_map<std::string, Session*> peers_;
-  std::set<Uuid> expected_;   // recorded sessions that did not speak yet
+  std::set<Uuid> expected_;  // recorded sessions that did not speak yet
   std::map<Uuid, spool::RecordedSession> recorded_;
-  Sequence accepted_until_;   // one past the last position of the log that was heard of
+  Sequence accepted_until_;  // one past the last position of the log that was heard of
   std::unordered_map<std::uint64_t, Ticket> tickets_;
   std::uint64_t last_ticket_ = 0;
   std::uint64_t stale_results_ = 0;

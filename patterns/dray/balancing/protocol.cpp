@@ -202,15 +202,24 @@ Deliver read_deliver(Fields& fields) {
 
 std::size_t field_count(FrameKind kind) {
   switch (kind) {
-    case FrameKind::kHello: return 10;
-    case FrameKind::kWindow: return 2;
-    case FrameKind::kResult: return 1;
-    case FrameKind::kBye: return 0;
-    case FrameKind::kHeartbeat: return 0;
-    case FrameKind::kWelcome: return 4;
-    case FrameKind::kRefused: return 2;
-    case FrameKind::kDeliver: return 2;
-    case FrameKind::kConfirm: return 1;
+    case FrameKind::kHello:
+      return 10;
+    case FrameKind::kWindow:
+      return 2;
+    case FrameKind::kResult:
+      return 1;
+    case FrameKind::kBye:
+      return 0;
+    case FrameKind::kHeartbeat:
+      return 0;
+    case FrameKind::kWelcome:
+      return 4;
+    case FrameKind::kRefused:
+      return 2;
+    case FrameKind::kDeliver:
+      return 2;
+    case FrameKind::kConfirm:
+      return 1;
   }
   return SIZE_MAX;
 }
@@ -336,7 +345,9 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
   if (!fields.ok()) return fault;
   ProtocolFrame frame = Heartbeat{};
   switch (kind) {
-    case FrameKind::kHello: frame = read_hello(fields); break;
+    case FrameKind::kHello:
+      frame = read_hello(fields);
+      break;
     case FrameKind::kWindow: {
       Window window;
       window.messages = fields.natural<std::uint32_t>();
@@ -344,9 +355,14 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
       frame = window;
       break;
     }
-    case FrameKind::kResult: frame = read_result(fields); break;
-    case FrameKind::kBye: frame = Bye{}; break;
-    case FrameKind::kHeartbeat: break;
+    case FrameKind::kResult:
+      frame = read_result(fields);
+      break;
+    case FrameKind::kBye:
+      frame = Bye{};
+      break;
+    case FrameKind::kHeartbeat:
+      break;
     case FrameKind::kWelcome: {
       Welcome welcome;
       welcome.spool = fields.uuid();
@@ -363,8 +379,12 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
       frame = refused;
       break;
     }
-    case FrameKind::kDeliver: frame = read_deliver(fields); break;
-    case FrameKind::kConfirm: frame = Confirm{fields.ranges()}; break;
+    case FrameKind::kDeliver:
+      frame = read_deliver(fields);
+      break;
+    case FrameKind::kConfirm:
+      frame = Confirm{fields.ranges()};
+      break;
   }
   if (!fields.ok()) return fault;
   return frame;

@@ -99,8 +99,8 @@ struct Confirm {
   std::vector<TokenRange> tokens;
 };
 
-using ProtocolFrame = std::variant<Hello, Window, ResultFrame, Bye, Heartbeat, Welcome, Refused,
-                                   Deliver, Confirm>;
+using ProtocolFrame =
+    std::variant<Hello, Window, ResultFrame, Bye, Heartbeat, Welcome, Refused, Deliver, Confirm>;
 
 std::string encode(const Hello& frame);
 std::string encode(const Window& frame);

@@ -9,7 +9,7 @@ namespace {
 constexpr double kSmoothing = 0.05;
 constexpr auto kActiveFor = std::chrono::seconds(1);
 constexpr std::size_t kResultItemsMax = 4'096;
-constexpr std::size_t kResultBytesMax = 1U << 20;      // of one frame, when there is more to say
+constexpr std::size_t kResultBytesMax = 1U << 20;     // of one frame, when there is more to say
 constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
 
 }  // namespace
@@ -22,7 +22,9 @@ WorkerCore::WorkerCore(WorkerOptions options, std::size_t links, SteadyTime now)
   }
 }
 
-bool WorkerCore::welcomed(std::size_t link) const { return links_.at(link).welcomed; }
+bool WorkerCore::welcomed(std::size_t link) const {
+  return links_.at(link).welcomed;
+}
 
 void WorkerCore::send(std::size_t link, std::string frame, SteadyTime now) {
   links_[link].sent_at = now;
@@ -180,9 +182,9 @@ void WorkerCore::on_outcome(std::uint64_t job, const Outcome& outcome,
       if (!checked.ok() || outcome.follow_ups().size() > kFollowUpsMax ||
           bytes > kFollowUpBytesMax) {
         result->kind = ResultKind::kRetry;
-        result->reason = "follow-up: " + (checked.ok()
-                                              ? std::string("more than 64 of them, or over 32 MiB")
-                                              : checked.error().text());
+        result->reason =
+            "follow-up: " + (checked.ok() ? std::string("more than 64 of them, or over 32 MiB")
+                                          : checked.error().text());
         result->follow_ups.clear();
         break;
       }

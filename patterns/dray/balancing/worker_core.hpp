@@ -28,10 +28,10 @@
 namespace dray::balancing {
 
 struct WorkerOptions {
-  std::string name;   // for people: host and app
+  std::string name;  // for people: host and app
   std::string group;
   std::uint32_t threads = 1;
-  std::uint32_t window_max = 8'192;      // deliveries over all links
+  std::uint32_t window_max = 8'192;  // deliveries over all links
   std::uint64_t window_bytes_max = 64U << 20;
   RetryPolicy retry;
   // How much work may lie ready per thread: enough that no thread waits for the wire, little

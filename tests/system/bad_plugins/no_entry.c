@@ -1,3 +1,5 @@
 /* A library that is no plugin. */
 int not_a_plugin(void);
-int not_a_plugin(void) { return 0; }
+int not_a_plugin(void) {
+  return 0;
+}

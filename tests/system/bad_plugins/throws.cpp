@@ -6,7 +6,6 @@
 
 namespace {
 
-
 class Throws final : public dray::RawHandler {
  public:
   Throws() { throw std::runtime_error("no licence found"); }

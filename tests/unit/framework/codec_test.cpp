@@ -93,7 +93,8 @@ TEST_CASE("drafts beyond the limits are refused with the limit") {
   CHECK(check_draft(draft, {}).error().text() == "topic 'a..b': a part between dots is empty");
   draft.topic = "t";
   draft.body.resize((16U << 20) + 1);
-  CHECK(check_draft(draft, {}).error().text() == "the body is 16777217 bytes, the limit is 16777216");
+  CHECK(check_draft(draft, {}).error().text() ==
+        "the body is 16777217 bytes, the limit is 16777216");
   draft.body.clear();
   draft.options.headers.resize(65, {"a", "b"});
   CHECK(!check_draft(draft, {}).ok());

@@ -33,7 +33,8 @@ std::string faults_of(std::string text, const std::string& from, const std::stri
   REQUIRE(at != std::string::npos);
   text.replace(at, from.size(), to);
   std::string all;
-  for (const auto& fault : config::parse_config(text, "shop.toml").faults) all += fault.text() + "\n";
+  for (const auto& fault : config::parse_config(text, "shop.toml").faults)
+    all += fault.text() + "\n";
   return all;
 }
 
@@ -61,15 +62,15 @@ TEST_CASE("faults say file, line, column and what to do") {
         "shop.toml:18:11: 'timeout' has no unit; write it like \"30s\"\n");
   CHECK(faults_of(kGood, "\"2GiB\"", "\"2 potatoes\"").find("unknown unit ' potatoes'") !=
         std::string::npos);
-  CHECK(faults_of(kGood, "from = [\"orders\"]", "from = [\"order\"]").find("did you mean 'orders'?") !=
-        std::string::npos);
+  CHECK(faults_of(kGood, "from = [\"orders\"]", "from = [\"order\"]")
+            .find("did you mean 'orders'?") != std::string::npos);
   CHECK(faults_of(kGood, "ipc://./var/s", "tcp://0.0.0.0:5555").find("leaves this machine") !=
         std::string::npos);
   CHECK(faults_of(kGood, "${DRAY_TEST_UNSET:-./var}", "${DRAY_TEST_UNSET}")
             .find("environment variable DRAY_TEST_UNSET is not set") != std::string::npos);
   CHECK(faults_of(kGood, "[app.order]", "[app.order").find("shop.toml:8:") == 0);
-  CHECK(faults_of(kGood, "group = \"email\"", "group = \"mail\"")
-            .find("has no group 'mail'") != std::string::npos);
+  CHECK(faults_of(kGood, "group = \"email\"", "group = \"mail\"").find("has no group 'mail'") !=
+        std::string::npos);
 }
 
 TEST_CASE("all faults are found in one pass") {

@@ -80,8 +80,8 @@ TEST_CASE("acknowledged messages survive a power cut at any moment, from 300 see
       auto spool = Spool::open(*directory, clock, small_options(), Log());
       if (spool.ok()) {
         for (int i = 0; i < 50; ++i) {
-          const std::string body = std::to_string(life) + "/" + std::to_string(i) +
-                                   std::string(random() % 900, 'b');
+          const std::string body =
+              std::to_string(life) + "/" + std::to_string(i) + std::string(random() % 900, 'b');
           attempted.insert(body);
           const auto receipt = publish(**spool, listener, draft("t", body));
           if (receipt.ok()) acknowledged[receipt->sequence] = body;
@@ -164,7 +164,8 @@ TEST_CASE("every single I/O call may fail: receipts stay true and the spool refu
   }
 }
 
-TEST_CASE("a bit that flips in acknowledged data is reported by its range, and the rest is served") {
+TEST_CASE(
+    "a bit that flips in acknowledged data is reported by its range, and the rest is served") {
   test::SimulatedDisk disk(7);
   SystemClock clock;
   Listener listener;
@@ -261,9 +262,8 @@ TEST_CASE("a full disk refuses new messages, goes on settling, and recovers by i
   REQUIRE(!receipt.ok());
   CHECK(receipt.error().code == ErrorCode::kFull);
   Submission settlement;
-  settlement.entries.push_back(
-      {RecordType::kSettlement, 0,
-       encode(SettlementRecord{0, spool::Settlement::kDone, {first}}), 0});
+  settlement.entries.push_back({RecordType::kSettlement, 0,
+                                encode(SettlementRecord{0, spool::Settlement::kDone, {first}}), 0});
   const auto before = (*spool)->segments().next_lsn();
   (*spool)->submit(std::move(settlement));
   (*spool)->commit_pending(listener);

@@ -138,7 +138,8 @@ const Uuid kTwo = *Uuid::from_text("00000000-0000-4000-8000-000000000002");
 
 }  // namespace
 
-TEST_CASE("a session is recorded before its first delivery, and a result settles and is confirmed") {
+TEST_CASE(
+    "a session is recorded before its first delivery, and a result settles and is confirmed") {
   Bench bench;
   const auto sequence = bench.publish();
   bench.hello("a", kOne);
@@ -211,7 +212,8 @@ TEST_CASE("snooze and return count no attempt; reject is dead at once") {
   CHECK(bench.counts().dead == 1);
 }
 
-TEST_CASE("an answer of a delivery that is no longer granted changes nothing and is told to forget") {
+TEST_CASE(
+    "an answer of a delivery that is no longer granted changes nothing and is told to forget") {
   Bench bench;
   const auto sequence = bench.publish();
   bench.hello("a", kOne);
@@ -261,7 +263,8 @@ TEST_CASE("in company nobody is counted; suspects come back one at a time, alone
   CHECK(bench.counts().done == 4);
 }
 
-TEST_CASE("a poison message that kills each worker is dead after max_attempts, its company is not") {
+TEST_CASE(
+    "a poison message that kills each worker is dead after max_attempts, its company is not") {
   Bench bench;
   std::vector<Sequence> sequences;
   for (int i = 0; i < 3; ++i) sequences.push_back(bench.publish());

@@ -60,6 +60,7 @@ TEST_CASE("request/reply: answers, errors of the service, and silence each end a
     }
   }
   CHECK(client.call({1}, 50ms).error().code == ErrorCode::kTimeout);
-  const Service<Number, Number> again(endpoint, [](const Number& in) -> Result<Number> { return in; });
+  const Service<Number, Number> again(endpoint,
+                                      [](const Number& in) -> Result<Number> { return in; });
   CHECK(client.call({5}, 5s)->value == 5);  // the same client, after the service's restart
 }

@@ -100,7 +100,9 @@ SpoolGroupStatus wait_for(Spooler& spooler, const std::string& group,
   }
 }
 
-bool settled(const SpoolGroupStatus& status) { return status.pending == 0; }
+bool settled(const SpoolGroupStatus& status) {
+  return status.pending == 0;
+}
 
 }  // namespace
 
@@ -169,7 +171,8 @@ TEST_CASE("a dedup id gives the first receipt again, also after a restart") {
   CHECK(other.error().code == ErrorCode::kConflict);
 }
 
-TEST_CASE("a failing handler is retried with back-off and then becomes a dead letter with history") {
+TEST_CASE(
+    "a failing handler is retried with back-off and then becomes a dead letter with history") {
   test::TemporaryFolder folder;
   const auto options = options_in(folder);
   auto spooler = open_spooler(options);

@@ -159,10 +159,15 @@ TEST_CASE("every frame comes back as it was, and no damaged one crashes the read
   Deliver deliver;
   deliver.epoch = 2;
   deliver.deliveries.push_back({1, 1, 1, "bytes"});
-  const std::vector<std::string> frames{
-      encode(hello),     encode(Window{3, 4}),   encode(result), encode(Bye{}),
-      encode(Heartbeat{}), encode(Welcome{uuid_v4(), 1, 2, 3}), encode(Refused{"a", "b"}),
-      encode(deliver),   encode(Confirm{{{1, 2, {3}}}})};
+  const std::vector<std::string> frames{encode(hello),
+                                        encode(Window{3, 4}),
+                                        encode(result),
+                                        encode(Bye{}),
+                                        encode(Heartbeat{}),
+                                        encode(Welcome{uuid_v4(), 1, 2, 3}),
+                                        encode(Refused{"a", "b"}),
+                                        encode(deliver),
+                                        encode(Confirm{{{1, 2, {3}}}})};
   std::mt19937 random(17);
   for (std::size_t i = 0; i < frames.size(); ++i) {
     const auto frame = decode_frame(frames[i]);
