@@ -28,11 +28,11 @@ int main(int, char** argv) {
       {.directory = folder + "/spool", .bind = endpoint, .groups = {{"greeters", {"greeting"}}}});
   if (!spooler.ok()) return std::puts(spooler.error().text().c_str()), 1;
   std::promise<std::string> greeted;
-  auto worker = dray::Worker::start(
-      {.group = "greeters", .endpoints = {endpoint}},
-      [&]() -> dray::Result<std::unique_ptr<dray::Consumer>> {
-        return dray::consumer_of(std::make_unique<Greeter>(greeted), dray::Log());
-      });
+  auto worker = dray::Worker::start({.group = "greeters", .endpoints = {endpoint}},
+                                    [&]() -> dray::Result<std::unique_ptr<dray::Consumer>> {
+                                      return dray::consumer_of(std::make_unique<Greeter>(greeted),
+                                                               dray::Log());
+                                    });
   if (!worker.ok()) return std::puts(worker.error().text().c_str()), 1;
   const auto receipt = (*spooler)->publish("greeting", Greeting{"world"});
   if (!receipt.ok()) return std::puts(receipt.error().text().c_str()), 1;

@@ -1,5 +1,6 @@
 #include "dray/spool/spool.hpp"
 
+#include <cstdlib>
 #include <set>
 
 #include "support/simulated_disk.hpp"
@@ -55,6 +56,12 @@ std::map<Sequence, std::string> read_all(const Spool& spool) {
   return all;
 }
 
+// `tests/run --deep N` asks for N times the seeds.
+std::uint64_t deep() {
+  const char* times = std::getenv("DRAY_TEST_DEEP");
+  return times == nullptr ? 1 : std::strtoull(times, nullptr, 10);
+}
+
 std::string segment_of(test::SimulatedDisk& disk, std::size_t index) {
   std::vector<std::string> segments;
   for (const auto& name : disk.names()) {
@@ -65,8 +72,8 @@ std::string segment_of(test::SimulatedDisk& disk, std::size_t index) {
 
 }  // namespace
 
-TEST_CASE("acknowledged messages survive a power cut at any moment, from 300 seeds") {
-  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
+TEST_CASE("acknowledged messages survive a power cut at any moment, from many seeds") {
+  for (std::uint64_t seed = 1; seed <= 300 * deep(); ++seed) {
     INFO("seed " << seed);
     test::SimulatedDisk disk(seed);
     std::mt19937_64 random(seed);

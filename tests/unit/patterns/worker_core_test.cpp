@@ -180,6 +180,10 @@ TEST_CASE("every frame comes back as it was, and no damaged one crashes the read
     }
   }
   CHECK(std::get<Hello>(*decode_frame(frames[0])).held[0].sequences == hello.held[0].sequences);
+  // The examples of PROTOCOL.md.
+  CHECK(encode(Heartbeat{}) == std::string("\x44\x52\x00\x05\x90", 5));
+  CHECK(encode(Window{16, 1 << 20}) ==
+        std::string("\x44\x52\x00\x02\x92\x10\xce\x00\x10\x00\x00", 11));
   std::string other = frames[3];
   other[2] = 9;
   CHECK(decode_frame(other).error().code == ErrorCode::kUnsupported);
