@@ -150,7 +150,7 @@ Result<std::unique_ptr<http::Server>> start_admin_server(Spooler& spooler,
   limits.connections_max = 64;
   return http::Server::start(
       "unix:" + directory + "/" + kAdminSocketName, limits,
-      [&spooler](http::Request request, http::Responder responder) {
+      [&spooler](const http::Request& request, const http::Responder& responder) {
         route(spooler, request, responder);
       },
       std::move(log));

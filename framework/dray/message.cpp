@@ -121,7 +121,7 @@ void encode_text_or_nil(Encoder& encoder, const std::string& text) {
   encoder.text(text);
 }
 
-Error over_limit(std::string what, std::size_t size, std::size_t limit) {
+Error over_limit(const std::string& what, std::size_t size, std::size_t limit) {
   return Error{
       ErrorCode::kInvalid,
       what + " is " + std::to_string(size) + " bytes, the limit is " + std::to_string(limit), "",

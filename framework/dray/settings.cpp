@@ -25,9 +25,9 @@ std::string Settings::text(const std::string& key) const {
   return expect<std::string>(*value, key, "text");
 }
 
-std::string Settings::text(const std::string& key, std::string otherwise) const {
+std::string Settings::text(const std::string& key, const std::string& otherwise) const {
   const Scalar* value = find(key);
-  return value == nullptr ? std::move(otherwise) : expect<std::string>(*value, key, "text");
+  return value == nullptr ? otherwise : expect<std::string>(*value, key, "text");
 }
 
 std::int64_t Settings::integer(const std::string& key, std::int64_t otherwise) const {

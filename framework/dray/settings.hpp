@@ -37,7 +37,7 @@ class Settings {
   // Each getter throws SettingsError if the key is missing or of another kind; with a default, a
   // missing key gives the default.
   std::string text(const std::string& key) const;
-  std::string text(const std::string& key, std::string otherwise) const;
+  std::string text(const std::string& key, const std::string& otherwise) const;
   std::int64_t integer(const std::string& key, std::int64_t otherwise) const;
   bool boolean(const std::string& key, bool otherwise) const;
   // "30s"

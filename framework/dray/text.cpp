@@ -35,7 +35,7 @@ Result<double> parse_with_unit(std::string_view text, const std::array<Unit, N>&
   const auto [end, fault] = std::from_chars(text.data(), text.data() + text.size(), number);
   const auto digits = static_cast<std::size_t>(end - text.data());
   const std::string_view unit = text.substr(std::min(digits, text.size()));
-  const auto bad = [&](std::string why) {
+  const auto bad = [&](const std::string& why) {
     return Error{ErrorCode::kInvalid,
                  "'" + std::string(text) + "' is not a " + std::string(what) + ": " + why +
                      "; write it like \"" + std::string(example) + "\"",

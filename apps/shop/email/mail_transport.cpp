@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <stdexcept>
 
@@ -96,7 +95,7 @@ class Smtp final : public MailTransport {
     static std::size_t read(char* out, std::size_t size, std::size_t count, void* user) {
       auto& self = *static_cast<Upload*>(user);
       const std::size_t take = std::min(size * count, self.bytes.size() - self.at);
-      std::memcpy(out, self.bytes.data() + self.at, take);
+      self.bytes.copy(out, take, self.at);
       self.at += take;
       return take;
     }

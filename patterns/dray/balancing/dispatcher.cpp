@@ -24,7 +24,8 @@ transport::SocketOptions router_options() {
 
 struct Dispatcher::State {
   State(transport::Context& context, const Clock& clock_in, spool::Spool& spool_in,
-        DispatcherOptions options, std::function<void(const Error&)> on_failure_in, Log log_in)
+        const DispatcherOptions& options, std::function<void(const Error&)> on_failure_in,
+        Log log_in)
       : clock(clock_in),
         spool(spool_in),
         on_failure(std::move(on_failure_in)),
@@ -32,7 +33,7 @@ struct Dispatcher::State {
         socket(context, router_options()),
         reader(spool.segments()),
         core(
-            std::move(options), spool.take_groups(), spool.recorded_sessions(),
+            options, spool.take_groups(), spool.recorded_sessions(),
             [this](std::string_view topic) { return spool.route(topic); }, now()) {}
 
   Now now() const { return {clock.steady(), clock.utc()}; }
@@ -66,10 +67,10 @@ struct Dispatcher::State {
 };
 
 Dispatcher::Dispatcher(transport::Context& context, const Clock& clock, spool::Spool& spool,
-                       DispatcherOptions options, std::function<void(const Error&)> on_failure,
-                       Log log)
-    : state_(std::make_unique<State>(context, clock, spool, std::move(options),
-                                     std::move(on_failure), std::move(log))) {}
+                       const DispatcherOptions& options,
+                       std::function<void(const Error&)> on_failure, Log log)
+    : state_(std::make_unique<State>(context, clock, spool, options, std::move(on_failure),
+                                     std::move(log))) {}
 
 Dispatcher::~Dispatcher() {
   stop();

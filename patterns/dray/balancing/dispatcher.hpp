@@ -20,7 +20,8 @@ namespace dray::balancing {
 class Dispatcher final : public spool::CommitListener {
  public:
   Dispatcher(transport::Context& context, const Clock& clock, spool::Spool& spool,
-             DispatcherOptions options, std::function<void(const Error&)> on_failure, Log log);
+             const DispatcherOptions& options, std::function<void(const Error&)> on_failure,
+             Log log);
   ~Dispatcher() override;
 
   // May be called more than once. An ipc endpoint's file is made with mode 0600.

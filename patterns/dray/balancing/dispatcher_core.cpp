@@ -119,11 +119,11 @@ struct DispatcherCore::Ticket {
   bool report = false;
 };
 
-DispatcherCore::DispatcherCore(DispatcherOptions options,
+DispatcherCore::DispatcherCore(const DispatcherOptions& options,
                                std::vector<std::unique_ptr<GroupState>> groups,
                                const std::vector<spool::RecordedSession>& recorded, Router router,
                                Now now)
-    : options_(std::move(options)),
+    : options_(options),
       router_(std::move(router)),
       started_(now.steady),
       accepted_until_(options_.boundary),

@@ -122,7 +122,8 @@ class DispatcherCore {
   };
   using Router = std::function<spool::GroupMask(std::string_view topic)>;
 
-  DispatcherCore(DispatcherOptions options, std::vector<std::unique_ptr<spool::GroupState>> groups,
+  DispatcherCore(const DispatcherOptions& options,
+                 std::vector<std::unique_ptr<spool::GroupState>> groups,
                  const std::vector<spool::RecordedSession>& recorded, Router router, Now now);
   ~DispatcherCore();
 
