@@ -132,7 +132,7 @@ BytesClient::~BytesClient() {
   state_->thread.join();
 }
 
-void BytesClient::call_bytes(std::string request, Milliseconds timeout, BytesCallback done) {
+void BytesClient::call_bytes(const std::string& request, Milliseconds timeout, BytesCallback done) {
   {
     const std::lock_guard lock(state_->mutex);
     if (state_->added.size() < kOutstandingMax) {

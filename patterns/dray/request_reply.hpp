@@ -31,7 +31,7 @@ class BytesClient {
   explicit BytesClient(const std::string& endpoint);
   ~BytesClient();
   // `done` is called once, on the client's thread; it must not block.
-  void call_bytes(std::string request, Milliseconds timeout, BytesCallback done);
+  void call_bytes(const std::string& request, Milliseconds timeout, BytesCallback done);
 
  private:
   struct State;

@@ -191,9 +191,9 @@ void Dispatcher::read_inbox() {
     state.calls.clear();
     failure = state.failure;
   }
-  for (auto& committed : inbox) {
+  for (const auto& committed : inbox) {
     // Sent while the next batch is still being written.
-    state.core.on_committed(std::move(committed), state.now());
+    state.core.on_committed(committed, state.now());
   }
   if (failure && !state.poisoned) {
     state.poisoned = true;  // P7: dispatch stops
@@ -216,7 +216,7 @@ void Dispatcher::read_frames() {
       send({received->peer, encode(Refused{"bad-frame", frame.error().text()})});
       continue;
     }
-    state.core.on_frame(received->peer, std::move(*frame), state.now());
+    state.core.on_frame(received->peer, *frame, state.now());
   }
 }
 

@@ -162,8 +162,8 @@ DispatcherCore::Session* DispatcherCore::session_of_peer(const std::string& peer
   return found == peers_.end() ? nullptr : found->second;
 }
 
-void DispatcherCore::on_frame(const std::string& peer, ProtocolFrame frame, Now now) {
-  if (auto* hello = std::get_if<Hello>(&frame)) return on_hello(peer, std::move(*hello), now);
+void DispatcherCore::on_frame(const std::string& peer, const ProtocolFrame& frame, Now now) {
+  if (const auto* hello = std::get_if<Hello>(&frame)) return on_hello(peer, *hello, now);
   Session* session = session_of_peer(peer);
   if (session == nullptr) {
     actions_.sends.push_back({peer, encode(Refused{"unknown-session", "say HELLO first"})});
@@ -173,14 +173,14 @@ void DispatcherCore::on_frame(const std::string& peer, ProtocolFrame frame, Now 
   if (const auto* window = std::get_if<Window>(&frame)) {
     session->window_messages = std::max<std::uint32_t>(window->messages, 0);
     session->window_bytes = window->bytes;
-  } else if (auto* result = std::get_if<ResultFrame>(&frame)) {
-    on_result(*session, std::move(*result), now);
+  } else if (const auto* result = std::get_if<ResultFrame>(&frame)) {
+    on_result(*session, *result, now);
   } else if (std::holds_alternative<Bye>(frame)) {
     end_session(*session, "bye", false, now);
   }
 }
 
-void DispatcherCore::on_hello(const std::string& peer, Hello hello, Now now) {
+void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now now) {
   const auto group_id = find_group(hello.group);
   if (!group_id) {
     actions_.sends.push_back(
@@ -336,7 +336,7 @@ void DispatcherCore::send(const Session& session, std::string frame) {
 
 // --- results --------------------------------------------------------------------------------
 
-void DispatcherCore::on_result(Session& session, ResultFrame frame, Now now) {
+void DispatcherCore::on_result(Session& session, const ResultFrame& frame, Now now) {
   for (const auto& item : frame.items) {
     for (const auto sequence : item.tokens.sequences) apply_result(session, item, sequence, now);
   }
@@ -679,7 +679,7 @@ void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
   lane.cursor = committed.last + 1;
 }
 
-void DispatcherCore::on_committed(spool::Committed committed, Now now) {
+void DispatcherCore::on_committed(const spool::Committed& committed, Now now) {
   for (const auto& group : groups_) accept(*group, committed);
   accepted_until_ = committed.last + 1;
   for (const auto& [number, first] : committed.tickets) {

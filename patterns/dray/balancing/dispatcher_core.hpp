@@ -127,12 +127,12 @@ class DispatcherCore {
                  const std::vector<spool::RecordedSession>& recorded, Router router, Now now);
   ~DispatcherCore();
 
-  void on_frame(const std::string& peer, ProtocolFrame frame, Now now);
+  void on_frame(const std::string& peer, const ProtocolFrame& frame, Now now);
   // A send said that this peer is gone.
   void on_unreachable(const std::string& peer, Now now);
   // Some connection broke; which one is not known: ask all.
   void on_link_broken();
-  void on_committed(spool::Committed committed, Now now);
+  void on_committed(const spool::Committed& committed, Now now);
   // `messages`: those of the group in [from, next); `next` is where reading stopped.
   void on_refilled(spool::GroupId group, Lane lane, Sequence from, Sequence next,
                    std::vector<ReadyMessage> messages);
@@ -161,13 +161,13 @@ class DispatcherCore {
   struct Group;
   struct Ticket;
 
-  void on_hello(const std::string& peer, Hello hello, Now now);
+  void on_hello(const std::string& peer, const Hello& hello, Now now);
   void adopt(Session& session, const std::vector<TokenRange>& held, Now now);
   bool held_elsewhere(Group& group, const Session& session, Sequence sequence,
                       const TokenRange& range);
   void reconcile(Session& session, const std::vector<TokenRange>& held, Now now);
   void welcome(Session& session);
-  void on_result(Session& session, ResultFrame frame, Now now);
+  void on_result(Session& session, const ResultFrame& frame, Now now);
   void apply_result(Session& session, const ResultItem& item, Sequence sequence, Now now);
   void finish_done(Session& session, Group& group, Grant& grant, Sequence sequence,
                    const ResultItem& item, Now now);

@@ -204,22 +204,18 @@ std::size_t field_count(FrameKind kind) {
   switch (kind) {
     case FrameKind::kHello:
       return 10;
-    case FrameKind::kWindow:
-      return 2;
-    case FrameKind::kResult:
-      return 1;
-    case FrameKind::kBye:
-      return 0;
-    case FrameKind::kHeartbeat:
-      return 0;
     case FrameKind::kWelcome:
       return 4;
+    case FrameKind::kWindow:
     case FrameKind::kRefused:
-      return 2;
     case FrameKind::kDeliver:
       return 2;
+    case FrameKind::kResult:
     case FrameKind::kConfirm:
       return 1;
+    case FrameKind::kBye:
+    case FrameKind::kHeartbeat:
+      return 0;
   }
   return SIZE_MAX;
 }

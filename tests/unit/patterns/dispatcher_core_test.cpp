@@ -37,7 +37,7 @@ class Bench {
     auto bytes = std::make_shared<std::string>("envelope " + std::to_string(sequence));
     stored[sequence] = bytes;
     committed.messages.push_back({sequence, 1, Priority::kNormal, 0, 0, bytes, *bytes});
-    core->on_committed(std::move(committed), now());
+    core->on_committed(committed, now());
     settle_down();
     return sequence;
   }
@@ -128,7 +128,7 @@ class Bench {
     }
     committed.last = next_ - 1;
     if (submission.ticket != 0) committed.tickets.emplace_back(submission.ticket, committed.first);
-    core->on_committed(std::move(committed), now());
+    core->on_committed(committed, now());
   }
   Sequence next_ = 1;
 };
