@@ -20,6 +20,7 @@ constexpr const char* kSupervisorVariable = "DRAY_SUPERVISOR";
 constexpr auto kBackOffFirst = Milliseconds(500);
 constexpr auto kBackOffMax = Milliseconds(30'000);
 constexpr auto kStableAfter = std::chrono::seconds(5);
+constexpr auto kAskedTwiceAfter = Milliseconds(1'000);
 constexpr auto kKillAfterDrain = Milliseconds(3'000);
 
 struct Child {
@@ -144,13 +145,15 @@ class Supervisor {
   }
 
   void stop(int exit_code) {
-    if (stopping_) {  // asked twice: now
+    if (stopping_) {  // asked again: now, unless one wish came as two signals
+      if (clock_.steady() - stop_asked_ < kAskedTwiceAfter) return;
       for (const auto& child : children_) {
         if (child.pid != 0) kill(child.pid, SIGKILL);
       }
       return;
     }
     stopping_ = true;
+    stop_asked_ = clock_.steady();
     exit_code_ = exit_code;
     for (auto& child : children_) {
       if (!child.app->publish) terminate(child);
@@ -189,6 +192,7 @@ class Supervisor {
   SystemClock clock_;
   std::vector<Child> children_;
   bool stopping_ = false;
+  SteadyTime stop_asked_{};
   int exit_code_ = 0;
 };
 
