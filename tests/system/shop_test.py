@@ -260,8 +260,8 @@ class Operators(ShopCase):
         receipt = json.loads(shop.dray("publish", shop.config, "order.placed", '{"order_id": "x"}',
                                        "--dedup", "d"))
         self.assertEqual(receipt["durability"], "disk")
-        self.assertIn("unroutable", shop.dray("publish", shop.config, "no.such", "1", code=2) +
-                      "unroutable")
+        self.assertIn("no group of this spool takes topic 'no.such'",
+                      shop.dray("publish", shop.config, "no.such", "1", code=2))
         self.assertIn("no JSON", shop.dray("publish", shop.config, "order.placed", "{", code=2))
         self.assertIn("email", shop.dray("status", f"{shop.folder}/orders"))
         self.assertIn("no running process", shop.dray("status", shop.folder, code=1))
