@@ -213,6 +213,18 @@ std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime publishe
   return bytes;
 }
 
+std::string_view envelope_topic(std::string_view bytes) {
+  // fixarray 10, bin 8 of 16 bytes, then the topic as fixstr or str 8.
+  constexpr std::size_t kTopicAt = 19;
+  if (bytes.size() <= kTopicAt + 1 || !bytes.starts_with("\x9a\xc4\x10")) return {};
+  const auto first = static_cast<unsigned char>(bytes[kTopicAt]);
+  std::size_t size = first & 0x1F;
+  std::size_t at = kTopicAt + 1;
+  if (first == 0xD9) size = static_cast<unsigned char>(bytes[at++]);
+  if ((first & 0xE0) != 0xA0 && first != 0xD9) return {};
+  return size <= bytes.size() - at ? bytes.substr(at, size) : std::string_view{};
+}
+
 Result<EnvelopeView> parse_envelope(std::string_view bytes) {
   EnvelopeVisitor visitor;
   std::size_t offset = 0;

@@ -24,6 +24,11 @@ using Sequence = std::uint64_t;
 
 enum class Priority : std::uint8_t { kHigh = 0, kNormal = 1, kLow = 2 };
 
+// What a receipt is worth (P1): kOs survives SIGKILL, kDisk also power loss.
+enum class Durability : std::uint8_t { kOs, kDisk };
+
+std::string_view durability_name(Durability durability);
+
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
 // Upper bounds of what a publisher may hand in (design: limits are named and configurable).
@@ -44,6 +49,8 @@ struct PublishOptions {
   std::optional<UtcTime> expires_at = std::nullopt;
   // Publisher-given id: a second publish with it inside the dedup window is the first one.
   std::string dedup = {};
+  // What the receipt waits for; nothing: the spool's own.
+  std::optional<Durability> durability = std::nullopt;
 };
 
 // A message before it has an id and a sequence.
@@ -78,6 +85,9 @@ std::optional<std::string> name_fault(std::string_view name, std::size_t bytes_m
 Status check_draft(const Draft& draft, const MessageLimits& limits);
 
 std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at);
+
+// The topic alone, at the cost of a few comparisons; empty if this is no envelope.
+std::string_view envelope_topic(std::string_view bytes);
 
 // Reads an envelope without copying and without decoding the body. kCorrupt on any fault.
 Result<EnvelopeView> parse_envelope(std::string_view bytes);

@@ -17,11 +17,6 @@
 
 namespace dray {
 
-// What a receipt is worth (P1): kOs survives SIGKILL, kDisk also power loss.
-enum class Durability : std::uint8_t { kOs, kDisk };
-
-std::string_view durability_name(Durability durability);
-
 struct Receipt {
   Uuid id;
   Sequence sequence = 0;

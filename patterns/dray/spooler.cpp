@@ -32,6 +32,7 @@ struct Spooler::State {
   std::unique_ptr<Directory> directory;
   std::unique_ptr<spool::Spool> spool;
   std::unique_ptr<balancing::Dispatcher> dispatcher;
+  bool stopped = false;
 };
 
 Spooler::Spooler(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -63,6 +64,9 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   dispatcher_options.boundary = state->spool->boundary();
   dispatcher_options.lease = wanted.lease;
   dispatcher_options.reconnect_grace = wanted.reconnect_grace;
+  dispatcher_options.held_max = state->spool->options().held_max;
+  dispatcher_options.retain = state->spool->options().retain;
+  dispatcher_options.last_utc_ms = state->spool->last_utc_ms();
   dispatcher_options.seed = random_u64();
   state->dispatcher = std::make_unique<balancing::Dispatcher>(
       state->context, state->clock, *state->spool, dispatcher_options,
@@ -81,8 +85,11 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
 }
 
 void Spooler::stop() {
+  if (std::exchange(state_->stopped, true)) return;
   state_->spool->stop();
   state_->dispatcher->stop();
+  auto snapshot = state_->dispatcher->last_snapshot();
+  if (snapshot.lsn != 0) state_->spool->checkpoint_at_stop(std::move(snapshot));
 }
 
 void Spooler::publish_draft(Draft draft, ReceiptCallback done) {
@@ -129,49 +136,33 @@ Error no_group(const std::string& group) {
   return Error{ErrorCode::kNotFound, "this spool has no group '" + group + "'", "", 0};
 }
 
-// Reads the record at `lsn`, if it is of type T.
-template <typename T>
-std::optional<T> read_record(spool::LogReader& reader, spool::Lsn lsn, spool::RecordType type) {
-  std::optional<T> found;
-  (void)reader.read(lsn, lsn + 1, [&](const spool::Record& record) {
-    if (record.header.type == type) {
-      auto parsed = from_bytes<T>(record.payload);
-      if (parsed.ok()) found = std::move(*parsed);
-    }
-    return false;
-  });
-  return found;
-}
-
-DeadLetter read_dead_letter(spool::LogReader& reader, Sequence sequence, spool::Lsn record_lsn) {
+DeadLetter read_dead_letter(spool::LogReader& reader, Sequence sequence,
+                            const spool::History& history, spool::GroupId group) {
   const auto time = [](std::int64_t ms) { return utc_text(UtcTime(Milliseconds(ms))); };
   DeadLetter letter;
   letter.sequence = sequence;
-  (void)reader.read(sequence, sequence + 1, [&](const spool::Record& record) {
-    const auto envelope = parse_envelope(record.payload);
+  if (auto message = spool::read_message(reader, sequence, &history); message.ok() && *message) {
+    const auto envelope = parse_envelope((*message)->envelope);
     if (envelope.ok()) {
       letter.id = envelope->id.text();
       letter.topic = envelope->topic;
       letter.key = envelope->key;
       letter.body = envelope->body;
     }
-    return false;
-  });
-  spool::Lsn before = 0;
-  if (const auto dead =
-          read_record<spool::DeadRecord>(reader, record_lsn, spool::RecordType::kDead)) {
-    letter.cause = dead->cause;
-    letter.reason = dead->reason;
-    letter.worker = dead->worker;
-    letter.attempts = dead->attempts;
-    letter.died_at = time(dead->at_ms);
-    before = dead->before;
   }
-  while (before != 0 && letter.history.size() < kDeadHistoryMax) {
-    const auto retry = read_record<spool::RetryRecord>(reader, before, spool::RecordType::kRetry);
-    if (!retry) break;
-    letter.history.push_back({time(retry->at_ms), retry->worker, retry->reason, retry->attempts});
-    before = retry->before;
+  letter.attempts = history.attempts();
+  const auto attempts =
+      spool::read_attempts(reader, history.record_lsn(), group, kDeadHistoryMax + 1);
+  for (std::size_t i = 0; i < attempts.size(); ++i) {
+    const auto& each = attempts[i];
+    if (i == 0) {
+      letter.cause = each.cause;
+      letter.reason = each.reason;
+      letter.worker = each.worker;
+      letter.died_at = time(each.at_ms);
+    } else {
+      letter.history.push_back({time(each.at_ms), each.worker, each.reason, each.attempts});
+    }
   }
   return letter;
 }
@@ -188,11 +179,10 @@ Result<std::vector<DeadLetter>> Spooler::dead_letters(const std::string& group, 
       return;
     }
     const auto& state = desk.core.group_state(*id);
-    const auto& dead = state.dead_letters();
-    spool::LogReader reader = desk.reader.fresh();
-    for (auto each = dead.upper_bound(after); each != dead.end() && result->size() < limit;
-         ++each) {
-      result->push_back(read_dead_letter(reader, *each, state.history(*each)->record_lsn));
+    spool::LogReader reader = desk.reader.look_up();
+    for (Sequence each = state.next_dead(after); each != 0 && result->size() < limit;
+         each = state.next_dead(each)) {
+      result->push_back(read_dead_letter(reader, each, *state.history(each), *id));
     }
   });
   if (!answered) return kStopped;
@@ -217,10 +207,15 @@ Result<std::size_t> change_dead(balancing::Dispatcher& dispatcher, const std::st
       result = no_group(group);
       return durable->set_value();
     }
-    const auto& dead = desk.core.group_state(*id).dead_letters();
-    if (wanted.empty()) wanted.assign(dead.begin(), dead.end());
+    const auto& state = desk.core.group_state(*id);
+    if (wanted.empty()) {
+      for (Sequence each = state.next_dead(0); each != 0; each = state.next_dead(each)) {
+        wanted.push_back(each);
+      }
+    }
     for (const auto sequence : wanted) {
-      if (dead.count(sequence) != 0) continue;
+      const auto* history = state.history(sequence);
+      if (history != nullptr && history->dead()) continue;
       result = Error{ErrorCode::kNotFound,
                      "message " + std::to_string(sequence) + " is no dead letter of group '" +
                          group + "'; nothing was changed",

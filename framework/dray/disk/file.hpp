@@ -23,6 +23,8 @@ class File {
   virtual ~File() = default;
   // Writes all of `bytes` at `offset` (bytes from the start), extending the file if need be.
   virtual Status write_at(std::uint64_t offset, std::string_view bytes) = 0;
+  // The same, and returns once these bytes (no others) are on stable storage.
+  virtual Status write_durable_at(std::uint64_t offset, std::string_view bytes) = 0;
   // Reads up to `size` bytes; fewer only at the end of the file.
   virtual Result<std::size_t> read_at(std::uint64_t offset, char* out, std::size_t size) const = 0;
   // Returns once data, and the metadata needed to read it, are on stable storage (fdatasync).
@@ -53,6 +55,8 @@ class Directory {
   virtual Status remove(const std::string& name) = 0;
   // Makes created, renamed and removed names durable (fsync of the directory).
   virtual Status sync() = 0;
+  // What tells this directory from a copy of it: the inode. 0 if there is none.
+  virtual std::uint64_t identity() = 0;
   // kBusy if another process holds it.
   virtual Result<std::unique_ptr<DirectoryLock>> lock(const std::string& name) = 0;
   // Nothing if what is synced here survives power loss; else the reason in words ("tmpfs").

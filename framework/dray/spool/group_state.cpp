@@ -1,15 +1,121 @@
 #include "dray/spool/group_state.hpp"
 
 #include <algorithm>
+#include <limits>
+
+#include "dray/spool/bytes.hpp"
+#include "dray/spool/planted_fault.hpp"
 
 namespace dray::spool {
+namespace {
+
+constexpr std::size_t kEntrySize = 48;
+constexpr std::size_t kIntervalSize = 16;
+
+enum EntryFlags : std::uint8_t { kDead = 1, kSuspect = 2, kEnded = 4 };
+
+void put_entry(std::string& out, Sequence sequence, const History& history) {
+  put_le(out, sequence);
+  put_le(out, static_cast<std::uint64_t>(history.due_ms()));
+  put_le(out, history.record_lsn());
+  put_le(out, history.copy_lsn());
+  put_le(out, history.number());
+  put_le(out, history.number_epoch());
+  put_le(out, static_cast<std::uint16_t>(history.attempts()));
+  put_le(out, static_cast<std::uint16_t>(history.losses()));
+  put_le(out, static_cast<std::uint32_t>((history.dead() ? kDead : 0) |
+                                         (history.suspect() ? kSuspect : 0) |
+                                         (history.ended() ? kEnded : 0)));
+}
+
+std::pair<Sequence, History> get_entry(const char* in) {
+  History history;
+  history.set_due_ms(static_cast<std::int64_t>(get_le<std::uint64_t>(in + 8)));
+  history.set_record_lsn(get_le<std::uint64_t>(in + 16));
+  history.set_copy_lsn(get_le<std::uint64_t>(in + 24));
+  history.set_number(get_le<std::uint32_t>(in + 32), get_le<std::uint32_t>(in + 36));
+  history.set_attempts(get_le<std::uint16_t>(in + 40));
+  history.set_losses(get_le<std::uint16_t>(in + 42));
+  const auto flags = get_le<std::uint32_t>(in + 44);
+  history.set_dead((flags & kDead) != 0);
+  history.set_suspect((flags & kSuspect) != 0);
+  if ((flags & kEnded) != 0) history.end_number(history.number());
+  return {get_le<std::uint64_t>(in), history};
+}
+
+}  // namespace
+
+Result<GroupState> GroupState::restore(const GroupSnapshot& snapshot) {
+  const Error fault{ErrorCode::kCorrupt, "group " + snapshot.name + " cannot be read", "", 0};
+  const auto& closed = snapshot.closed.bytes;
+  const auto& entries = snapshot.entries.bytes;
+  if (snapshot.eras.empty() || closed.size() % kIntervalSize != 0 ||
+      entries.size() % kEntrySize != 0 || !snapshot.counts.balanced()) {
+    return fault;
+  }
+  GroupState state(snapshot.id, snapshot.name);
+  state.eras_ = snapshot.eras;
+  state.counts_ = snapshot.counts;
+  state.known_ = snapshot.known;
+  state.passed_ = snapshot.passed;
+  state.damaged_ = snapshot.damaged;
+  for (std::size_t at = 0; at < closed.size(); at += kIntervalSize) {
+    const auto first = get_le<std::uint64_t>(closed.data() + at);
+    const auto last = get_le<std::uint64_t>(closed.data() + at + 8);
+    if (first > last) return fault;
+    state.closed_.add(first, last);
+  }
+  for (std::size_t at = 0; at < entries.size(); at += kEntrySize) {
+    state.entries_.insert(state.entries_.end(), get_entry(entries.data() + at));
+  }
+  return state;
+}
+
+GroupSnapshot GroupState::snapshot() const {
+  GroupSnapshot snapshot;
+  snapshot.id = id_;
+  snapshot.name = name_;
+  // Eras that ended before anything that is still to be read say nothing any more.
+  const Sequence oldest = std::min(first_plain(), known_);
+  for (std::size_t i = 0; i < eras_.size(); ++i) {
+    const bool over = i + 1 < eras_.size() && eras_[i + 1].from <= oldest;
+    if (!over) snapshot.eras.push_back(eras_[i]);
+  }
+  snapshot.counts = counts_;
+  snapshot.known = known_;
+  snapshot.passed = passed_;
+  snapshot.damaged = damaged_;
+  for (const auto& [first, last] : closed_.intervals()) {
+    put_le(snapshot.closed.bytes, first);
+    put_le(snapshot.closed.bytes, last);
+  }
+  snapshot.entries.bytes.reserve(entries_.size() * kEntrySize);
+  for (const auto& [sequence, history] : entries_) {
+    put_entry(snapshot.entries.bytes, sequence, history);
+  }
+  return snapshot;
+}
 
 void GroupState::declare(Lsn lsn, std::vector<std::string> topics, GroupStanding standing) {
-  standing_ = standing;
+  if (eras_.empty()) {
+    closed_.add(1, lsn);
+    known_ = lsn + 1;
+  }
   eras_.push_back({lsn, std::move(topics), standing});
+  if (standing != GroupStanding::kDropped) return;
+  counts_.dropped += counts_.pending + counts_.dead;
+  counts_.pending = counts_.dead = 0;
+  entries_.clear();
+  damaged_.clear();
+  // Nothing that the log holds or will hold is open for it.
+  known_ = std::numeric_limits<Sequence>::max();
+  passed_ = counts_.accepted;
+  closed_ = IntervalSet();
+  closed_.add(1, known_ - 1);
 }
 
 bool GroupState::takes(std::string_view topic, Lsn lsn) const {
+  if (standing() == GroupStanding::kDropped) return false;
   // The last era that began before the message.
   for (auto era = eras_.rbegin(); era != eras_.rend(); ++era) {
     if (era->from > lsn) continue;
@@ -19,25 +125,27 @@ bool GroupState::takes(std::string_view topic, Lsn lsn) const {
   return false;
 }
 
-void GroupState::accept() {
-  ++counts_.accepted;
-  ++counts_.pending;
+void GroupState::accept(std::uint64_t messages) {
+  counts_.accepted += messages;
+  counts_.pending += messages;
+}
+
+void GroupState::raise_accepted(std::uint64_t accepted) {
+  if (standing() == GroupStanding::kDropped || accepted <= counts_.accepted) return;
+  accept(accepted - counts_.accepted);
 }
 
 bool GroupState::settle(Sequence sequence, Settlement settlement) {
-  if (settled_.contains(sequence)) return false;
-  if (!histories_.empty()) {
-    const auto found = histories_.find(sequence);
-    if (found != histories_.end()) {
-      if (found->second.dead) {
-        dead_.erase(sequence);
-        --counts_.dead;
-        ++counts_.pending;
-      }
-      histories_.erase(found);
+  if (is_settled(sequence)) return false;
+  if (const auto found = entries_.find(sequence); found != entries_.end()) {
+    if (found->second.dead()) {
+      --counts_.dead;
+      ++counts_.pending;
     }
+    entries_.erase(found);
+  } else {
+    closed_.add(sequence);
   }
-  settled_.add(sequence);
   --counts_.pending;
   switch (settlement) {
     case Settlement::kDone:
@@ -56,58 +164,124 @@ bool GroupState::settle(Sequence sequence, Settlement settlement) {
   return true;
 }
 
+void GroupState::delay(Sequence sequence, std::int64_t due_ms) {
+  if (is_settled(sequence)) return;
+  closed_.add(sequence);
+  entries_[sequence].set_due_ms(due_ms);
+}
+
 void GroupState::delivered(Sequence sequence, std::uint32_t number, std::uint32_t epoch) {
-  if (settled_.contains(sequence)) return;
-  auto& history = histories_[sequence];
-  history.number = std::max(history.number, number);
-  history.number_epoch = epoch;
+  if (is_settled(sequence)) return;
+  closed_.add(sequence);
+  entries_[sequence].set_number(number, epoch);
 }
 
 void GroupState::retry(const RetryRecord& record, Lsn lsn) {
-  if (settled_.contains(record.sequence)) return;
-  auto& history = histories_[record.sequence];
-  if (history.dead) return;
-  history.due_ms = record.due_ms;
-  history.record_lsn = lsn;
-  history.number = std::max(history.number, record.number);
-  history.attempts = record.attempts;
-  history.ended = std::max(history.ended, record.number);
-  history.losses = static_cast<std::uint16_t>(std::min<std::uint32_t>(record.losses, 0xFFFF));
-  history.suspect = record.suspect;
+  if (is_settled(record.sequence) || planted(Fault::kAttemptsForgotten)) return;
+  closed_.add(record.sequence);
+  auto& history = entries_[record.sequence];
+  if (history.dead()) return;
+  history.set_due_ms(record.due_ms);
+  history.set_record_lsn(lsn);
+  history.set_attempts(record.attempts);
+  history.end_number(record.number);
+  history.set_losses(record.losses);
+  history.set_suspect(record.suspect);
 }
 
 bool GroupState::dead(const DeadRecord& record, Lsn lsn) {
-  if (settled_.contains(record.sequence)) return false;
-  auto& history = histories_[record.sequence];
-  if (history.dead) return false;
-  history.dead = true;
-  history.record_lsn = lsn;
-  history.number = std::max(history.number, record.number);
-  history.attempts = record.attempts;
-  history.ended = std::max(history.ended, record.number);
-  history.suspect = false;
-  history.due_ms = 0;
-  dead_.insert(record.sequence);
+  if (is_settled(record.sequence)) return false;
+  closed_.add(record.sequence);
+  auto& history = entries_[record.sequence];
+  if (history.dead()) return false;
+  history.set_dead(true);
+  history.set_record_lsn(lsn);
+  history.set_attempts(record.attempts);
+  history.end_number(record.number);
+  history.set_suspect(false);
+  history.set_due_ms(0);
   --counts_.pending;
   ++counts_.dead;
   return true;
 }
 
 bool GroupState::revive(Sequence sequence) {
-  const auto found = histories_.find(sequence);
-  if (found == histories_.end() || !found->second.dead) return false;
-  found->second.dead = false;
-  found->second.attempts = 0;
-  found->second.losses = 0;
-  dead_.erase(sequence);
+  const auto found = entries_.find(sequence);
+  if (found == entries_.end() || !found->second.dead()) return false;
+  found->second.set_dead(false);
+  found->second.set_attempts(0);
+  found->second.set_losses(0);
   --counts_.dead;
   ++counts_.pending;
   return true;
 }
 
+void GroupState::copied(Sequence sequence, Lsn copy_lsn, Lsn record_lsn) {
+  const auto found = entries_.find(sequence);
+  if (found == entries_.end()) return;
+  found->second.set_copy_lsn(copy_lsn);
+  const Lsn newest = found->second.record_lsn();
+  if (newest != 0 && newest == record_lsn) found->second.set_record_lsn(copy_lsn);
+}
+
+void GroupState::begin_in_the_middle(Lsn lsn, std::uint64_t accepted) {
+  begun_ = lsn;
+  counts_.accepted += accepted;
+  counts_.done += accepted;
+  passed_ += accepted;
+}
+
+void GroupState::copied_from_before(Sequence sequence, Lsn copy_lsn, const AttemptRecord* last) {
+  if (sequence >= begun_ || counts_.done == 0 || entries_.contains(sequence)) return;
+  auto& history = entries_[sequence];
+  history.set_copy_lsn(copy_lsn);
+  --counts_.done;
+  const bool dead = last != nullptr && !last->cause.empty();
+  history.set_dead(dead);
+  ++(dead ? counts_.dead : counts_.pending);
+  if (last == nullptr) return;
+  history.set_record_lsn(copy_lsn);
+  history.set_attempts(last->attempts);
+}
+
+void GroupState::damage(const DamagedPart& part) {
+  if (standing() == GroupStanding::kDropped) return;
+  const auto lost = std::min(part.count, counts_.pending);
+  counts_.pending -= lost;
+  counts_.damaged += lost;
+  closed_.add(part.first, part.last);
+  if (part.last >= known_) damaged_.push_back(part);
+}
+
 const History* GroupState::history(Sequence sequence) const {
-  const auto found = histories_.find(sequence);
-  return found == histories_.end() ? nullptr : &found->second;
+  if (entries_.empty()) return nullptr;
+  const auto found = entries_.find(sequence);
+  return found == entries_.end() ? nullptr : &found->second;
+}
+
+Sequence GroupState::next_dead(Sequence after) const {
+  for (auto each = entries_.upper_bound(after); each != entries_.end(); ++each) {
+    if (each->second.dead()) return each->first;
+  }
+  return 0;
+}
+
+void GroupState::pass(Sequence next, std::uint64_t messages) {
+  DRAY_ASSERT(next >= known_);
+  known_ = next;
+  passed_ += messages;
+  if (damaged_.empty()) return;
+  damaged_.erase(std::remove_if(damaged_.begin(), damaged_.end(),
+                                [&](const DamagedPart& part) { return part.last < next; }),
+                 damaged_.end());
+}
+
+std::uint64_t GroupState::damaged_between(Lsn from, Lsn before) const {
+  std::uint64_t count = 0;
+  for (const auto& part : damaged_) {
+    if (part.last >= from && part.last < before) count += part.count;
+  }
+  return count;
 }
 
 }  // namespace dray::spool

@@ -21,6 +21,8 @@ class IntervalSet {
   std::uint64_t first_gap(std::uint64_t from) const;
   // Number of intervals, for limits.
   std::size_t interval_count() const { return intervals_.size(); }
+  // first -> last, ascending.
+  const std::map<std::uint64_t, std::uint64_t>& intervals() const { return intervals_; }
 
  private:
   std::map<std::uint64_t, std::uint64_t> intervals_;  // first -> last

@@ -4,13 +4,14 @@
 #include <cstdio>
 
 #include "dray/spool/bytes.hpp"
+#include "dray/spool/planted_fault.hpp"
 
 namespace dray::spool {
 namespace {
 
 constexpr std::string_view kSegmentMagic("DRAYSEG\0", 8);
 constexpr std::string_view kSegmentSuffix = ".segment";
-constexpr std::size_t kSegmentCrcOffset = 92;
+constexpr std::size_t kSegmentCrcOffset = 100;
 
 std::uint32_t offset_seed(std::uint32_t seed, std::uint64_t offset) {
   std::array<char, 8> bytes{};
@@ -33,6 +34,7 @@ std::string encode_segment_header(const SegmentHeader& header) {
   put_le(out, header.first_lsn);
   put_le(out, static_cast<std::uint64_t>(header.created_at.time_since_epoch().count()));
   out += header.machine_id.view();
+  put_le(out, header.home);
   out.resize(kSegmentCrcOffset, '\0');
   put_le(out, crc32c(0, out));
   return out;
@@ -40,17 +42,19 @@ std::string encode_segment_header(const SegmentHeader& header) {
 
 SegmentHeaderResult decode_segment_header(std::string_view bytes) {
   SegmentHeaderResult result;
-  if (bytes.size() < kSegmentHeaderSize || bytes.substr(0, 8) != kSegmentMagic) {
+  if (bytes.size() < kSegmentHeaderSize) {
     result.fault = HeaderFault::kForeign;
     return result;
   }
   const char* in = bytes.data();
-  result.header.version = get_le<std::uint32_t>(in + 8);
-  if (get_le<std::uint32_t>(in + kSegmentCrcOffset) !=
-      crc32c(0, bytes.substr(0, kSegmentCrcOffset))) {
-    result.fault = HeaderFault::kDamaged;
+  const bool magic = bytes.substr(0, 8) == kSegmentMagic;
+  std::string wanted(bytes.substr(0, kSegmentCrcOffset));
+  wanted.replace(0, 8, kSegmentMagic);  // rot may be in the magic itself
+  if (get_le<std::uint32_t>(in + kSegmentCrcOffset) != crc32c(0, wanted)) {
+    result.fault = magic ? HeaderFault::kDamaged : HeaderFault::kForeign;
     return result;
   }
+  result.header.version = get_le<std::uint32_t>(in + 8);
   if (result.header.version > kFormatVersion) {
     result.fault = HeaderFault::kNewerVersion;
     return result;
@@ -63,6 +67,7 @@ SegmentHeaderResult decode_segment_header(std::string_view bytes) {
   result.header.created_at =
       UtcTime(Milliseconds(static_cast<std::int64_t>(get_le<std::uint64_t>(in + 64))));
   result.header.machine_id = *Uuid::from_bytes(bytes.substr(72, 16));
+  result.header.home = get_le<std::uint64_t>(in + 88);
   return result;
 }
 
@@ -117,6 +122,7 @@ std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::ui
 
 bool payload_passes(const RecordHeader& header, std::uint32_t seed, std::uint64_t offset,
                     std::string_view payload) {
+  if (planted(Fault::kNoRecordCrc)) return true;
   return header.payload_crc == crc32c(offset_seed(seed, offset), payload);
 }
 

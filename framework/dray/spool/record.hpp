@@ -18,7 +18,7 @@ namespace dray::spool {
 using Lsn = std::uint64_t;  // position in the log, strictly increasing in file order, from 1
 
 inline constexpr std::uint32_t kFormatVersion = 0;
-inline constexpr std::size_t kSegmentHeaderSize = 96;
+inline constexpr std::size_t kSegmentHeaderSize = 104;
 inline constexpr std::size_t kRecordHeaderSize = 32;
 inline constexpr std::size_t kRecordAlignment = 8;
 // A body of 16 MiB with its envelope fits.
@@ -35,13 +35,19 @@ enum class RecordType : std::uint8_t {
   kRetry = 8,       // a message waits to be delivered again
   kDead = 9,        // a message became a dead letter
   kRevive = 10,     // a dead letter became pending again
-  kMarker = 11,     // nothing but durable_lsn
+  kMarker = 11,     // carries durable_lsn, and what every group had accepted
+  kOpening = 12,    // first in a segment: groups, and what each had accepted
+  kCopy = 13,       // an open message and its history, copied forward out of an old segment
+  kDamage = 14,     // messages of a group that can no longer be read
+  kLost = 15,       // stands where `dray spool repair` took damaged records out
 };
 
 // Flags of a record header.
 inline constexpr std::uint8_t kPriorityMask = 0x03;  // messages: dray::Priority
 // This record takes effect only together with the record after it (S6).
 inline constexpr std::uint8_t kContinues = 0x04;
+// A message with a dedup id, deliver_at or expires_at: replay must look into the envelope.
+inline constexpr std::uint8_t kHasOptions = 0x08;
 
 struct SegmentHeader {
   std::uint32_t version = kFormatVersion;
@@ -52,6 +58,7 @@ struct SegmentHeader {
   Lsn first_lsn = 1;
   UtcTime created_at{};
   Uuid machine_id;
+  std::uint64_t home = 0;  // Directory::identity() where it was made
 };
 
 std::string encode_segment_header(const SegmentHeader& header);

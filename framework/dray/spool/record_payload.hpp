@@ -100,6 +100,63 @@ struct DeadRecord {
   DRAY_FIELDS(group, sequence, number, attempts, cause, reason, worker, at_ms, before)
 };
 
+// What every group had accepted when this was written: what was lost between two of these is known
+// by number even if none of it can be read.
+struct MarkerRecord {
+  std::vector<std::uint64_t> accepted;  // index: GroupId
+  DRAY_FIELDS(accepted)
+};
+
+// First in a segment, so that a log without its older segments and its checkpoints still knows its
+// groups.
+struct OpeningRecord {
+  std::uint64_t epoch = 0;
+  std::vector<GroupRecord> groups;
+  std::vector<std::uint64_t> accepted;
+  DRAY_FIELDS(epoch, groups, accepted)
+};
+
+// One ended delivery, as dead letters show it.
+struct AttemptRecord {
+  std::int64_t at_ms = 0;
+  std::uint32_t attempts = 0;
+  std::string cause;  // of a dead letter only
+  std::string reason;
+  std::string worker;
+  DRAY_FIELDS(at_ms, attempts, cause, reason, worker)
+};
+
+struct CopiedHistory {
+  GroupId group = 0;
+  Lsn record_lsn = 0;                   // of the newest of them; a later record stays the newest
+  std::vector<AttemptRecord> attempts;  // newest first
+  DRAY_FIELDS(group, record_lsn, attempts)
+};
+
+// An open message moved to the end of the log; it keeps its sequence.
+struct CopyRecord {
+  Sequence sequence = 0;
+  std::vector<CopiedHistory> histories;
+  Binary envelope;
+  DRAY_FIELDS(sequence, histories, envelope)
+};
+
+// So many messages of a group lay in [first, last] and can no longer be read (P6).
+struct DamageRecord {
+  GroupId group = 0;
+  Lsn first = 0;
+  Lsn last = 0;
+  std::uint64_t count = 0;
+  DRAY_FIELDS(group, first, last, count)
+};
+
+// What `dray spool repair` writes over records that fail their check.
+struct LostRecord {
+  Lsn first = 0;
+  Lsn last = 0;
+  DRAY_FIELDS(first, last)
+};
+
 // Dead letters become pending again, with their attempts at 0.
 struct ReviveRecord {
   GroupId group = 0;

@@ -1,6 +1,9 @@
 #include "dray/spool/spool.hpp"
 
 #include <algorithm>
+#include <bit>
+
+#include "dray/spool/planted_fault.hpp"
 
 namespace dray::spool {
 namespace {
@@ -12,7 +15,8 @@ constexpr std::size_t kBatchBytesMax = 256U << 10;
 constexpr std::size_t kLazyEntriesMax = 256;
 constexpr auto kLazyWaitMax = std::chrono::milliseconds(5);
 constexpr auto kMarkerIdle = std::chrono::milliseconds(50);
-constexpr auto kSpareRetry = std::chrono::seconds(1);
+// A checkpoint costs at most 1/16 of what the log writes.
+constexpr std::uint64_t kCheckpointShare = 16;
 
 std::int64_t to_ms(const std::optional<UtcTime>& time) {
   return time ? time->time_since_epoch().count() : 0;
@@ -36,146 +40,17 @@ Spool::Spool(Directory& directory, const Clock& clock, SpoolOptions options, Log
       clock_(clock),
       options_(std::move(options)),
       log_(std::move(log)),
-      dedup_(options_.dedup.count_max, options_.dedup.age_max) {}
+      checkpoints_(directory),
+      dedup_(options_.dedup) {}
 
 Spool::~Spool() {
   stop();
 }
 
-// --- open -----------------------------------------------------------------------------------
-
-Result<std::unique_ptr<Spool>> Spool::open(Directory& directory, const Clock& clock,
-                                           SpoolOptions options, Log log) {
-  std::unique_ptr<Spool> spool(new Spool(directory, clock, std::move(options), std::move(log)));
-  DRAY_TRY(spool->recover());
-  return spool;
-}
-
-Status Spool::recover() {
-  auto held = directory_.lock("lock");
-  if (!held.ok()) return held.error();
-  lock_ = std::move(*held);
-  if (options_.durability == Durability::kDisk && !options_.allow_volatile) {
-    if (const auto reason = directory_.volatile_reason(); !reason.empty()) {
-      return Error{ErrorCode::kUnsupported,
-                   "this folder is on " + reason +
-                       ", which keeps no promise of durability \"disk\"; choose another folder, or "
-                       "set durability = \"os\"",
-                   directory_.path(), 0};
-    }
-  }
-  SpoolState state(options_.dedup);
-  std::size_t damage_seen = 0;
-  auto opened = SegmentLog::open(
-      directory_, clock_, options_.log,
-      [&](const Record& record) -> Status {
-        // Damage counts from where it lies: what later records say of it must find it gone.
-        for (; damage_seen < scan_.damaged.size(); ++damage_seen) {
-          state.skip(scan_.damaged[damage_seen].first, scan_.damaged[damage_seen].last);
-        }
-        return state.apply(record);
-      },
-      scan_);
-  if (!opened.ok()) return opened.error();
-  state.finish();
-  segments_ = std::move(*opened);
-  for (const auto& range : scan_.damaged) {
-    log_.error("acknowledged records are damaged; the rest is served",
-               {{"segment", segment_name(range.segment)},
-                {"offset", std::to_string(range.offset)},
-                {"first", std::to_string(range.first)},
-                {"last", std::to_string(range.last)}});
-  }
-  if (scan_.torn_bytes > 0) {
-    log_.info("cut an unacknowledged tail", {{"bytes", std::to_string(scan_.torn_bytes)}});
-  }
-  DRAY_TRY(prepare_epoch(state));
-  DRAY_TRY(declare_groups(state));
-  DRAY_TRY(segments_->commit(true));
-  disk_full_ = !segments_->ensure_spare();
-  for (const auto& [id, session] : state.sessions()) sessions_.push_back(session);
-  for (const auto& group : state.groups()) {
-    if (group->standing() != GroupStanding::kAttached) continue;
-    for (const auto& topic : group->topics()) routes_[topic] |= GroupMask{1} << group->id();
-  }
-  // Records that open() wrote are nobody's messages.
-  for (const auto& group : state.groups()) group->skip(boundary_, segments_->next_lsn() - 1);
-  groups_ = std::move(state.groups());
-  dedup_ = std::move(state.dedup());
-  dedup_.trim(to_ms(clock_.utc()));
-  return {};
-}
-
-Status Spool::prepare_epoch(SpoolState& state) {
-  boundary_ = segments_->next_lsn();
-  epoch_ = state.epoch() + 1;
-  const std::uint64_t random = random_u64();
-  id_ = segments_->spool_id().is_nil() ? uuid_v4() : segments_->spool_id();
-  DRAY_TRY(segments_->start(id_, epoch_, random));
-  const auto added = segments_->add(RecordType::kEpoch, 0,
-                                    to_bytes(EpochRecord{epoch_, random, to_ms(clock_.utc())}));
-  if (!added.ok()) return added.error();
-  return {};
-}
-
-Status Spool::declare_groups(SpoolState& state) {
-  if (!options_.groups) return {};
-  auto& groups = state.groups();
-  const auto declare = [&](const GroupRecord& record) -> Status {
-    const auto added = segments_->add(RecordType::kGroup, 0, to_bytes(record));
-    if (!added.ok()) return added.error();
-    if (record.id == groups.size()) {
-      groups.push_back(std::make_unique<GroupState>(record.id, record.name));
-      groups.back()->skip(1, added->lsn);
-    }
-    groups[record.id]->declare(added->lsn, record.topics, record.standing);
-    return {};
-  };
-  for (const auto& wanted : *options_.groups) {
-    const GroupState* known = state.find_group(wanted.name);
-    if (known != nullptr && known->standing() == GroupStanding::kAttached &&
-        known->topics() == wanted.topics) {
-      continue;
-    }
-    if (known == nullptr && !scan_.damaged.empty() && segments_->next_lsn() > 2) {
-      return Error{ErrorCode::kCorrupt,
-                   "group '" + wanted.name +
-                       "' is new to this spool, or its declaration is among the damaged records; "
-                       "declaring it now could lose its backlog. Serve the spool with `dray run "
-                       "--spool` first, or take the group out of the config",
-                   directory_.path(), 0};
-    }
-    if (known == nullptr && groups.size() == kGroupsMax) {
-      return Error{ErrorCode::kFull,
-                   "group '" + wanted.name + "' would be number " + std::to_string(kGroupsMax + 1) +
-                       " of this spool, the limit is " + std::to_string(kGroupsMax),
-                   directory_.path(), 0};
-    }
-    const auto id = known != nullptr ? known->id() : static_cast<GroupId>(groups.size());
-    DRAY_TRY(declare({id, wanted.name, wanted.topics, GroupStanding::kAttached}));
-  }
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    const auto& group = *groups[i];
-    if (group.standing() == GroupStanding::kDropped) continue;
-    const bool wanted = std::any_of(options_.groups->begin(), options_.groups->end(),
-                                    [&](const auto& each) { return each.name == group.name(); });
-    if (wanted) continue;
-    detached_.push_back(group.name());
-    log_.warning(
-        "group is not in the config any more: it takes nothing new and keeps what is "
-        "pending",
-        {{"group", group.name()}, {"pending", std::to_string(group.counts().pending)}});
-    if (group.standing() == GroupStanding::kAttached) {
-      DRAY_TRY(declare({group.id(), group.name(), group.topics(), GroupStanding::kDetached}));
-    }
-  }
-  return {};
-}
-
 // --- publish --------------------------------------------------------------------------------
 
 GroupMask Spool::route(std::string_view topic) const {
-  const auto found = routes_.find(std::string(topic));
+  const auto found = routes_.find(topic);
   return found == routes_.end() ? 0 : found->second;
 }
 
@@ -185,14 +60,22 @@ std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const
                  directory_.path(), 0};
   }
   if (auto checked = check_draft(draft, options_.limits); !checked.ok()) return checked.error();
-  groups = route(draft.topic);
-  if (groups == 0) {
+  const auto route = routes_.find(draft.topic);
+  if (route != routes_.end()) groups = route->second;
+  if (route == routes_.end()) {
     return Error{
         ErrorCode::kUnroutable,
         "no group of this spool takes topic '" + draft.topic + "'; add it to a group's topics",
         directory_.path(), 0};
   }
-  // The reserve lets settlements go on when messages are refused.
+  if (draft.options.deliver_at && held_full_) {
+    return Error{ErrorCode::kFull,
+                 "as many messages as allowed (" + std::to_string(options_.held_max) +
+                     ") are delayed, retrying or dead; settle some, or raise held_max",
+                 directory_.path(), 0};
+  }
+  // Settlements go on when messages are refused. They need no more than this: segments that hold
+  // nothing but settlements are freed wherever they stand in the log.
   const std::uint64_t reserve = std::min(options_.log.segment_size, options_.max_size / 8);
   const std::uint64_t needed = draft.body.size() + 512 + reserve;
   if (segments_->bytes_total() + needed > options_.max_size) {
@@ -215,6 +98,9 @@ void Spool::publish_draft(Draft draft, ReceiptCallback done) {
   publish.done = std::move(done);
   publish.published_at_ms = to_ms(now);
   if (!draft.options.dedup.empty() && !admit_dedup(draft, publish)) return;
+  const auto& options = draft.options;
+  publish.has_options = !options.dedup.empty() || options.deliver_at || options.expires_at;
+  publish.wants_disk = options.durability.value_or(options_.durability) == Durability::kDisk;
   publish.envelope = encode_envelope(draft, publish.id, now);
   publish.priority = draft.options.priority;
   publish.deliver_at_ms = to_ms(draft.options.deliver_at);
@@ -232,10 +118,12 @@ bool Spool::admit_dedup(const Draft& draft, Publish& publish) {
   std::unique_lock lock(dedup_mutex_);
   dedup_.trim(publish.published_at_ms);
   if (const auto* known = dedup_.find(publish.dedup, publish.published_at_ms)) {
-    const Result<Receipt> answer = known->body_hash == publish.hash
-                                       ? Result<Receipt>(Receipt{known->message_id, known->sequence,
-                                                                 options_.durability, true})
-                                       : Result<Receipt>(conflict);
+    const auto durability =
+        known->sequence <= durable_lsn_ ? Durability::kDisk : Durability::kOs;
+    const Result<Receipt> answer =
+        known->body_hash == publish.hash
+            ? Result<Receipt>(Receipt{known->message_id, known->sequence, durability, true})
+            : Result<Receipt>(conflict);
     lock.unlock();
     publish.done(answer);
     return false;
@@ -318,6 +206,7 @@ void Spool::enqueue(Item item, std::size_t bytes, bool may_wait) {
 void Spool::start(CommitListener& listener) {
   DRAY_ASSERT(!committer_.joinable());
   committer_ = std::thread([this, &listener] { run(listener); });
+  upkeep_ = std::thread([this, &listener] { run_upkeep(listener); });
 }
 
 void Spool::stop() {
@@ -328,6 +217,12 @@ void Spool::stop() {
   work_.notify_all();
   room_.notify_all();
   if (committer_.joinable()) committer_.join();
+  {
+    const std::lock_guard lock(upkeep_mutex_);
+    upkeep_closing_ = true;
+  }
+  upkeep_work_.notify_all();
+  if (upkeep_.joinable()) upkeep_.join();
 }
 
 void Spool::run(CommitListener& listener) {
@@ -346,9 +241,13 @@ void Spool::run(CommitListener& listener) {
     } else if (marker_due_) {
       write_marker(listener);
     }
-    refresh_room();
+    pass_checkpoint_on(listener);
     if (closing) return;
   }
+}
+
+void Spool::idle(CommitListener& listener) {
+  if (marker_due_) write_marker(listener);
 }
 
 void Spool::commit_pending(CommitListener& listener) {
@@ -358,15 +257,16 @@ void Spool::commit_pending(CommitListener& listener) {
       const std::lock_guard lock(mutex_);
       items = take_batch();
     }
-    if (items.empty()) return;
+    if (items.empty()) break;
     commit_batch(std::move(items), listener);
   }
+  pass_checkpoint_on(listener);
 }
 
 // True if there is a batch to commit; false after the idle time, or when closing with nothing.
 bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
   for (;;) {
-    if (closing_ || queue_urgent_ > 0 || queue_lazy_entries_ >= kLazyEntriesMax) {
+    if (closing_ || snapshot_ || queue_urgent_ > 0 || queue_lazy_entries_ >= kLazyEntriesMax) {
       return !queue_.empty();
     }
     if (queue_lazy_entries_ > 0) {
@@ -375,9 +275,11 @@ bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
       work_.wait_for(lock, kLazyWaitMax - waited);
       continue;
     }
-    const auto idle =
-        marker_due_ ? std::chrono::nanoseconds(kMarkerIdle) : std::chrono::nanoseconds(kSpareRetry);
-    if (work_.wait_for(lock, idle) == std::cv_status::timeout && queue_.empty()) return false;
+    if (!marker_due_) {
+      work_.wait(lock);
+    } else if (work_.wait_for(lock, kMarkerIdle) == std::cv_status::timeout && queue_.empty()) {
+      return false;
+    }
   }
 }
 
@@ -414,21 +316,25 @@ void Spool::commit_batch(std::vector<Item> items, CommitListener& listener) {
   batch.committed.first = segments_->next_lsn();
   if (auto wrote = write_batch(items, batch); !wrote.ok()) {
     // P7: the batch may or may not be on disk; the next start finds out.
-    failed_ = true;
     Error unknown = wrote.error();
     unknown.code = ErrorCode::kUnknown;
     unknown.message += "; whether this was stored is unknown, publish again with the same dedup id";
-    log_.error("the spool is poisoned: " + wrote.error().text());
-    listener.on_failed(wrote.error());
+    fail(wrote.error(), listener);
     return fail_batch(items, unknown);
   }
   marker_due_ = true;
+  const bool durable = segments_->durable_lsn() + 1 == segments_->next_lsn();
+  durable_lsn_ = segments_->durable_lsn();
   for (auto& placed : batch.placed) {
     auto& message = batch.committed.messages[placed.message];
     message.envelope = std::string_view(*placed.owner).substr(placed.offset, placed.size);
     message.owner = std::move(placed.owner);
   }
   batch.committed.last = segments_->next_lsn() - 1;
+  batch.committed.position = segments_->position();
+  const std::uint64_t interval =
+      std::max<std::uint64_t>(options_.log.segment_size, checkpoint_bytes_ * kCheckpointShare);
+  batch.committed.checkpoint_due = segments_->bytes_appended() - checkpointed_at_ >= interval;
   std::vector<std::pair<Publish*, Sequence>> receipts;
   std::size_t next = 0;
   for (auto& item : items) {
@@ -442,7 +348,8 @@ void Spool::commit_batch(std::vector<Item> items, CommitListener& listener) {
   }
   listener.on_committed(std::move(batch.committed));
   for (const auto& [publish, sequence] : receipts) {
-    const Result<Receipt> receipt = Receipt{publish->id, sequence, options_.durability, false};
+    const Result<Receipt> receipt =
+        Receipt{publish->id, sequence, durable ? Durability::kDisk : Durability::kOs, false};
     if (!publish->dedup.empty()) answer_dedup(publish->dedup, receipt, publish);
     if (publish->done) publish->done(receipt);
   }
@@ -450,8 +357,7 @@ void Spool::commit_batch(std::vector<Item> items, CommitListener& listener) {
 
 // P7: what was queued while there was room must not eat the reserve that settling needs.
 void Spool::refuse_for_room(std::vector<Item>& items) {
-  if (segments_->has_spare() && segments_->bytes_total() < options_.max_size) return;
-  if (segments_->ensure_spare() && segments_->bytes_total() < options_.max_size) return;
+  if (segments_->spares().has_reserve() && segments_->bytes_total() < options_.max_size) return;
   std::vector<Item> refused;
   std::vector<Item> kept;
   for (auto& item : items) {
@@ -470,17 +376,26 @@ Status Spool::write_batch(std::vector<Item>& items, Batch& batch) {
     batch.committed.messages.push_back(
         {added.lsn, groups, priority, deliver_at_ms, expires_at_ms, nullptr, {}});
   };
+  bool sync = false;
   for (auto& item : items) {
     if (const auto* publish = std::get_if<Publish>(&item)) {
-      const auto flags = static_cast<std::uint8_t>(publish->priority);
+      const auto flags = message_flags(publish->priority, publish->has_options);
       auto added = segments_->add(RecordType::kMessage, flags, publish->envelope);
       if (!added.ok()) return added.error();
+      count_accepted(publish->groups);
+      sync = sync || publish->wants_disk;
       place(*added, publish->groups, publish->priority, publish->deliver_at_ms,
             publish->expires_at_ms, publish->envelope.size());
       continue;
     }
     const auto& submission = std::get<Submission>(item);
+    sync = sync || options_.durability == Durability::kDisk;
     Lsn first = 0;
+    if ((submission.entries.front().flags & kContinues) != 0) {
+      std::size_t bytes = 0;
+      for (const auto& entry : submission.entries) bytes += record_size(entry.payload.size());
+      DRAY_TRY(segments_->begin_unit(bytes));
+    }
     for (const auto& entry : submission.entries) {
       auto added = segments_->add(entry.type, entry.flags, entry.payload);
       if (!added.ok()) return added.error();
@@ -491,9 +406,25 @@ Status Spool::write_batch(std::vector<Item>& items, Batch& batch) {
       place(*added, entry.groups, envelope->priority, to_ms(envelope->deliver_at),
             to_ms(envelope->expires_at), entry.payload.size());
     }
+    // S6: an opening in the middle of a unit does not count its messages yet.
+    for (const auto& entry : submission.entries) count_accepted(entry.groups);
     if (submission.ticket != 0) batch.committed.tickets.emplace_back(submission.ticket, first);
   }
-  return segments_->commit(options_.durability == Durability::kDisk);
+  return segments_->commit(sync);
+}
+
+void Spool::count_accepted(GroupMask groups) {
+  for (; groups != 0; groups &= groups - 1) {
+    ++accepted_[static_cast<std::size_t>(std::countr_zero(groups))];
+  }
+}
+
+void Spool::fail(const Error& error, CommitListener& listener) {
+  if (planted(Fault::kNoLatch)) return;
+  if (failed_.exchange(true)) return;  // S5
+  log_.error("the spool is poisoned: " + error.text());
+  listener.on_failed(error);
+  room_.notify_all();
 }
 
 void Spool::fail_batch(std::vector<Item>& items, const Error& error) {
@@ -513,30 +444,18 @@ void Spool::write_marker(CommitListener& listener) {
   Committed committed;
   committed.first = committed.last = segments_->next_lsn();
   if (status.ok()) {
-    const auto added = segments_->add(RecordType::kMarker, 0, "");
+    MarkerRecord marker;
+    marker.accepted.assign(accepted_.begin(),
+                           accepted_.begin() + static_cast<std::ptrdiff_t>(declared_.size()));
+    const auto added = segments_->add(RecordType::kMarker, 0, to_bytes(marker));
     if (added.ok()) status = segments_->commit(false);
     if (!added.ok()) status = added.error();
   }
-  if (status.ok()) return listener.on_committed(std::move(committed));
-  failed_ = true;
-  log_.error("the spool is poisoned: " + status.error().text());
-  listener.on_failed(status.error());
-}
-
-void Spool::refresh_room() {
-  if (failed_) return;
-  const auto now = clock_.steady();
-  if (disk_full_ && now - spare_tried_at_ < kSpareRetry) return;
-  spare_tried_at_ = now;
-  const bool room = segments_->ensure_spare();
-  if (room == disk_full_) {
-    if (room) {
-      log_.info("the disk has room again: messages are accepted");
-    } else {
-      log_.error("the disk is full: new messages are refused, settling goes on");
-    }
-    disk_full_ = !room;
-  }
+  if (!status.ok()) return fail(status.error(), listener);
+  durable_lsn_ = segments_->durable_lsn();
+  committed.last = segments_->next_lsn() - 1;
+  committed.position = segments_->position();
+  listener.on_committed(std::move(committed));
 }
 
 }  // namespace dray::spool

@@ -1,16 +1,18 @@
 // Spool: the durable store of one producer. Publishing ends here; dispatching begins here.
 //
-//   publish_draft() --> bounded queue --> committer thread: one batch, one write, one fdatasync
+//   publish_draft() --> bounded queue --> committer thread: one batch, one write, one sync
 //                                          --> CommitListener (dispatcher), receipts
 //   submit() (dispatcher's records) --^
+//   checkpoint() (dispatcher's state) --> committer: makes it durable up to there
+//                                          --> upkeep thread: writes it, frees segments
 //
 // What arrives during one sync goes with the next; there is no waiting on purpose, except that
 // lazy submissions (settlements) wait up to 5 ms or 256 entries for a commit to ride on.
 //
 // Promises: P1 (a receipt comes after the sync it claims), P6 (recovery), P7 (a failed write or
 // sync poisons the spool; no room refuses new messages and goes on settling).
-// Threading: publish_draft and submit from any thread; a publish may wait for room in the queue,
-// so never from a receipt callback. open, start, stop from the owner's thread.
+// Threading: publish_draft, submit and checkpoint from any thread; a publish may wait for room in
+// the queue, so never from a receipt callback. open, start, stop from the owner's thread.
 // Failure: receipts carry kFull, kUnroutable, kInvalid, kConflict, kUnknown (in a batch whose
 // write or sync failed), kClosed. After a failure on_failed() is called once; the process is
 // expected to exit and to recover.
@@ -28,6 +30,7 @@
 
 #include "dray/log.hpp"
 #include "dray/publisher.hpp"
+#include "dray/spool/reclaim.hpp"
 #include "dray/spool/spool_state.hpp"
 
 namespace dray::spool {
@@ -40,9 +43,12 @@ struct GroupDeclaration {
 struct SpoolOptions {
   Durability durability = Durability::kDisk;
   std::uint64_t max_size = 8ULL << 30;  // bytes of segments; settling has a reserve beyond
+  std::uint64_t held_max = 1'000'000;   // dead, delayed and retrying messages, over all groups
   MessageLimits limits;
   DedupOptions dedup;
   LogOptions log;
+  RetainOptions retain;
+  std::vector<std::string> retained_topics;  // may be published without a group
   // The owner's config decides the groups; nothing: serve those that the log has.
   std::optional<std::vector<GroupDeclaration>> groups;
   bool allow_volatile = false;  // accept `disk` durability on tmpfs or NFS
@@ -78,11 +84,23 @@ struct Submission {
 struct Committed {
   Lsn first = 0;  // all records of this commit: [first, last]
   Lsn last = 0;
+  LogPosition position;                                // behind the last one
   std::vector<AcceptedMessage> messages;               // ascending
   std::vector<std::pair<std::uint64_t, Lsn>> tickets;  // ticket, lsn of its first entry
+  bool checkpoint_due = false;                         // enough was written since the last one
 };
 
-// Called on the committer thread; must only hand over.
+// What the owner of the state says at a checkpoint: all of it as of `lsn`, the last record of a
+// Committed that it has applied.
+struct Snapshot {
+  Lsn lsn = 0;
+  LogPosition position;
+  std::vector<GroupSnapshot> groups;
+  std::vector<SessionRecord> sessions;
+  std::set<std::uint64_t> dead;  // segments that nothing needs (plan_reclaim)
+};
+
+// Called on the committer thread (on_failed also on the upkeep thread); must only hand over.
 class CommitListener {
  public:
   virtual ~CommitListener() = default;
@@ -92,20 +110,30 @@ class CommitListener {
 
 class Spool final : public Publisher {
  public:
-  // Recovers. kBusy if another process has it, kUnsupported, kCorrupt or kIo as recovery finds.
+  // Recovers. kBusy if another process has it, kConflict for a copy, kUnsupported, kCorrupt or kIo
+  // as recovery finds.
   static Result<std::unique_ptr<Spool>> open(Directory& directory, const Clock& clock,
                                              SpoolOptions options, Log log);
   ~Spool() override;
 
-  // Starts the committer thread. REQUIRES: once.
+  // Starts the committer and upkeep threads. REQUIRES: once.
   void start(CommitListener& listener);
   // Commits what is queued, writes a marker and joins; later publishes get kClosed. Idempotent.
   void stop();
-  // Without start(): commits what is queued on this thread. For simulations.
+  // After stop(): writes a last checkpoint, so that the next open has nothing to replay.
+  void checkpoint_at_stop(Snapshot snapshot);
+  // Without start(): what the threads would do, on this one. For simulations.
   void commit_pending(CommitListener& listener);
+  void idle(CommitListener& listener);    // the idle time is over: writes a marker
+  void upkeep(CommitListener& listener);  // one round
 
   void publish_draft(Draft draft, ReceiptCallback done) override;
   void submit(Submission submission);
+  // Ignored while another is on its way.
+  void checkpoint(Snapshot snapshot);
+  bool checkpoint_under_way() const { return checkpoint_under_way_; }
+  // The state's owner holds as many messages with a history as it may.
+  void set_held_full(bool full) { held_full_ = full; }
 
   // Groups that take `topic` now.
   GroupMask route(std::string_view topic) const;
@@ -113,9 +141,12 @@ class Spool final : public Publisher {
   const Uuid& id() const { return id_; }
   std::uint64_t epoch() const { return epoch_; }
   Durability durability() const { return options_.durability; }
+  const SpoolOptions& options() const { return options_; }
   // First lsn of this epoch: what is below was there before the start.
   Lsn boundary() const { return boundary_; }
   const ScanReport& scan_report() const { return scan_; }
+  // The latest wall-clock time that the log names, in Unix milliseconds; 0 for a new spool.
+  std::int64_t last_utc_ms() const { return last_utc_ms_; }
   // Names of groups that the log has and the config does not.
   const std::vector<std::string>& detached_groups() const { return detached_; }
   // To be taken once, by the dispatcher.
@@ -131,6 +162,8 @@ class Spool final : public Publisher {
     Uuid id;
     GroupMask groups = 0;
     Priority priority = Priority::kNormal;
+    bool has_options = false;
+    bool wants_disk = true;
     std::int64_t deliver_at_ms = 0;
     std::int64_t expires_at_ms = 0;
     std::string dedup;
@@ -143,18 +176,29 @@ class Spool final : public Publisher {
     std::uint64_t hash = 0;
     std::vector<ReceiptCallback> waiters;
   };
+  struct TextHash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view text) const {
+      return std::hash<std::string_view>()(text);
+    }
+  };
   struct Batch;
 
   Spool(Directory& directory, const Clock& clock, SpoolOptions options, Log log);
-  Status recover();
-  Status declare_groups(SpoolState& state);
-  Status prepare_epoch(SpoolState& state);
 
+  // spool_open.cpp
+  Status recover();
+  Status replay(SpoolState& state);
+  void report_recovery() const;
+  Result<std::vector<GroupRecord>> changed_groups(SpoolState& state);
+  Status declare(SpoolState& state, const GroupRecord& record);
+  std::string opening() const;
+
+  // spool.cpp
   std::optional<Error> refusal(const Draft& draft, GroupMask& groups) const;
   bool admit_dedup(const Draft& draft, Publish& publish);
   void answer_dedup(const std::string& id, const Result<Receipt>& result, const Publish* publish);
   void enqueue(Item item, std::size_t bytes, bool may_wait);
-
   void run(CommitListener& listener);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
   std::vector<Item> take_batch();
@@ -163,6 +207,13 @@ class Spool final : public Publisher {
   void refuse_for_room(std::vector<Item>& items);
   void fail_batch(std::vector<Item>& items, const Error& error);
   void write_marker(CommitListener& listener);
+  void count_accepted(GroupMask groups);
+  void fail(const Error& error, CommitListener& listener);
+
+  // spool_upkeep.cpp
+  void pass_checkpoint_on(CommitListener& listener);
+  void run_upkeep(CommitListener& listener);
+  void write_checkpoint(const Snapshot& snapshot, CommitListener& listener);
   void refresh_room();
 
   // Immutable after open.
@@ -174,20 +225,33 @@ class Spool final : public Publisher {
   Uuid id_;
   std::uint64_t epoch_ = 0;
   Lsn boundary_ = 1;
+  std::int64_t last_utc_ms_ = 0;
   ScanReport scan_;
   std::vector<std::string> detached_;
   std::vector<RecordedSession> sessions_;
-  std::unordered_map<std::string, GroupMask> routes_;
+  std::unordered_map<std::string, GroupMask, TextHash, std::equal_to<>> routes_;
   std::vector<std::unique_ptr<GroupState>> groups_;
+  std::vector<GroupRecord> declared_;  // index: GroupId
 
   // Owned by the committer thread.
   std::unique_ptr<SegmentLog> segments_;
+  std::array<std::uint64_t, kGroupsMax> accepted_{};
   bool marker_due_ = false;
-  SteadyTime spare_tried_at_{};
+  std::uint64_t checkpointed_at_ = 0;  // SegmentLog::bytes_appended() of the last one
+
+  // Owned by the upkeep thread.
+  CheckpointStore checkpoints_;
+  std::uint64_t checkpoint_number_ = 0;
+  std::set<std::uint64_t> dead_before_;  // left out of the last checkpoint of this run
+  SteadyTime room_tried_at_{};
 
   // Any thread.
   std::atomic<bool> disk_full_{false};
+  std::atomic<bool> held_full_{false};
   std::atomic<bool> failed_{false};
+  std::atomic<bool> checkpoint_under_way_{false};
+  std::atomic<std::uint64_t> checkpoint_bytes_{0};
+  std::atomic<Lsn> durable_lsn_{0};
 
   // Guarded by dedup_mutex_.
   std::mutex dedup_mutex_;
@@ -203,9 +267,17 @@ class Spool final : public Publisher {
   std::size_t queue_urgent_ = 0;  // items that are not lazy
   std::size_t queue_lazy_entries_ = 0;
   SteadyTime lazy_since_{};
+  std::optional<Snapshot> snapshot_;  // for the committer
   bool closing_ = false;
 
+  // Guarded by upkeep_mutex_.
+  std::mutex upkeep_mutex_;
+  std::condition_variable upkeep_work_;
+  std::optional<Snapshot> durable_snapshot_;  // for the upkeep thread
+  bool upkeep_closing_ = false;
+
   std::thread committer_;
+  std::thread upkeep_;
 };
 
 }  // namespace dray::spool

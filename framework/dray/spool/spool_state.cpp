@@ -1,36 +1,14 @@
 #include "dray/spool/spool_state.hpp"
 
-#include <functional>
+#include <algorithm>
+
+#include "dray/spool/planted_fault.hpp"
 
 namespace dray::spool {
 
-const DedupWindow::Known* DedupWindow::find(const std::string& id, std::int64_t now_ms) const {
-  const auto found = known_.find(id);
-  const bool known = found != known_.end() && found->second.at_ms + age_max_.count() > now_ms;
-  return known ? &found->second : nullptr;
-}
-
-void DedupWindow::add(const std::string& id, const Known& known) {
-  if (!known_.insert_or_assign(id, known).second) return;
-  order_.push_back(id);
-  while (order_.size() > count_max_) {
-    known_.erase(order_.front());
-    order_.pop_front();
-  }
-}
-
-void DedupWindow::trim(std::int64_t now_ms) {
-  while (!order_.empty()) {
-    const auto oldest = known_.find(order_.front());
-    if (oldest != known_.end() && oldest->second.at_ms + age_max_.count() > now_ms) return;
-    if (oldest != known_.end()) known_.erase(oldest);
-    order_.pop_front();
-  }
-}
-
-std::uint64_t dedup_hash(std::string_view topic, std::string_view body) {
-  const std::hash<std::string_view> hash;
-  return hash(body) * 1099511628211ULL ^ hash(topic);
+std::uint8_t message_flags(Priority priority, bool has_options) {
+  return static_cast<std::uint8_t>(static_cast<std::uint8_t>(priority) |
+                                   (has_options ? kHasOptions : 0));
 }
 
 GroupState* SpoolState::find_group(std::string_view name) {
@@ -47,121 +25,196 @@ Result<GroupState*> SpoolState::group(GroupId id) {
                0};
 }
 
-void SpoolState::skip(Lsn first, Lsn last) {
-  if (first > last) return;
-  for (const auto& each : groups_) each->skip(first, last);
+Status SpoolState::restore(const Checkpoint& checkpoint) {
+  DRAY_ASSERT(groups_.empty() && epoch_ == 0);
+  const Error fault{ErrorCode::kCorrupt, "the checkpoint's content makes no sense", "", 0};
+  epoch_ = checkpoint.epoch;
+  knows_groups_ = true;
+  for (const auto& snapshot : checkpoint.groups) {
+    if (snapshot.id != groups_.size() || snapshot.id >= kGroupsMax) return fault;
+    auto state = GroupState::restore(snapshot);
+    if (!state.ok()) return state.error();
+    groups_.push_back(std::make_unique<GroupState>(std::move(*state)));
+  }
+  for (const auto& session : checkpoint.sessions) {
+    const auto id = Uuid::from_bytes(session.session.bytes);
+    if (!id) return fault;
+    sessions_[*id] = RecordedSession{*id, session.group, session.worker};
+  }
+  return dedup_.restore(checkpoint.dedup.bytes) ? Status() : Status(fault);
+}
+
+void SpoolState::drop_unit() {
+  if (planted(Fault::kUnitsTorn)) {
+    for (const auto& [header, payload] : held_) (void)apply_now(header, payload);
+  }
+  held_.clear();
 }
 
 Status SpoolState::apply(const Record& record) {
+  // What a segment begins with may stand between the records of a unit.
+  if (record.header.type == RecordType::kOpening) return apply_now(record.header, record.payload);
+  if (record.header.type == RecordType::kEpoch) drop_unit();
   if ((record.header.flags & kContinues) != 0) {
     held_.emplace_back(record.header, std::string(record.payload));
     return {};
   }
   if (!held_.empty()) {
-    // The unit counts only if its records are neighbours of one run of the program.
-    const bool whole =
-        held_.back().first.lsn + 1 == record.header.lsn && record.header.type != RecordType::kEpoch;
-    auto held = std::move(held_);
-    held_.clear();
-    for (const auto& [header, payload] : held) {
-      if (whole) {
-        DRAY_TRY(apply_now(header, payload));
-      } else {
-        skip_in_all(header.lsn);
-      }
-    }
+    const auto held = std::exchange(held_, {});
+    for (const auto& [header, payload] : held) DRAY_TRY(apply_now(header, payload));
   }
   return apply_now(record.header, record.payload);
 }
 
-void SpoolState::finish() {
-  for (const auto& [header, payload] : held_) skip_in_all(header.lsn);
-  held_.clear();
+namespace {
+
+// Decodes a payload that is a struct with DRAY_FIELDS and hands it to `then`.
+template <typename T, typename Then>
+Status with(std::string_view payload, Then then) {
+  auto decoded = from_bytes<T>(payload);
+  if (!decoded.ok()) {
+    Error error = decoded.error();
+    error.code = ErrorCode::kCorrupt;
+    return error;
+  }
+  return then(*decoded);
+}
+
+}  // namespace
+
+Status SpoolState::declare(Lsn lsn, const GroupRecord& record) {
+  if (record.id > groups_.size() || record.id >= kGroupsMax) {
+    return Error{ErrorCode::kCorrupt, "group ids are not in order", "", 0};
+  }
+  if (record.id == groups_.size()) {
+    groups_.push_back(std::make_unique<GroupState>(record.id, record.name));
+  }
+  routed_topic_.clear();
+  const auto& known = *groups_[record.id];
+  if (known.declared() && known.topics() == record.topics && known.standing() == record.standing) {
+    return {};  // the opening before it said so
+  }
+  groups_[record.id]->declare(lsn, record.topics, record.standing);
+  return {};
+}
+
+void SpoolState::raise_accepted(const std::vector<std::uint64_t>& accepted) {
+  const auto count = std::min(accepted.size(), groups_.size());
+  for (std::size_t i = 0; i < count; ++i) groups_[i]->raise_accepted(accepted[i]);
+}
+
+// Repeats what the log already said, unless that is lost.
+Status SpoolState::apply_opening(Lsn lsn, std::string_view payload) {
+  return with<OpeningRecord>(payload, [&](const OpeningRecord& opening) -> Status {
+    epoch_ = std::max(epoch_, opening.epoch);
+    knows_groups_ = true;
+    for (const auto& record : opening.groups) {
+      const bool fresh = record.id >= groups_.size();
+      DRAY_TRY(declare(lsn, record));
+      // Its earlier messages went with the segments that were before.
+      if (fresh && record.id < opening.accepted.size()) {
+        groups_[record.id]->begin_in_the_middle(lsn, opening.accepted[record.id]);
+      }
+    }
+    raise_accepted(opening.accepted);
+    return {};
+  });
+}
+
+Status SpoolState::apply_copy(Lsn lsn, std::string_view payload) {
+  return with<CopyRecord>(payload, [&](const CopyRecord& copy) -> Status {
+    for (const auto& history : copy.histories) {
+      auto state = group(history.group);
+      if (!state.ok()) return state.error();
+      (*state)->copied(copy.sequence, lsn, history.record_lsn);
+      (*state)->copied_from_before(copy.sequence, lsn,
+                                   history.attempts.empty() ? nullptr : history.attempts.data());
+    }
+    return {};
+  });
 }
 
 Status SpoolState::apply_now(const RecordHeader& header, std::string_view payload) {
   const Lsn lsn = header.lsn;
-  if (header.type == RecordType::kMessage) return apply_message(lsn, payload);
-  skip_in_all(lsn);
+  // Hands the group of a decoded record to `then`.
+  const auto in_group = [&](GroupId id, auto then) -> Status {
+    auto state = group(id);
+    if (!state.ok()) return state.error();
+    then(**state);
+    return {};
+  };
   switch (header.type) {
-    case RecordType::kEpoch: {
-      auto epoch = from_bytes<EpochRecord>(payload);
-      if (!epoch.ok()) return epoch.error();
-      epoch_ = epoch->counter;
-      return {};
-    }
-    case RecordType::kGroup: {
-      auto declared = from_bytes<GroupRecord>(payload);
-      if (!declared.ok()) return declared.error();
-      if (declared->id > groups_.size() || declared->id >= kGroupsMax) {
-        return Error{ErrorCode::kCorrupt, "group ids are not in order", "", 0};
-      }
-      if (declared->id == groups_.size()) {
-        groups_.push_back(std::make_unique<GroupState>(declared->id, declared->name));
-        groups_.back()->skip(1, lsn);
-      }
-      groups_[declared->id]->declare(lsn, declared->topics, declared->standing);
-      return {};
-    }
-    case RecordType::kSession: {
-      auto session = from_bytes<SessionRecord>(payload);
-      if (!session.ok()) return session.error();
-      const auto id = Uuid::from_bytes(session->session.bytes);
-      if (!id) return Error{ErrorCode::kCorrupt, "a session id is not 16 bytes", "", 0};
-      sessions_[*id] = RecordedSession{*id, session->group, session->worker};
-      return {};
-    }
-    case RecordType::kSessionEnd: {
-      auto ended = from_bytes<SessionEndRecord>(payload);
-      if (!ended.ok()) return ended.error();
-      if (const auto id = Uuid::from_bytes(ended->session.bytes)) sessions_.erase(*id);
-      return {};
-    }
+    case RecordType::kMessage:
+      return apply_message(header, payload);
+    case RecordType::kMarker:
+      if (payload.empty()) return {};
+      return with<MarkerRecord>(payload, [&](const MarkerRecord& marker) -> Status {
+        raise_accepted(marker.accepted);
+        return {};
+      });
+    case RecordType::kOpening:
+      return apply_opening(lsn, payload);
+    case RecordType::kEpoch:
+      return with<EpochRecord>(payload, [&](const EpochRecord& epoch) -> Status {
+        epoch_ = epoch.counter;
+        return {};
+      });
+    case RecordType::kGroup:
+      return with<GroupRecord>(
+          payload, [&](const GroupRecord& record) { return declare(lsn, record); });
+    case RecordType::kSession:
+      return with<SessionRecord>(payload, [&](const SessionRecord& session) -> Status {
+        const auto id = Uuid::from_bytes(session.session.bytes);
+        if (!id) return Error{ErrorCode::kCorrupt, "a session id is not 16 bytes", "", 0};
+        sessions_[*id] = RecordedSession{*id, session.group, session.worker};
+        return {};
+      });
+    case RecordType::kSessionEnd:
+      return with<SessionEndRecord>(payload, [&](const SessionEndRecord& ended) -> Status {
+        if (const auto id = Uuid::from_bytes(ended.session.bytes)) sessions_.erase(*id);
+        return {};
+      });
     case RecordType::kDelivery: {
       auto delivery = decode_delivery(payload);
       if (!delivery.ok()) return delivery.error();
-      auto state = group(delivery->group);
-      if (!state.ok()) return state.error();
-      for (const auto sequence : delivery->sequences) {
-        (*state)->delivered(sequence, delivery->number, static_cast<std::uint32_t>(epoch_));
-      }
-      return {};
+      return in_group(delivery->group, [&](GroupState& state) {
+        for (const auto sequence : delivery->sequences) {
+          state.delivered(sequence, delivery->number, static_cast<std::uint32_t>(epoch_));
+        }
+      });
     }
     case RecordType::kSettlement: {
       auto settled = decode_settlement(payload);
       if (!settled.ok()) return settled.error();
-      auto state = group(settled->group);
-      if (!state.ok()) return state.error();
-      for (const auto sequence : settled->sequences)
-        (*state)->settle(sequence, settled->settlement);
-      return {};
+      return in_group(settled->group, [&](GroupState& state) {
+        for (const auto sequence : settled->sequences) state.settle(sequence, settled->settlement);
+      });
     }
-    case RecordType::kRetry: {
-      auto retry = from_bytes<RetryRecord>(payload);
-      if (!retry.ok()) return retry.error();
-      auto state = group(retry->group);
-      if (!state.ok()) return state.error();
-      (*state)->retry(*retry, lsn);
-      return {};
-    }
-    case RecordType::kDead: {
-      auto dead = from_bytes<DeadRecord>(payload);
-      if (!dead.ok()) return dead.error();
-      auto state = group(dead->group);
-      if (!state.ok()) return state.error();
-      (*state)->dead(*dead, lsn);
-      return {};
-    }
+    case RecordType::kRetry:
+      return with<RetryRecord>(payload, [&](const RetryRecord& retry) {
+        return in_group(retry.group, [&](GroupState& state) { state.retry(retry, lsn); });
+      });
+    case RecordType::kDead:
+      return with<DeadRecord>(payload, [&](const DeadRecord& dead) {
+        return in_group(dead.group, [&](GroupState& state) { state.dead(dead, lsn); });
+      });
     case RecordType::kRevive: {
       auto revived = decode_revive(payload);
       if (!revived.ok()) return revived.error();
-      auto state = group(revived->group);
-      if (!state.ok()) return state.error();
-      for (const auto sequence : revived->sequences) (*state)->revive(sequence);
-      return {};
+      return in_group(revived->group, [&](GroupState& state) {
+        for (const auto sequence : revived->sequences) state.revive(sequence);
+      });
     }
-    case RecordType::kMarker:
-    case RecordType::kMessage:
+    case RecordType::kCopy:
+      return apply_copy(lsn, payload);
+    case RecordType::kDamage:
+      return with<DamageRecord>(payload, [&](const DamageRecord& damage) {
+        return in_group(damage.group, [&](GroupState& state) {
+          state.damage({damage.first, damage.last, damage.count});
+        });
+      });
+    case RecordType::kLost:
+      drop_unit();
       return {};
   }
   return Error{ErrorCode::kUnsupported,
@@ -170,21 +223,26 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
                "", 0};
 }
 
-Status SpoolState::apply_message(Lsn lsn, std::string_view payload) {
-  auto envelope = parse_envelope(payload);
-  if (!envelope.ok()) return envelope.error();
-  for (const auto& each : groups_) {
-    if (each->takes(envelope->topic, lsn)) {
-      each->accept();
-    } else {
-      each->skip(lsn, lsn);
+Status SpoolState::apply_message(const RecordHeader& header, std::string_view payload) {
+  auto topic = envelope_topic(payload);
+  const bool look_inside = topic.empty() || (header.flags & kHasOptions) != 0;
+  if (look_inside) {
+    auto envelope = parse_envelope(payload);
+    if (!envelope.ok()) return envelope.error();
+    topic = envelope->topic;
+    if (!envelope->dedup.empty()) {
+      dedup_.add(envelope->dedup, {envelope->id, header.lsn, dedup_hash(topic, envelope->body),
+                                   envelope->published_at.time_since_epoch().count()});
     }
   }
-  if (!envelope->dedup.empty()) {
-    dedup_.add(std::string(envelope->dedup),
-               {envelope->id, lsn, dedup_hash(envelope->topic, envelope->body),
-                envelope->published_at.time_since_epoch().count()});
+  if (routed_topic_ != topic) {
+    routed_topic_ = topic;
+    routed_.clear();
+    for (const auto& each : groups_) {
+      if (each->takes(topic, header.lsn)) routed_.push_back(each.get());
+    }
   }
+  for (auto* each : routed_) each->accept();
   return {};
 }
 

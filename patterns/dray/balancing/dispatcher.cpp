@@ -11,6 +11,8 @@ namespace {
 
 constexpr int kFramesPerTurnMax = 1'000;
 constexpr std::size_t kDeferredMax = 100'000;
+constexpr auto kUpkeepEvery = Milliseconds(250);
+constexpr std::size_t kCopyBytesMax = 4U << 20;
 
 // Windows bound what is on its way to a peer; the marks only have to lie well above.
 transport::SocketOptions router_options() {
@@ -32,6 +34,7 @@ struct Dispatcher::State {
         log(std::move(log_in)),
         socket(context, router_options()),
         reader(spool.segments()),
+        look_up(reader.look_up()),
         core(
             options, spool.take_groups(), spool.recorded_sessions(),
             [this](std::string_view topic) { return spool.route(topic); }, now()) {}
@@ -46,8 +49,11 @@ struct Dispatcher::State {
 
   // Owned by the dispatcher's thread.
   transport::RouterSocket socket;
-  spool::LogReader reader;
+  spool::LogReader reader;   // of the backlog
+  spool::LogReader look_up;  // of single messages
   DispatcherCore core;
+  SteadyTime upkeep_at{};
+  bool checkpoint_due = false;
   std::deque<DispatcherCore::Send> deferred;  // a peer's pipe was full
   std::unordered_map<std::uint64_t, std::function<void()>> finished;
   bool poisoned = false;
@@ -147,7 +153,10 @@ void Dispatcher::run() {
   for (;;) {
     const auto now = state.now();
     const auto wait = state.core.next_deadline(now) - now.steady;
-    auto wait_ms = std::chrono::ceil<Milliseconds>(wait).count();
+    auto wait_ms = std::chrono::ceil<Milliseconds>(std::min<std::chrono::nanoseconds>(
+                                                       wait, state.upkeep_at - now.steady))
+                       .count();
+    wait_ms = std::max<std::int64_t>(wait_ms, 0);
     if (!state.deferred.empty()) wait_ms = std::min<std::int64_t>(wait_ms, 1);
     if (state.poisoned) {
       idle.wait(-1);  // nobody reads the socket any more
@@ -169,6 +178,7 @@ void Dispatcher::run() {
       }
       state.core.tick(state.now());
       perform();
+      upkeep();
     }
     if (stopping) break;
   }
@@ -194,6 +204,7 @@ void Dispatcher::read_inbox() {
   for (const auto& committed : inbox) {
     // Sent while the next batch is still being written.
     state.core.on_committed(committed, state.now());
+    state.checkpoint_due = state.checkpoint_due || committed.checkpoint_due;
   }
   if (failure && !state.poisoned) {
     state.poisoned = true;  // P7: dispatch stops
@@ -238,83 +249,76 @@ void Dispatcher::perform() {
   }
 }
 
+// A disk that cannot be read says nothing about the messages on it (P7).
+void Dispatcher::poison(const std::string& what, const Error& error) {
+  state_->log.error(what + " failed: " + error.text());
+  state_->poisoned = true;
+  state_->on_failure(error);
+}
+
 void Dispatcher::refill(const DispatcherCore::Refill& refill) {
   auto& state = *state_;
   const auto& group = state.core.group_state(refill.group);
-  auto bytes = std::make_shared<std::string>();
-  struct Slice {
-    ReadyMessage message;
-    std::size_t offset;
-    std::size_t size;
-  };
-  std::vector<Slice> slices;
-  Sequence next = refill.from;
-  bool whole = true;
-  const auto status = state.reader.read(
-      refill.from, refill.before,
-      [&](const spool::Record& r) {
-        next = r.header.lsn + 1;
-        if (r.header.type != spool::RecordType::kMessage) return true;
-        const auto envelope = parse_envelope(r.payload);
-        if (!envelope.ok() || !group.takes(envelope->topic, r.header.lsn)) return true;
-        const auto ms = [](const std::optional<UtcTime>& time) {
-          return time ? time->time_since_epoch().count() : 0;
-        };
-        slices.push_back(
-            {{r.header.lsn, ms(envelope->deliver_at), ms(envelope->expires_at), {}, {}},
-             bytes->size(),
-             r.payload.size()});
-        bytes->append(r.payload);
-        whole = slices.size() < refill.messages_max && bytes->size() < refill.bytes_max;
-        return whole;
-      },
-      [&](spool::Lsn first, spool::Lsn last) {
-        state.log.error(
-            "records can no longer be read; what waited among them is lost to this group",
-            {{"group", group.name()},
-             {"first", std::to_string(first)},
-             {"last", std::to_string(last)}});
-      });
-  if (!status.ok()) {
-    state.log.error("reading back the backlog failed: " + status.error().text());
-    state.poisoned = true;
-    state.on_failure(status.error());
-    return;
+  auto slice = spool::read_backlog(state.reader, group, refill.request);
+  if (!slice.ok()) return poison("reading back the backlog", slice.error());
+  for (const auto& part : slice->damaged) {
+    state.log.error("messages can no longer be read and are lost to this group",
+                    {{"group", group.name()},
+                     {"first", std::to_string(part.first)},
+                     {"last", std::to_string(part.last)},
+                     {"messages", std::to_string(part.count)}});
   }
-  if (whole) next = refill.before;
-  std::vector<ReadyMessage> messages;
-  messages.reserve(slices.size());
-  for (auto& slice : slices) {
-    slice.message.owner = bytes;
-    slice.message.envelope = std::string_view(*bytes).substr(slice.offset, slice.size);
-    messages.push_back(std::move(slice.message));
-  }
-  state.core.on_refilled(refill.group, refill.lane, refill.from, next, std::move(messages));
+  for (const auto sequence : slice->lost) report_lost(sequence);
+  state.core.on_refilled(refill.group, refill.lane, std::move(*slice));
+}
+
+void Dispatcher::report_lost(Sequence sequence) {
+  state_->log.error("an acknowledged message can no longer be read",
+                    {{"sequence", std::to_string(sequence)}});
 }
 
 void Dispatcher::fetch(const DispatcherCore::Fetch& fetch) {
   auto& state = *state_;
-  std::optional<ReadyMessage> message;
-  const auto status =
-      state.reader.read(fetch.sequence, fetch.sequence + 1, [&](const spool::Record& record) {
-        const auto envelope = parse_envelope(record.payload);
-        if (!envelope.ok()) return false;
-        auto bytes = std::make_shared<std::string>(record.payload);
-        const auto expires =
-            envelope->expires_at ? envelope->expires_at->time_since_epoch().count() : 0;
-        message = ReadyMessage{record.header.lsn, 0, expires, bytes, *bytes};
-        return false;
-      });
-  if (!status.ok()) {  // a disk that cannot be read says nothing about the message
-    state.log.error("reading a message again failed: " + status.error().text());
-    state.poisoned = true;
-    return state.on_failure(status.error());
+  const auto* history = state.core.group_state(fetch.group).history(fetch.sequence);
+  auto message = spool::read_message(state.look_up, fetch.sequence, history);
+  if (!message.ok()) return poison("reading a message again", message.error());
+  if (!message->has_value()) report_lost(fetch.sequence);
+  state.core.on_fetched(fetch.group, fetch.sequence, std::move(*message));
+}
+
+void Dispatcher::upkeep() {
+  auto& state = *state_;
+  const auto now = state.now();
+  if (now.steady < state.upkeep_at && !state.checkpoint_due) return;
+  if (state.spool.checkpoint_under_way()) return;
+  state.upkeep_at = now.steady + kUpkeepEvery;
+  state.spool.set_held_full(state.core.held_full());
+  auto todo = state.core.upkeep(state.spool.segments().segments(), state.checkpoint_due, now);
+  if (todo.snapshot) {
+    state.checkpoint_due = false;
+    state.spool.checkpoint(std::move(*todo.snapshot));
   }
-  if (!message) {
-    state.log.error("an acknowledged message can no longer be read",
-                    {{"sequence", std::to_string(fetch.sequence)}});
+  const auto groups = state.core.group_states();
+  std::size_t bytes = 0;
+  for (const auto sequence : todo.to_copy) {
+    auto copy = spool::make_copy(state.look_up, sequence, groups);
+    if (!copy.ok()) return poison("copying a message forward", copy.error());
+    if (!copy->has_value()) {
+      report_lost(sequence);
+      state.core.on_lost(sequence);
+      continue;
+    }
+    bytes += (*copy)->envelope.bytes.size();
+    state.core.on_copied(**copy);
+    if (bytes >= kCopyBytesMax) break;
   }
-  state.core.on_fetched(fetch.group, fetch.sequence, std::move(message));
+  if (!todo.to_copy.empty()) perform();
+}
+
+spool::Snapshot Dispatcher::last_snapshot() {
+  auto& state = *state_;
+  auto todo = state.core.upkeep(state.spool.segments().segments(), true, state.now());
+  return todo.snapshot ? std::move(*todo.snapshot) : spool::Snapshot{};
 }
 
 void Dispatcher::send(DispatcherCore::Send send) {

@@ -33,6 +33,9 @@ class Dispatcher final : public spool::CommitListener {
   void on_committed(spool::Committed committed) override;
   void on_failed(const Error& error) override;
 
+  // After stop(): the state as of the last commit; lsn 0 if there is none.
+  spool::Snapshot last_snapshot();
+
   // What a call on the dispatcher's thread may use.
   struct Desk {
     DispatcherCore& core;
@@ -51,6 +54,9 @@ class Dispatcher final : public spool::CommitListener {
   void perform();
   void refill(const DispatcherCore::Refill& refill);
   void fetch(const DispatcherCore::Fetch& fetch);
+  void upkeep();
+  void report_lost(Sequence sequence);
+  void poison(const std::string& what, const Error& error);
   void send(DispatcherCore::Send send);
   void retry_deferred();
 

@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "dray/balancing/dispatcher_state.hpp"
+
 namespace dray::balancing {
 
 using spool::GroupId;
 using spool::GroupState;
+using spool::History;
 using spool::LogEntry;
 using spool::RecordType;
 using spool::Submission;
@@ -18,6 +21,11 @@ constexpr std::size_t kFrameBytesMax = 1U << 20;
 constexpr std::size_t kGrantChunkMax = 128;
 constexpr std::size_t kSettlementSequencesMax = 65'536;
 
+constexpr Sequence kSequenceMax = 1ULL << 56;
+constexpr Milliseconds kClockJump{60'000};
+// A wall clock that has not jumped for so long is believed again.
+constexpr auto kClockSteady = std::chrono::minutes(5);
+
 std::int64_t to_ms(UtcTime time) {
   return time.time_since_epoch().count();
 }
@@ -28,97 +36,6 @@ LogEntry entry(RecordType type, std::string payload) {
 
 }  // namespace
 
-struct DispatcherCore::Grant {
-  std::uint64_t epoch = 0;
-  std::uint32_t number = 1;
-  std::uint32_t attempts = 0;  // counted before this delivery
-  std::uint16_t losses = 0;
-  bool suspect = false;
-  bool settling = false;  // answered; the record is on its way to the disk
-  std::uint32_t bytes = 0;
-};
-
-struct DispatcherCore::Session {
-  Uuid id;
-  std::string peer;  // empty while disconnected
-  std::string worker;
-  GroupId group = 0;
-  RetryPolicy retry;
-  std::uint32_t window_messages = 1;
-  std::uint64_t window_bytes = 1;
-  bool recorded = false;
-  SteadyTime heard_at{};
-  SteadyTime pinged_at{};
-  std::optional<SteadyTime> broken_at;
-  std::unordered_map<Sequence, Grant> grants;
-  std::uint64_t outstanding = 0;  // grants that are not answered
-  std::uint64_t outstanding_bytes = 0;
-  bool exclusive = false;  // holds a suspect, alone
-  bool reserved = false;   // gets nothing until it is empty, for a suspect
-  std::vector<Delivered> deliver;
-  std::vector<std::shared_ptr<const std::string>> deliver_owners;
-  std::size_t deliver_bytes = 0;
-  std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> confirm;
-
-  bool can_receive() const {
-    return recorded && !peer.empty() && !broken_at && !exclusive && !reserved;
-  }
-  bool has_room() const {
-    return outstanding < window_messages && (outstanding == 0 || outstanding_bytes < window_bytes);
-  }
-  void answered(Grant& grant) {
-    if (grant.settling) return;
-    grant.settling = true;
-    --outstanding;
-    outstanding_bytes -= grant.bytes;
-    if (grant.suspect) exclusive = false;
-  }
-};
-
-struct DispatcherCore::LaneState {
-  std::deque<ReadyMessage> ready;
-  std::size_t bytes = 0;
-  Sequence cursor = 0;     // next sequence that is not in memory
-  bool caught_up = false;  // nothing is left to read
-  bool reading = false;    // a Refill is under way
-};
-
-struct DispatcherCore::Group {
-  std::unique_ptr<GroupState> state;
-  LaneState old_lane;
-  LaneState live_lane;
-  bool gated = false;
-  std::set<std::pair<std::int64_t, Sequence>> waiting;      // due time, sequence
-  std::set<std::pair<std::int64_t, Sequence>> waiting_old;  // the same, behind the restart gate
-  std::deque<ReadyMessage> again;                           // due, with bytes
-  std::deque<ReadyMessage> suspects;
-  std::size_t fetching = 0;
-  // Sequences from before this epoch that are granted, waiting or due: the old lane skips them.
-  std::set<Sequence> touched;
-  std::vector<Session*> sessions;
-  // Answered since the last flush.
-  std::vector<std::pair<Uuid, Sequence>> done;
-  std::vector<Sequence> expired;
-
-  LaneState& lane(Lane which) { return which == Lane::kOld ? old_lane : live_lane; }
-  std::size_t ready_count() const {
-    return again.size() + (gated ? 0 : old_lane.ready.size()) + live_lane.ready.size();
-  }
-};
-
-// What a submission means once it is durable.
-struct DispatcherCore::Ticket {
-  enum class Kind { kSession, kSettled, kRetry, kDead, kRevive };
-  Kind kind = Kind::kSettled;
-  GroupId group = 0;
-  Uuid session;
-  spool::Settlement settlement = spool::Settlement::kDone;
-  std::vector<std::pair<Uuid, Sequence>> sequences;  // answered by which session
-  spool::RetryRecord retry;
-  spool::DeadRecord dead;
-  bool report = false;
-};
-
 DispatcherCore::DispatcherCore(const DispatcherOptions& options,
                                std::vector<std::unique_ptr<GroupState>> groups,
                                const std::vector<spool::RecordedSession>& recorded, Router router,
@@ -128,12 +45,14 @@ DispatcherCore::DispatcherCore(const DispatcherOptions& options,
       started_(now.steady),
       accepted_until_(options_.boundary),
       random_(options_.seed) {
-  for (auto& state : groups) {
+  for (auto& each : groups) {
     auto group = std::make_unique<Group>();
-    group->state = std::move(state);
-    group->old_lane.cursor = group->state->watermark();
+    group->state = std::move(each);
+    const auto& state = *group->state;
+    group->old_lane.cursor = std::min(state.first_plain(), state.known());
     group->old_lane.caught_up = group->old_lane.cursor >= options_.boundary;
-    group->live_lane.cursor = options_.boundary;
+    group->live_lane.cursor = std::max(options_.boundary, std::min(state.known(), kSequenceMax));
+    group->live_lane.passed = state.counts().accepted;
     group->live_lane.caught_up = true;
     groups_.push_back(std::move(group));
   }
@@ -143,13 +62,15 @@ DispatcherCore::DispatcherCore(const DispatcherOptions& options,
     if (session.group < groups_.size()) groups_[session.group]->gated = true;
   }
   for (const auto& group : groups_) {
-    for (const auto& [sequence, history] : group->state->histories()) {
-      if (history.dead) {
-        group->touched.insert(sequence);
-      } else if (history.suspect || history.due_ms > to_ms(now.utc)) {
-        schedule(*group, sequence, history.due_ms);
-      }
+    std::vector<std::pair<std::int64_t, Sequence>> waiting;
+    for (const auto& [sequence, history] : group->state->entries()) {
+      const bool at_hand = history.due_ms() == History::kAtHand;
+      if (!history.dead()) waiting.emplace_back(at_hand ? 0 : history.due_ms(), sequence);
     }
+    for (const auto& [due_ms, sequence] : waiting) schedule(*group, sequence, due_ms);
+  }
+  if (options_.last_utc_ms > to_ms(now.utc) + kClockJump.count()) {
+    expiry_paused_until_ = now.steady + kClockSteady;
   }
 }
 
@@ -247,8 +168,9 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
       const auto* history = group.state->history(sequence);
       const bool later_grant =
           history != nullptr &&
-          (history->dead || history->number_epoch > static_cast<std::uint32_t>(range.epoch) ||
-           history->number > range.number || history->ended >= range.number);
+          (history->dead() || history->number_epoch() > static_cast<std::uint32_t>(range.epoch) ||
+           history->number() > range.number ||
+           (history->ended() && history->number() == range.number));
       if (held_elsewhere(group, session, sequence, range) || !group.gated || !expected ||
           sequence >= options_.boundary || later_grant || group.state->is_settled(sequence) ||
           session.grants.count(sequence) != 0) {
@@ -259,13 +181,14 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
       grant.epoch = range.epoch;
       grant.number = range.number;
       if (history != nullptr) {
-        grant.attempts = history->attempts;
-        grant.losses = history->losses;
-        group.waiting_old.erase({history->due_ms, sequence});
+        grant.attempts = history->attempts();
+        grant.losses = static_cast<std::uint16_t>(history->losses());
       }
+      // With an entry at hand neither the old lane nor the waiting queue takes it.
+      group.state->delivered(sequence, range.number, static_cast<std::uint32_t>(range.epoch));
+      group.state->take(sequence);
       session.grants.emplace(sequence, grant);
       ++session.outstanding;
-      group.touched.insert(sequence);
     }
   }
 }
@@ -395,8 +318,9 @@ void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, S
                           std::nullopt, now);
     }
     LogEntry message = entry(RecordType::kMessage, envelope);
-    message.flags =
-        static_cast<std::uint8_t>(static_cast<std::uint8_t>(parsed->priority) | spool::kContinues);
+    const bool has_options = !parsed->dedup.empty() || parsed->deliver_at || parsed->expires_at;
+    message.flags = static_cast<std::uint8_t>(
+        spool::message_flags(parsed->priority, has_options) | spool::kContinues);
     message.groups = route;
     submission.entries.push_back(std::move(message));
   }
@@ -450,7 +374,7 @@ void DispatcherCore::write_dead(Group& group, Session& session, const Grant& gra
   ticket.sequences.emplace_back(session.id, sequence);
   ticket.dead = {group.state->id(), sequence,       grant.number,
                  attempts,          cause,          reason,
-                 session.worker,    to_ms(now.utc), history != nullptr ? history->record_lsn : 0};
+                 session.worker,    to_ms(now.utc), history != nullptr ? history->record_lsn() : 0};
   Submission submission;
   submission.entries.push_back(entry(RecordType::kDead, to_bytes(ticket.dead)));
   submission.lazy = true;
@@ -477,7 +401,7 @@ void DispatcherCore::write_retry(Group& group, Session& session, const Grant& gr
                   reason,
                   session.worker,
                   to_ms(now.utc),
-                  history != nullptr ? history->record_lsn : 0};
+                  history != nullptr ? history->record_lsn() : 0};
   Submission submission;
   submission.entries.push_back(entry(RecordType::kRetry, to_bytes(ticket.retry)));
   submission.lazy = true;
@@ -553,6 +477,7 @@ void DispatcherCore::tick(Now now) {
         session->broken_at ? "worker lost: connection broken" : "worker lost: silent for a lease",
         true, now);
   }
+  watch_clock(now);
   open_gates(now);
   for (const auto& group : groups_) move_due(*group, now);
 }
@@ -566,7 +491,9 @@ void DispatcherCore::open_gates(Now now) {
     });
     if (waiting && !over) continue;
     group->gated = false;
-    group->waiting.merge(group->waiting_old);
+    for (; !group->waiting_old.empty(); group->waiting_old.pop()) {
+      group->waiting.push(group->waiting_old.top());
+    }
     for (auto each = expected_.begin(); each != expected_.end();) {
       if (recorded_.at(*each).group != group->state->id()) {
         ++each;
@@ -597,7 +524,7 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
     // What finds no room now is moved by an answer, not by the time.
     if (group->again.size() + group->suspects.size() >= options_.ready_messages_max) continue;
     const auto wait =
-        Milliseconds(std::max<std::int64_t>(0, group->waiting.begin()->first - to_ms(now.utc)));
+        Milliseconds(std::max<std::int64_t>(0, group->waiting.top().first - to_ms(now.utc)));
     if (wait < options_.lease) next = std::min(next, now.steady + wait);
   }
   return std::max(next, now.steady);
@@ -606,18 +533,22 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
 // --- what is ready --------------------------------------------------------------------------
 
 void DispatcherCore::schedule(Group& group, Sequence sequence, std::int64_t due_ms) {
+  group.state->delay(sequence, due_ms);
   const bool old = sequence < options_.boundary;
-  (old && group.gated ? group.waiting_old : group.waiting).insert({due_ms, sequence});
-  if (old) group.touched.insert(sequence);
+  (old && group.gated ? group.waiting_old : group.waiting).push({due_ms, sequence});
 }
 
 void DispatcherCore::move_due(Group& group, Now now) {
   const std::int64_t now_ms = to_ms(now.utc);
-  while (!group.waiting.empty() && group.waiting.begin()->first <= now_ms) {
+  while (!group.waiting.empty() && group.waiting.top().first <= now_ms) {
     const std::size_t at_hand = group.again.size() + group.suspects.size() + group.fetching;
     if (at_hand >= options_.ready_messages_max) return;
-    const Sequence sequence = group.waiting.begin()->second;
-    group.waiting.erase(group.waiting.begin());
+    const auto [due_ms, sequence] = group.waiting.top();
+    group.waiting.pop();
+    // Settled, dead, taken or put off since it was queued.
+    const auto* history = group.state->history(sequence);
+    if (history == nullptr || history->dead() || history->due_ms() != due_ms) continue;
+    group.state->take(sequence);
     ++group.fetching;
     actions_.fetches.push_back({group.state->id(), sequence});
   }
@@ -628,21 +559,9 @@ void DispatcherCore::on_fetched(GroupId id, Sequence sequence,
   Group& group = *groups_.at(id);
   --group.fetching;
   if (group.state->is_settled(sequence)) return;  // dropped meanwhile
-  if (!message) {                                 // P6: never silently dropped
-    Submission submission;
-    submission.entries.push_back(
-        entry(RecordType::kSettlement,
-              spool::encode(spool::SettlementRecord{id, spool::Settlement::kDamaged, {sequence}})));
-    Ticket ticket;
-    ticket.group = id;
-    ticket.settlement = spool::Settlement::kDamaged;
-    ticket.sequences.emplace_back(Uuid{}, sequence);
-    submission.ticket = open_ticket(std::move(ticket));
-    actions_.submissions.push_back(std::move(submission));
-    return;
-  }
+  if (!message) return settle_damaged(group, {sequence});  // P6: never silently dropped
   const auto* history = group.state->history(sequence);
-  auto& queue = history != nullptr && history->suspect ? group.suspects : group.again;
+  auto& queue = history != nullptr && history->suspect() ? group.suspects : group.again;
   queue.push_back(std::move(*message));
 }
 
@@ -658,7 +577,7 @@ void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
     if ((message.groups & bit) == 0) continue;
     group.state->accept();
     if (!lane.caught_up) continue;
-    if (!has_room(lane)) {
+    if (!has_room(lane) || (message.deliver_at_ms != 0 && held_full())) {
       lane.caught_up = false;
       lane.cursor = message.sequence;
       if (skip_from < message.sequence) group.state->skip(skip_from, message.sequence - 1);
@@ -666,6 +585,7 @@ void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
     }
     if (skip_from < message.sequence) group.state->skip(skip_from, message.sequence - 1);
     skip_from = message.sequence + 1;
+    ++lane.passed;
     if (message.deliver_at_ms != 0) {
       schedule(group, message.sequence, message.deliver_at_ms);
       continue;
@@ -680,8 +600,11 @@ void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
 }
 
 void DispatcherCore::on_committed(const spool::Committed& committed, Now now) {
-  for (const auto& group : groups_) accept(*group, committed);
+  for (const auto& group : groups_) {
+    if (group->state->standing() != spool::GroupStanding::kDropped) accept(*group, committed);
+  }
   accepted_until_ = committed.last + 1;
+  position_ = committed.position;
   for (const auto& [number, first] : committed.tickets) {
     const auto found = tickets_.find(number);
     if (found == tickets_.end()) continue;
@@ -693,49 +616,58 @@ void DispatcherCore::on_committed(const spool::Committed& committed, Now now) {
 }
 
 void DispatcherCore::request_refills(Group& group) {
+  const bool full = held_full();
   const auto request = [&](Lane which, Sequence before) {
     auto& lane = group.lane(which);
     if (lane.caught_up || lane.reading || lane.ready.size() > options_.ready_messages_max / 2 ||
-        lane.bytes > options_.ready_bytes_max / 2) {
+        lane.bytes > options_.ready_bytes_max / 2 || (lane.held_back && full)) {
       return;
     }
+    lane.held_back = false;
     if (lane.cursor >= before) {
       lane.caught_up = true;
       return;
     }
     lane.reading = true;
-    actions_.refills.push_back({group.state->id(), which, lane.cursor, before,
-                                options_.ready_messages_max - lane.ready.size(),
-                                options_.ready_bytes_max - lane.bytes});
+    const auto& state = *group.state;
+    const bool old = which == Lane::kOld;
+    actions_.refills.push_back({state.id(),
+                                which,
+                                {lane.cursor, before, old ? state.passed() : lane.passed,
+                                 old ? state.known() : lane.cursor,
+                                 options_.ready_messages_max - lane.ready.size(),
+                                 options_.ready_bytes_max - lane.bytes, lane.gaps}});
   };
   if (!group.gated) request(Lane::kOld, options_.boundary);
   request(Lane::kLive, accepted_until_);
 }
 
-void DispatcherCore::on_refilled(GroupId id, Lane which, Sequence from, Sequence next,
-                                 std::vector<ReadyMessage> messages) {
+void DispatcherCore::on_refilled(GroupId id, Lane which, spool::BacklogSlice slice) {
   Group& group = *groups_.at(id);
   auto& lane = group.lane(which);
+  auto& state = *group.state;
   lane.reading = false;
-  Sequence skip_from = from;
-  for (auto& message : messages) {
-    if (which == Lane::kLive && skip_from < message.sequence) {
-      group.state->skip(skip_from, message.sequence - 1);
-    }
-    skip_from = message.sequence + 1;
-    if (group.state->is_settled(message.sequence)) continue;
-    if (which == Lane::kOld && group.touched.count(message.sequence) != 0) continue;
-    if (message.deliver_at_ms != 0 && group.state->history(message.sequence) == nullptr) {
+  for (const auto& [first, last] : slice.skips) state.skip(first, last);
+  for (auto& message : slice.messages) {
+    if (message.deliver_at_ms != 0) {
       schedule(group, message.sequence, message.deliver_at_ms);
       continue;
     }
     lane.bytes += message.envelope.size();
     lane.ready.push_back(std::move(message));
   }
-  if (which == Lane::kLive && skip_from < next) group.state->skip(skip_from, next - 1);
-  lane.cursor = next;
+  lane.gaps = std::move(slice.gaps);
+  lane.held_back = held_full();
+  lane.cursor = std::max(lane.cursor, slice.next);
+  if (which == Lane::kLive) {
+    lane.passed += slice.passed;
+  } else if (slice.next > state.known()) {
+    state.pass(slice.next, slice.passed);
+  }
   const Sequence end = which == Lane::kOld ? options_.boundary : accepted_until_;
   lane.caught_up = lane.cursor >= end;
+  if (!slice.lost.empty()) settle_damaged(group, std::move(slice.lost));
+  for (const auto& part : slice.damaged) record_damage(group, part);
 }
 
 // --- granting -------------------------------------------------------------------------------
@@ -767,10 +699,10 @@ void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& m
   grant.epoch = options_.epoch;
   grant.bytes = static_cast<std::uint32_t>(message.envelope.size());
   if (history != nullptr) {
-    grant.number = history->number + 1;
-    grant.attempts = history->attempts;
-    grant.losses = history->losses;
-    grant.suspect = history->suspect;
+    grant.number = history->number() + 1;
+    grant.attempts = history->attempts();
+    grant.losses = static_cast<std::uint16_t>(history->losses());
+    grant.suspect = history->suspect();
   }
   session.deliver.push_back({message.sequence, grant.number, grant.attempts + 1, message.envelope});
   session.deliver_owners.push_back(message.owner);
@@ -789,6 +721,7 @@ bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
   LaneState* lane = nullptr;
   std::deque<ReadyMessage>* queue = &group.again;
   if (queue->empty()) {
+    if (held_full()) return false;  // P8: what fails now would have to be held as well
     lane = !group.gated && !group.old_lane.ready.empty() ? &group.old_lane : &group.live_lane;
     queue = &lane->ready;
   }
@@ -796,7 +729,7 @@ bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
   ReadyMessage message = std::move(queue->front());
   queue->pop_front();
   if (lane != nullptr) lane->bytes -= message.envelope.size();
-  if (message.expires_at_ms != 0 && message.expires_at_ms <= to_ms(now.utc)) {
+  if (is_expired(message, now)) {
     expire(group, message.sequence);
   } else {
     grant(group, session, message, now);
@@ -825,7 +758,7 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
     idle->reserved = false;
     const ReadyMessage message = std::move(group.suspects.front());
     group.suspects.pop_front();
-    if (message.expires_at_ms != 0 && message.expires_at_ms <= to_ms(now.utc)) {
+    if (is_expired(message, now)) {
       expire(group, message.sequence);
     } else {
       grant(group, *idle, message, now);
@@ -953,11 +886,21 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
     found->second->recorded = true;
     return welcome(*found->second);
   }
+  if (ticket.kind == Ticket::Kind::kCopy) {
+    --copying_;
+    for (const auto& [group, record_lsn] : ticket.copied) {
+      groups_[group]->state->copied(ticket.sequences.front().second, first, record_lsn);
+    }
+    return;
+  }
   Group& group = *groups_[ticket.group];
+  if (ticket.kind == Ticket::Kind::kDamage) {
+    --damage_pending_;
+    return group.state->damage(ticket.damage);
+  }
   for (const auto& [session_id, sequence] : ticket.sequences) {
     switch (ticket.kind) {
       case Ticket::Kind::kSettled:
-        group.touched.erase(sequence);
         group.state->settle(sequence, ticket.settlement);
         break;
       case Ticket::Kind::kRetry:
@@ -968,12 +911,13 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
         break;
       case Ticket::Kind::kDead:
         group.state->dead(ticket.dead, first);
-        if (sequence < options_.boundary) group.touched.insert(sequence);
         break;
       case Ticket::Kind::kRevive:
         if (group.state->revive(sequence)) schedule(group, sequence, 0);
         break;
       case Ticket::Kind::kSession:
+      case Ticket::Kind::kDamage:
+      case Ticket::Kind::kCopy:
         break;
     }
     const auto session = sessions_.find(session_id);
@@ -1044,6 +988,7 @@ std::vector<GroupStatus> DispatcherCore::group_status() const {
     status.counts = group->state->counts();
     status.delayed = group->waiting.size() + group->waiting_old.size();
     status.workers = group->sessions.size();
+    status.held = group->state->entries().size();
     status.gated = group->gated;
     for (const auto* session : group->sessions) status.in_flight += session->outstanding;
     all.push_back(std::move(status));

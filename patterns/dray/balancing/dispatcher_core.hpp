@@ -27,6 +27,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <queue>
 #include <random>
 #include <set>
 #include <string>
@@ -34,6 +35,7 @@
 #include <vector>
 
 #include "dray/balancing/protocol.hpp"
+#include "dray/spool/backlog.hpp"
 #include "dray/spool/spool.hpp"
 
 namespace dray::balancing {
@@ -48,17 +50,13 @@ struct DispatcherOptions {
   std::size_t ready_bytes_max = 16U << 20;  // the same in bytes
   Milliseconds snooze_age_max = std::chrono::hours(24 * 30);
   std::size_t sessions_max = 4'096;
+  std::uint64_t held_max = 1'000'000;  // dead, delayed and retrying messages, over all groups
+  spool::RetainOptions retain;
+  std::int64_t last_utc_ms = 0;  // the latest time that the log names; 0: none
   std::uint64_t seed = 1;  // of the jitter
 };
 
-// A message with its bytes at hand.
-struct ReadyMessage {
-  Sequence sequence = 0;
-  std::int64_t deliver_at_ms = 0;
-  std::int64_t expires_at_ms = 0;
-  std::shared_ptr<const std::string> owner;
-  std::string_view envelope;
-};
+using ReadyMessage = spool::StoredMessage;
 
 // Messages from before this epoch wait behind the restart gate; those of this epoch do not.
 enum class Lane : std::uint8_t { kOld, kLive };
@@ -84,6 +82,7 @@ struct GroupStatus {
   spool::GroupCounts counts;
   std::uint64_t in_flight = 0;
   std::uint64_t delayed = 0;  // retrying, snoozed or not yet due
+  std::uint64_t held = 0;     // messages with a history: delayed and dead; they cost memory
   std::uint64_t workers = 0;
   bool gated = false;  // waits after a restart for sessions to speak
 };
@@ -94,15 +93,11 @@ class DispatcherCore {
     std::string peer;
     std::string frame;
   };
-  // Read messages of `group` in [from, before) from the log, at most so many; answer with
-  // on_refilled.
+  // Read messages of `group` from the log; answer with on_refilled.
   struct Refill {
     spool::GroupId group = 0;
     Lane lane = Lane::kLive;
-    Sequence from = 0;
-    Sequence before = 0;
-    std::size_t messages_max = 0;
-    std::size_t bytes_max = 0;
+    spool::BacklogRequest request;
   };
   // Read one message again; answer with on_fetched.
   struct Fetch {
@@ -133,15 +128,24 @@ class DispatcherCore {
   // Some connection broke; which one is not known: ask all.
   void on_link_broken();
   void on_committed(const spool::Committed& committed, Now now);
-  // `messages`: those of the group in [from, next); `next` is where reading stopped.
-  void on_refilled(spool::GroupId group, Lane lane, Sequence from, Sequence next,
-                   std::vector<ReadyMessage> messages);
+  void on_refilled(spool::GroupId group, Lane lane, spool::BacklogSlice slice);
   // Nothing: the record is damaged.
   void on_fetched(spool::GroupId group, Sequence sequence, std::optional<ReadyMessage> message);
   void tick(Now now);
 
   // Grants what can be granted and hands over all that is to be done.
   Actions take_actions(Now now);
+  // Checkpoints and room. `due`: enough was written since the last checkpoint.
+  struct Upkeep {
+    std::optional<spool::Snapshot> snapshot;  // to be handed to the spool
+    std::vector<Sequence> to_copy;            // read them and answer with on_copied or on_lost
+  };
+  Upkeep upkeep(const std::vector<spool::SegmentSummary>& segments, bool due, Now now);
+  std::vector<const spool::GroupState*> group_states() const;
+  void on_copied(const spool::CopyRecord& copy);
+  // No group can have this message any more: it cannot be read.
+  void on_lost(Sequence sequence);
+
   // When tick() must be called again at the latest.
   SteadyTime next_deadline(Now now) const;
 
@@ -153,6 +157,12 @@ class DispatcherCore {
   std::vector<GroupStatus> group_status() const;
   std::vector<SessionStatus> session_status() const;
   std::uint64_t stale_results() const { return stale_results_; }
+  // Messages with a history, over all groups; at the limit nothing new is granted.
+  std::uint64_t held() const;
+  bool held_full() const { return held() >= options_.held_max; }
+  // The wall clock jumped: nothing expires until it has been steady for a while, or is confirmed.
+  bool expiry_paused(Now now) const { return now.steady < expiry_paused_until_; }
+  void confirm_clock() { expiry_paused_until_ = {}; }
 
  private:
   struct Grant;
@@ -191,6 +201,12 @@ class DispatcherCore {
   void move_due(Group& group, Now now);
   void open_gates(Now now);
   bool has_room(const LaneState& lane) const;
+  void settle_damaged(Group& group, std::vector<Sequence> sequences);
+  void record_damage(Group& group, const spool::DamagedPart& part);
+  void update_known(Group& group);
+  std::vector<spool::SessionRecord> recorded_sessions() const;
+  void watch_clock(Now now);
+  bool is_expired(const ReadyMessage& message, Now now) const;
   void request_refills(Group& group);
   void expire(Group& group, Sequence sequence);
   bool grant_front(Group& group, Session& session, Now now);
@@ -216,6 +232,11 @@ class DispatcherCore {
   std::unordered_map<std::string, Session*> peers_;
   std::set<Uuid> expected_;  // recorded sessions that did not speak yet
   std::map<Uuid, spool::RecordedSession> recorded_;
+  spool::LogPosition position_;  // behind the last record that was heard of
+  std::size_t damage_pending_ = 0;  // records of damage that are not durable yet
+  std::size_t copying_ = 0;         // copies that are not durable yet
+  std::optional<std::int64_t> wall_offset_ms_;  // wall clock minus steady clock
+  SteadyTime expiry_paused_until_{};
   Sequence accepted_until_;  // one past the last position of the log that was heard of
   std::unordered_map<std::uint64_t, Ticket> tickets_;
   std::uint64_t last_ticket_ = 0;

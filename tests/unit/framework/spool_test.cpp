@@ -1,7 +1,8 @@
 #include "dray/spool/spool.hpp"
 
-#include <cstdlib>
 #include <set>
+
+#include "dray/spool/log_reader.hpp"
 
 #include "support/simulated_disk.hpp"
 

@@ -11,7 +11,7 @@ namespace {
 // Plays spool, network and clock for one dispatcher core with one group "g" of topic "t".
 class Bench {
  public:
-  explicit Bench(std::vector<spool::RecordedSession> recorded = {}, Sequence boundary = 1,
+  explicit Bench(std::vector<spool::RecordedSession> recorded = {}, Sequence boundary = 2,
                  std::unique_ptr<spool::GroupState> state = nullptr) {
     if (!state) {
       state = std::make_unique<spool::GroupState>(spool::GroupId{0}, "g");
@@ -91,13 +91,20 @@ class Bench {
       }
       for (auto& submission : actions.submissions) commit(submission);
       for (const auto& refill : actions.refills) {
-        std::vector<ReadyMessage> messages;
-        for (auto each = stored.lower_bound(refill.from);
-             each != stored.end() && each->first < refill.before; ++each) {
-          messages.push_back({each->first, 0, 0, each->second, *each->second});
+        const auto& state = core->group_state(refill.group);
+        spool::BacklogSlice slice;
+        slice.next = refill.request.before;
+        Sequence skip_from = refill.request.from;
+        for (auto each = stored.lower_bound(refill.request.from);
+             each != stored.end() && each->first < refill.request.before; ++each) {
+          if (each->first >= refill.request.known) ++slice.passed;
+          if (skip_from < each->first) slice.skips.emplace_back(skip_from, each->first - 1);
+          skip_from = each->first + 1;
+          if (!state.is_plain(each->first)) continue;
+          slice.messages.push_back({each->first, 0, 0, each->second, *each->second});
         }
-        core->on_refilled(refill.group, refill.lane, refill.from, refill.before,
-                          std::move(messages));
+        if (skip_from < slice.next) slice.skips.emplace_back(skip_from, slice.next - 1);
+        core->on_refilled(refill.group, refill.lane, std::move(slice));
       }
       for (const auto& fetch : actions.fetches) {
         const auto& bytes = stored.at(fetch.sequence);

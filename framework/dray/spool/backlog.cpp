@@ -1,0 +1,247 @@
+#include "dray/spool/backlog.hpp"
+
+#include <algorithm>
+
+#include "dray/spool/planted_fault.hpp"
+
+namespace dray::spool {
+namespace {
+
+constexpr std::size_t kCopiedAttemptsMax = 16;
+constexpr std::size_t kCopiedHistoriesBytesMax = 256U << 10;
+constexpr std::size_t kCopiedTextMax = 1024;
+
+std::int64_t to_ms(const std::optional<UtcTime>& time) {
+  return time ? time->time_since_epoch().count() : 0;
+}
+
+// Follows the log for one group and notices what is missing.
+class GroupReader {
+ public:
+  GroupReader(const GroupState& group, const BacklogRequest& request)
+      : group_(group), request_(request), gaps_(request.gaps), skip_from_(request.from) {
+    slice_.next = request.from;
+  }
+
+  bool on_record(const Record& record) {
+    const Lsn lsn = record.header.lsn;
+    if (record.header.type == RecordType::kEpoch) held_.clear();
+    if ((record.header.flags & kContinues) != 0 && lsn >= request_.known &&
+        !planted(Fault::kUnitsTorn)) {
+      // S6: it counts only with the records after it. (Behind the cursor it did.)
+      if (record.header.type == RecordType::kMessage) {
+        held_.emplace_back(record.header, std::string(record.payload));
+      }
+      return true;
+    }
+    if (!held_.empty() && record.header.type != RecordType::kOpening) {
+      for (const auto& [header, payload] : std::exchange(held_, {})) on_message({header, payload});
+    }
+    if (record.header.type == RecordType::kMessage) {
+      on_message(record);
+    } else if (lsn >= request_.known) {
+      if (record.header.type == RecordType::kMarker) {
+        if (auto marker = from_bytes<MarkerRecord>(record.payload); marker.ok()) {
+          on_count(lsn, marker->accepted);
+        }
+      } else if (record.header.type == RecordType::kOpening) {
+        if (auto opening = from_bytes<OpeningRecord>(record.payload); opening.ok()) {
+          on_count(lsn, opening->accepted);
+        }
+      } else if (record.header.type == RecordType::kLost) {
+        if (auto lost = from_bytes<LostRecord>(record.payload); lost.ok()) {
+          on_gap(lost->first, lost->last);
+        }
+      }
+    }
+    if (!held_.empty()) return true;
+    slice_.next = lsn + 1;
+    return slice_.messages.size() < request_.messages_max && bytes_->size() < request_.bytes_max;
+  }
+
+  void on_gap(Lsn first, Lsn last) {
+    if (!held_.empty()) first = std::min(first, held_.front().first.lsn);
+    held_.clear();
+    if (first < request_.known) {
+      const Lsn end = std::min(last + 1, request_.known);
+      for (Lsn lost = group_.first_plain(first); lost < end; lost = group_.first_plain(lost + 1)) {
+        slice_.lost.push_back(lost);
+      }
+    }
+    if (last < request_.known) return;
+    first = std::max(first, request_.known);
+    slice_.passed += group_.damaged_between(first, last + 1);
+    gaps_.push_back({first, last, 0});
+  }
+
+  BacklogSlice take(bool whole) {
+    if (whole) slice_.next = request_.before;
+    skip_to(slice_.next);
+    slice_.gaps = std::move(gaps_);
+    const std::shared_ptr<const std::string> owner = bytes_;
+    for (std::size_t i = 0; i < slice_.messages.size(); ++i) {
+      slice_.messages[i].owner = owner;
+      slice_.messages[i].envelope =
+          std::string_view(*owner).substr(places_[i].first, places_[i].second);
+    }
+    return std::move(slice_);
+  }
+
+ private:
+  void on_message(const Record& record) {
+    const Lsn lsn = record.header.lsn;
+    const bool look_inside = (record.header.flags & kHasOptions) != 0;
+    std::string_view topic = envelope_topic(record.payload);
+    std::optional<EnvelopeView> view;
+    if (topic.empty() || look_inside) {
+      auto parsed = parse_envelope(record.payload);
+      if (!parsed.ok()) return;
+      view = *parsed;
+      topic = view->topic;
+    }
+    if (topic != topic_ || lsn >= takes_until_) {
+      topic_ = topic;
+      takes_ = group_.takes(topic, lsn);
+      takes_until_ = lsn + 1024;  // an era may have ended
+    }
+    if (!takes_) return;
+    if (lsn >= request_.known) ++slice_.passed;
+    skip_to(lsn);
+    skip_from_ = lsn + 1;
+    if (!group_.is_plain(lsn)) return;  // settled, or it has an entry
+    places_.emplace_back(bytes_->size(), record.payload.size());
+    bytes_->append(record.payload);
+    slice_.messages.push_back(
+        {lsn, view ? to_ms(view->deliver_at) : 0, view ? to_ms(view->expires_at) : 0, nullptr, {}});
+  }
+
+  void skip_to(Lsn lsn) {
+    const Lsn from = std::max(skip_from_, request_.known);  // behind it all is accounted for
+    if (from < lsn) slice_.skips.emplace_back(from, lsn - 1);
+    skip_from_ = std::max(skip_from_, lsn);
+  }
+
+  // The log says how many the group had accepted up to here.
+  void on_count(Lsn lsn, const std::vector<std::uint64_t>& accepted) {
+    if (group_.id() >= accepted.size()) return;
+    const std::uint64_t read = request_.passed + slice_.passed;
+    const std::uint64_t wanted = accepted[group_.id()];
+    if (wanted > read) {
+      if (gaps_.empty()) gaps_.push_back({lsn, lsn, 0});
+      gaps_.back().count = wanted - read;
+      slice_.passed += wanted - read;
+      slice_.damaged.insert(slice_.damaged.end(), gaps_.begin(), gaps_.end());
+    }
+    gaps_.clear();
+  }
+
+  const GroupState& group_;
+  const BacklogRequest& request_;
+  BacklogSlice slice_;
+  std::shared_ptr<std::string> bytes_ = std::make_shared<std::string>();
+  std::vector<std::pair<std::size_t, std::size_t>> places_;  // offset and size in bytes_
+  std::vector<DamagedPart> gaps_;                            // since the last count
+  std::vector<std::pair<RecordHeader, std::string>> held_;   // of a unit that is not complete yet
+  Lsn skip_from_;
+  std::string topic_;
+  bool takes_ = false;
+  Lsn takes_until_ = 0;
+};
+
+}  // namespace
+
+Result<BacklogSlice> read_backlog(LogReader& reader, const GroupState& group,
+                                  const BacklogRequest& request) {
+  GroupReader follow(group, request);
+  bool whole = true;
+  const auto status = reader.read(
+      request.from, request.before,
+      [&](const Record& record) {
+        whole = follow.on_record(record);
+        return whole;
+      },
+      [&](Lsn first, Lsn last) { follow.on_gap(first, last); });
+  if (!status.ok()) return status.error();
+  return follow.take(whole);
+}
+
+Result<std::optional<StoredMessage>> read_message(LogReader& reader, Sequence sequence,
+                                                  const History* history) {
+  const Lsn lsn = history != nullptr && history->copy_lsn() != 0 ? history->copy_lsn() : sequence;
+  auto record = reader.at(lsn);
+  if (!record.ok()) return record.error();
+  if (!record->has_value()) return std::optional<StoredMessage>{};
+  auto bytes = std::make_shared<std::string>();
+  if ((*record)->header.type == RecordType::kMessage) {
+    bytes->assign((*record)->payload);
+  } else if ((*record)->header.type == RecordType::kCopy) {
+    auto copy = from_bytes<CopyRecord>((*record)->payload);
+    if (copy.ok() && copy->sequence == sequence) *bytes = std::move(copy->envelope.bytes);
+  }
+  const auto envelope = parse_envelope(*bytes);
+  if (!envelope.ok()) return std::optional<StoredMessage>{};
+  StoredMessage message{sequence, to_ms(envelope->deliver_at), to_ms(envelope->expires_at), bytes,
+                        *bytes};
+  return std::optional<StoredMessage>(std::move(message));
+}
+
+std::vector<AttemptRecord> read_attempts(LogReader& reader, Lsn record_lsn, GroupId group,
+                                         std::size_t count_max) {
+  std::vector<AttemptRecord> attempts;
+  while (record_lsn != 0 && attempts.size() < count_max) {
+    const auto record = reader.at(record_lsn);
+    if (!record.ok() || !record->has_value()) break;
+    const auto payload = (*record)->payload;
+    record_lsn = 0;
+    if ((*record)->header.type == RecordType::kDead) {
+      const auto dead = from_bytes<DeadRecord>(payload);
+      if (!dead.ok()) break;
+      attempts.push_back({dead->at_ms, dead->attempts, dead->cause, dead->reason, dead->worker});
+      record_lsn = dead->before;
+    } else if ((*record)->header.type == RecordType::kRetry) {
+      const auto retry = from_bytes<RetryRecord>(payload);
+      if (!retry.ok()) break;
+      attempts.push_back({retry->at_ms, retry->attempts, "", retry->reason, retry->worker});
+      record_lsn = retry->before;
+    } else if ((*record)->header.type == RecordType::kCopy) {
+      const auto copy = from_bytes<CopyRecord>(payload);
+      if (!copy.ok()) break;
+      for (const auto& history : copy->histories) {
+        if (history.group != group) continue;
+        attempts.insert(attempts.end(), history.attempts.begin(), history.attempts.end());
+      }
+    }
+  }
+  if (attempts.size() > count_max) attempts.resize(count_max);
+  return attempts;
+}
+
+Result<std::optional<CopyRecord>> make_copy(LogReader& reader, Sequence sequence,
+                                            const std::vector<const GroupState*>& groups) {
+  CopyRecord copy;
+  copy.sequence = sequence;
+  std::size_t bytes = 0;
+  const History* any = nullptr;
+  for (const auto* group : groups) {
+    const auto* history = group->history(sequence);
+    if (history == nullptr) continue;
+    any = history;
+    CopiedHistory copied{group->id(), history->record_lsn(), {}};
+    for (auto& attempt :
+         read_attempts(reader, history->record_lsn(), group->id(), kCopiedAttemptsMax)) {
+      if (attempt.reason.size() > kCopiedTextMax) attempt.reason.resize(kCopiedTextMax);
+      bytes += attempt.reason.size() + attempt.worker.size() + attempt.cause.size() + 64;
+      if (bytes > kCopiedHistoriesBytesMax) break;
+      copied.attempts.push_back(std::move(attempt));
+    }
+    copy.histories.push_back(std::move(copied));
+  }
+  if (any == nullptr) return std::optional<CopyRecord>{};
+  auto message = read_message(reader, sequence, any);
+  if (!message.ok()) return message.error();
+  if (!message->has_value()) return std::optional<CopyRecord>{};
+  copy.envelope.bytes = std::string((*message)->envelope);
+  return std::optional<CopyRecord>(std::move(copy));
+}
+
+}  // namespace dray::spool

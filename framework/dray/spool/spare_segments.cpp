@@ -1,0 +1,142 @@
+#include "dray/spool/spare_segments.hpp"
+
+#include <algorithm>
+
+namespace dray::spool {
+namespace {
+
+constexpr std::string_view kPrefix = "spare.";
+constexpr std::uint64_t kSlice = 256U << 10;
+constexpr std::uint64_t kReserveSizeMin = 1U << 20;
+
+}  // namespace
+
+bool SpareSegments::is_spare_name(std::string_view name) {
+  return name.starts_with(kPrefix);
+}
+
+void SpareSegments::adopt(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  auto file = directory_.open(name, OpenMode::kReadWrite);
+  if (!file.ok()) return;
+  const auto size = (*file)->size();
+  const bool whole = size.ok() && *size >= segment_size_;
+  if (whole && !reserve_) {
+    reserve_ = Spare{std::move(*file), name, *size};
+  } else if (whole && !next_) {
+    next_ = Spare{std::move(*file), name, *size};
+    next_whole_ = true;
+  } else {
+    (void)directory_.remove(name);
+  }
+}
+
+std::string SpareSegments::fresh_name() {
+  const std::lock_guard lock(mutex_);
+  return std::string(kPrefix) + std::to_string(++names_);
+}
+
+std::optional<SpareSegments::Spare> SpareSegments::take(bool whole) {
+  const std::lock_guard lock(mutex_);
+  if (next_ && (!whole || next_whole_)) return std::exchange(next_, std::nullopt);
+  if (whole) return std::exchange(reserve_, std::nullopt);
+  return std::nullopt;
+}
+
+Result<SpareSegments::Spare> SpareSegments::create() {
+  for (;;) {
+    const std::string name = fresh_name();
+    auto file = directory_.open(name, OpenMode::kCreateNew);
+    if (file.ok()) return Spare{std::move(*file), name, 0};
+    if (file.error().code != ErrorCode::kConflict) return file.error();
+  }
+}
+
+bool SpareSegments::make_reserve(std::uint64_t size) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (reserve_) return true;
+  }
+  auto spare = create();
+  if (!spare.ok()) return false;
+  if (spare->file->allocate(size).ok()) {
+    spare->size = size;
+    const std::lock_guard lock(mutex_);
+    reserve_ = std::move(*spare);
+    return true;
+  }
+  spare->file.reset();
+  (void)directory_.remove(spare->name);
+  return false;
+}
+
+bool SpareSegments::ensure_reserve() {
+  return make_reserve(segment_size_);
+}
+
+bool SpareSegments::ensure_some_reserve() {
+  std::uint64_t size = segment_size_;
+  while (!make_reserve(size)) {
+    if (size <= kReserveSizeMin) return false;
+    size /= 2;
+  }
+  return true;
+}
+
+bool SpareSegments::has_reserve() const {
+  const std::lock_guard lock(mutex_);
+  return reserve_.has_value();
+}
+
+void SpareSegments::release_reserve() {
+  const std::lock_guard lock(mutex_);
+  if (!reserve_) return;
+  (void)directory_.remove(reserve_->name);
+  reserve_.reset();
+}
+
+bool SpareSegments::wants_recycled() const {
+  const std::lock_guard lock(mutex_);
+  return !reserve_ || !next_ || !next_whole_;
+}
+
+void SpareSegments::recycle(Spare spare) {
+  const std::lock_guard lock(mutex_);
+  if (!reserve_) {
+    reserve_ = std::move(spare);
+    return;
+  }
+  if (next_ && !next_whole_) (void)directory_.remove(next_->name);
+  next_ = std::move(spare);
+  next_whole_ = true;
+}
+
+bool SpareSegments::prepare() {
+  bool missing = false;
+  {
+    const std::lock_guard lock(mutex_);
+    missing = !next_;
+  }
+  if (missing) {
+    auto spare = create();
+    if (!spare.ok()) return false;
+    const std::lock_guard lock(mutex_);
+    next_ = std::move(*spare);
+    next_whole_ = false;
+  }
+  const std::lock_guard lock(mutex_);
+  if (!next_ || next_whole_) return false;
+  const std::string zeros(static_cast<std::size_t>(std::min(kSlice, segment_size_ - next_->size)),
+                          '\0');
+  const bool filled = next_->file->write_durable_at(next_->size, zeros).ok();
+  if (!filled) {  // a full disk: leave what room there is to others
+    (void)directory_.remove(next_->name);
+    next_.reset();
+    return false;
+  }
+  next_->size += zeros.size();
+  next_whole_ = next_->size >= segment_size_;
+  return !next_whole_;
+}
+
+}  // namespace dray::spool

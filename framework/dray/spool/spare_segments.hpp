@@ -1,0 +1,69 @@
+// SpareSegments: files that are ready to become segments, so that a commit never waits for one.
+//
+//   reserve   allocated whole: the room for settling when the disk is full (P7)
+//   next      a recycled segment, or a file that upkeep fills with zeros ahead of its use:
+//             overwriting written blocks saves the file system's own commit on every sync
+//
+// Threading: any thread; take() waits at most for one slice of 256 KiB being filled.
+// Failure: a disk without room yields no spare, never an error; the caller refuses messages then.
+// Ownership: the Directory outlives it.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "dray/disk/file.hpp"
+
+namespace dray::spool {
+
+class SpareSegments {
+ public:
+  struct Spare {
+    std::shared_ptr<File> file;
+    std::string name;
+    std::uint64_t size = 0;  // bytes that have blocks
+  };
+
+  SpareSegments(Directory& directory, std::uint64_t segment_size)
+      : directory_(directory), segment_size_(segment_size) {}
+
+  static bool is_spare_name(std::string_view name);
+  // Takes over what an earlier run left, and removes what is not whole.
+  void adopt(const std::string& name);
+
+  // A file to use as the next segment; with `whole`, only one whose blocks are all there.
+  std::optional<Spare> take(bool whole);
+  // A new file without blocks. kFull if the disk has no room even for a name.
+  Result<Spare> create();
+
+  // Makes the reserve if it is missing. False while the disk has no room for it.
+  bool ensure_reserve();
+  // The same, but is content with a smaller one: a start must be able to settle.
+  bool ensure_some_reserve();
+  bool has_reserve() const;
+  // Gives the reserve's room back to the disk, for a checkpoint.
+  void release_reserve();
+
+  // A file under a new name that was a segment. False if it is not wanted: remove it.
+  bool wants_recycled() const;
+  std::string fresh_name();
+  void recycle(Spare spare);
+
+  // Fills the next 256 KiB of `next`. False if nothing is left to fill.
+  bool prepare();
+
+ private:
+  bool make_reserve(std::uint64_t size);
+
+  Directory& directory_;
+  const std::uint64_t segment_size_;
+  mutable std::mutex mutex_;
+  std::optional<Spare> reserve_;
+  std::optional<Spare> next_;
+  bool next_whole_ = false;
+  std::uint64_t names_ = 0;
+};
+
+}  // namespace dray::spool

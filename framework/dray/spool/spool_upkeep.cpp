@@ -1,0 +1,138 @@
+// What a spool does beside committing: checkpoints, freeing segments, and files ready ahead of
+// their use.
+#include <algorithm>
+
+#include "dray/spool/planted_fault.hpp"
+#include "dray/spool/spool.hpp"
+
+namespace dray::spool {
+namespace {
+
+constexpr auto kRoomRetry = std::chrono::milliseconds(250);
+// Filling a file ahead takes at most this share of the disk's time: 256 KiB, then a pause.
+constexpr auto kPreparePause = std::chrono::milliseconds(10);
+
+}  // namespace
+
+void Spool::checkpoint(Snapshot snapshot) {
+  if (checkpoint_under_way_.exchange(true)) return;
+  {
+    const std::lock_guard lock(mutex_);
+    snapshot_ = std::move(snapshot);
+  }
+  work_.notify_one();
+}
+
+// S8: a checkpoint never speaks of records that are not durable.
+void Spool::pass_checkpoint_on(CommitListener& listener) {
+  std::optional<Snapshot> snapshot;
+  {
+    const std::lock_guard lock(mutex_);
+    snapshot = std::exchange(snapshot_, std::nullopt);
+  }
+  if (!snapshot || failed_) return;
+  if (segments_->durable_lsn() < snapshot->lsn && !planted(Fault::kCheckpointAhead)) {
+    if (auto synced = segments_->commit(true); !synced.ok()) return fail(synced.error(), listener);
+    durable_lsn_ = segments_->durable_lsn();
+  }
+  checkpointed_at_ = segments_->bytes_appended();
+  {
+    const std::lock_guard lock(upkeep_mutex_);
+    durable_snapshot_ = std::move(snapshot);
+  }
+  upkeep_work_.notify_one();
+}
+
+void Spool::checkpoint_at_stop(Snapshot snapshot) {
+  struct Ignore final : CommitListener {
+    void on_committed(Committed) override {}
+    void on_failed(const Error&) override {}
+  } ignore;
+  if (failed_ || !segments_->commit(true).ok()) return;
+  write_checkpoint(snapshot, ignore);
+}
+
+void Spool::run_upkeep(CommitListener& listener) {
+  for (;;) {
+    {
+      std::unique_lock lock(upkeep_mutex_);
+      upkeep_work_.wait_for(lock, kPreparePause,
+                            [&] { return upkeep_closing_ || durable_snapshot_.has_value(); });
+      if (upkeep_closing_ && !durable_snapshot_) return;
+    }
+    upkeep(listener);
+    bool more = false;
+    if (!failed_) more = segments_->spares().prepare();
+    std::unique_lock lock(upkeep_mutex_);
+    if (more || upkeep_closing_ || durable_snapshot_) continue;
+    upkeep_work_.wait_for(lock, kRoomRetry,
+                          [&] { return upkeep_closing_ || durable_snapshot_.has_value(); });
+  }
+}
+
+void Spool::upkeep(CommitListener& listener) {
+  std::optional<Snapshot> snapshot;
+  {
+    const std::lock_guard lock(upkeep_mutex_);
+    snapshot = std::exchange(durable_snapshot_, std::nullopt);
+  }
+  if (snapshot && !failed_) write_checkpoint(*snapshot, listener);
+  if (snapshot) checkpoint_under_way_ = false;
+  refresh_room();
+}
+
+void Spool::write_checkpoint(const Snapshot& snapshot, CommitListener& listener) {
+  Checkpoint checkpoint;
+  checkpoint.number = ++checkpoint_number_;
+  checkpoint.spool.bytes = std::string(id_.view());
+  checkpoint.lsn = snapshot.lsn;
+  checkpoint.position = snapshot.position;
+  checkpoint.epoch = epoch_;
+  checkpoint.at_ms = clock_.utc().time_since_epoch().count();
+  checkpoint.segments = segments_->entries(snapshot.lsn, snapshot.position, snapshot.dead);
+  checkpoint.groups = snapshot.groups;
+  checkpoint.sessions = snapshot.sessions;
+  {
+    const std::lock_guard lock(dedup_mutex_);
+    checkpoint.dedup.bytes = dedup_.snapshot(snapshot.lsn);
+  }
+  const std::string bytes = encode(checkpoint);
+  checkpoint_bytes_ = bytes.size();
+  Status written = checkpoints_.write(bytes);
+  if (!written.ok() && written.error().code == ErrorCode::kFull) {
+    // Freeing needs checkpoints: the reserve makes room for one, and what is freed makes it again.
+    segments_->spares().release_reserve();
+    written = checkpoints_.write(bytes);
+  }
+  if (!written.ok()) {
+    if (written.error().code != ErrorCode::kFull) fail(written.error(), listener);
+    return;
+  }
+  // S9: both kept checkpoints leave them out.
+  std::set<std::uint64_t> freed;
+  for (const auto number : snapshot.dead) {
+    const bool both = dead_before_.count(number) != 0 || planted(Fault::kOneCheckpointFrees);
+    if (both) freed.insert(number);
+  }
+  dead_before_ = snapshot.dead;
+  if (freed.empty()) return;
+  if (auto done = segments_->free(freed); !done.ok()) fail(done.error(), listener);
+}
+
+void Spool::refresh_room() {
+  if (failed_) return;
+  const auto now = clock_.steady();
+  if (disk_full_ && now - room_tried_at_ < kRoomRetry) return;
+  room_tried_at_ = now;
+  const bool room = segments_->spares().ensure_reserve();
+  if (room == disk_full_) {
+    if (room) {
+      log_.info("the disk has room again: messages are accepted");
+    } else {
+      log_.error("the disk is full: new messages are refused, settling goes on");
+    }
+    disk_full_ = !room;
+  }
+}
+
+}  // namespace dray::spool

@@ -1,0 +1,105 @@
+// What a DispatcherCore keeps of grants, sessions, lanes and groups. For its own source files only.
+#pragma once
+
+#include "dray/balancing/dispatcher_core.hpp"
+
+namespace dray::balancing {
+
+struct DispatcherCore::Grant {
+  std::uint64_t epoch = 0;
+  std::uint32_t number = 1;
+  std::uint32_t attempts = 0;  // counted before this delivery
+  std::uint16_t losses = 0;
+  bool suspect = false;
+  bool settling = false;  // answered; the record is on its way to the disk
+  std::uint32_t bytes = 0;
+};
+
+struct DispatcherCore::Session {
+  Uuid id;
+  std::string peer;  // empty while disconnected
+  std::string worker;
+  spool::GroupId group = 0;
+  RetryPolicy retry;
+  std::uint32_t window_messages = 1;
+  std::uint64_t window_bytes = 1;
+  bool recorded = false;
+  SteadyTime heard_at{};
+  SteadyTime pinged_at{};
+  std::optional<SteadyTime> broken_at;
+  std::unordered_map<Sequence, Grant> grants;
+  std::uint64_t outstanding = 0;  // grants that are not answered
+  std::uint64_t outstanding_bytes = 0;
+  bool exclusive = false;  // holds a suspect, alone
+  bool reserved = false;   // gets nothing until it is empty, for a suspect
+  std::vector<Delivered> deliver;
+  std::vector<std::shared_ptr<const std::string>> deliver_owners;
+  std::size_t deliver_bytes = 0;
+  std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> confirm;
+
+  bool can_receive() const {
+    return recorded && !peer.empty() && !broken_at && !exclusive && !reserved;
+  }
+  bool has_room() const {
+    return outstanding < window_messages && (outstanding == 0 || outstanding_bytes < window_bytes);
+  }
+  void answered(Grant& grant) {
+    if (grant.settling) return;
+    grant.settling = true;
+    --outstanding;
+    outstanding_bytes -= grant.bytes;
+    if (grant.suspect) exclusive = false;
+  }
+};
+
+struct DispatcherCore::LaneState {
+  std::deque<ReadyMessage> ready;
+  std::size_t bytes = 0;
+  Sequence cursor = 0;     // next sequence that is not in memory
+  std::uint64_t passed = 0;  // messages of the group below cursor; of the live lane only
+  bool caught_up = false;  // nothing is left to read
+  bool reading = false;    // a Refill is under way
+  std::vector<spool::DamagedPart> gaps;  // see spool::BacklogSlice
+  bool held_back = false;  // stopped at the limit of held messages
+};
+
+struct DispatcherCore::Group {
+  std::unique_ptr<spool::GroupState> state;
+  LaneState old_lane;
+  LaneState live_lane;
+  bool gated = false;
+  // Due time and sequence. What is no longer true is noticed when its time comes: see move_due().
+  using Waiting = std::pair<std::int64_t, Sequence>;
+  using WaitingQueue = std::priority_queue<Waiting, std::deque<Waiting>, std::greater<>>;
+  WaitingQueue waiting;
+  WaitingQueue waiting_old;  // the same, behind the restart gate
+  std::deque<ReadyMessage> again;                           // due, with bytes
+  std::deque<ReadyMessage> suspects;
+  std::size_t fetching = 0;
+  std::vector<Session*> sessions;
+  // Answered since the last flush.
+  std::vector<std::pair<Uuid, Sequence>> done;
+  std::vector<Sequence> expired;
+
+  LaneState& lane(Lane which) { return which == Lane::kOld ? old_lane : live_lane; }
+  std::size_t ready_count() const {
+    return again.size() + (gated ? 0 : old_lane.ready.size()) + live_lane.ready.size();
+  }
+};
+
+// What a submission means once it is durable.
+struct DispatcherCore::Ticket {
+  enum class Kind { kSession, kSettled, kRetry, kDead, kRevive, kDamage, kCopy };
+  Kind kind = Kind::kSettled;
+  spool::GroupId group = 0;
+  Uuid session;
+  spool::Settlement settlement = spool::Settlement::kDone;
+  std::vector<std::pair<Uuid, Sequence>> sequences;  // answered by which session
+  spool::RetryRecord retry;
+  spool::DeadRecord dead;
+  spool::DamagedPart damage;
+  std::vector<std::pair<spool::GroupId, spool::Lsn>> copied;  // group, newest record in the copy
+  bool report = false;
+};
+
+}  // namespace dray::balancing
