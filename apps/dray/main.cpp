@@ -111,34 +111,64 @@ int main(int argc, char** argv) {
         [&, action] { code = dead_change_command(choice, group, action, sequences, all); });
   }
 
-  EndToEndOptions end_to_end;
+  BenchOptions measured;
   std::string durability = "disk";
   auto* bench = cli.add_subcommand("bench",
                                    "Example: dray bench end-to-end --messages 1000000\n\n"
                                    "Measure this machine.");
   bench->require_subcommand(1);
-  auto* bench_e2e = bench->add_subcommand(
-      "end-to-end", "Example: dray bench end-to-end --messages 1000000 --size 256 --json");
-  bench_e2e->add_option("--messages", end_to_end.messages, "how many")
-      ->check(CLI::Range(1UL, 1UL << 32));
-  bench_e2e->add_option("--size", end_to_end.size, "bytes of a body")
-      ->check(CLI::Range(0UL, 16UL << 20));
-  bench_e2e->add_option("--window", end_to_end.window, "receipts outstanding")
+  const auto add_bench = [&](const char* name, const char* help, auto measure) {
+    auto* command = bench->add_subcommand(name, help);
+    command->add_option("--messages", measured.messages, "how many")
+        ->check(CLI::Range(1UL, 1UL << 32));
+    command->add_option("--size", measured.size, "bytes of a body")
+        ->check(CLI::Range(0UL, 16UL << 20));
+    command->add_option("--window", measured.window, "receipts outstanding (per thread)")
+        ->check(CLI::Range(1UL, 60'000UL));
+    command->add_option("--durability", durability, "disk or os")
+        ->check(CLI::IsMember({"disk", "os"}));
+    command->add_option("--dir", measured.directory, "where to put the spool (default: here)");
+    command->add_option("--limits", measured.limits, "the bare program, for the ratio");
+    command->add_flag("--json", measured.json, "for programs");
+    command->callback([&, measure] {
+      measured.durability = durability == "disk" ? Durability::kDisk : Durability::kOs;
+      code = measure(measured);
+    });
+    return command;
+  };
+  auto* end_to_end =
+      add_bench("end-to-end",
+                "Example: dray bench end-to-end --messages 1000000 --size 256 --json\n\n"
+                "Published, committed, delivered, handled and settled, by real processes.",
+                bench_end_to_end);
+  end_to_end->add_option("--workers", measured.workers, "worker processes per group")
+      ->check(CLI::Range(1, 64));
+  end_to_end->add_option("--threads", measured.threads, "handler threads per worker")
+      ->check(CLI::Range(1, 64));
+  end_to_end->add_option("--groups", measured.groups, "groups")->check(CLI::Range(1, 64));
+  auto* append = add_bench("append",
+                           "Example: dray bench append --batch 1024\n\n"
+                           "One thread: a batch, one commit, the next.",
+                           bench_append);
+  append->add_option("--batch", measured.batch, "messages per commit")
       ->check(CLI::Range(1UL, 60'000UL));
-  bench_e2e->add_option("--workers", end_to_end.workers, "worker processes per group")
+  append->add_option("--runs", measured.runs, "each alternates with the bare program")
+      ->check(CLI::Range(1, 100));
+  append->add_flag("!--no-settle", measured.settle, "only append, do not settle");
+  auto* publish_bench = add_bench("publish",
+                                  "Example: dray bench publish --threads 4 --window 1000\n\n"
+                                  "Published and committed; nobody takes the messages.",
+                                  bench_publish);
+  publish_bench->add_option("--threads", measured.threads, "publishing threads")
       ->check(CLI::Range(1, 64));
-  bench_e2e->add_option("--threads", end_to_end.threads, "handler threads per worker")
-      ->check(CLI::Range(1, 64));
-  bench_e2e->add_option("--groups", end_to_end.groups, "groups")->check(CLI::Range(1, 64));
-  bench_e2e->add_option("--durability", durability, "disk or os")
-      ->check(CLI::IsMember({"disk", "os"}));
-  bench_e2e->add_option("--dir", end_to_end.directory, "where to put the spool (default: here)");
-  bench_e2e->add_option("--limits", end_to_end.limits, "the bare program, for the ratio");
-  bench_e2e->add_flag("--json", end_to_end.json, "for programs");
-  bench_e2e->callback([&] {
-    end_to_end.durability = durability == "disk" ? Durability::kDisk : Durability::kOs;
-    code = bench_end_to_end(end_to_end);
-  });
+  publish_bench->add_option("--runs", measured.runs, "each alternates with the bare program")
+      ->check(CLI::Range(1, 100));
+  add_bench("backlog",
+            "Example: dray bench backlog --messages 10000000\n\n"
+            "A spool with that many waiting: killed, reopened, published to, drained.",
+            bench_backlog);
+  add_bench("backlog-fill", "a process of backlog", bench_backlog_fill)->group("");
+  add_bench("backlog-serve", "a process of backlog", bench_backlog_serve)->group("");
   std::string endpoint;
   std::uint32_t threads = 1;
   auto* worker = bench->add_subcommand("worker", "the worker process of end-to-end")->group("");

@@ -92,6 +92,13 @@ void Spooler::stop() {
   if (snapshot.lsn != 0) state_->spool->checkpoint_at_stop(std::move(snapshot));
 }
 
+Status Spooler::bind(const std::string& endpoint) {
+  Status bound = Error{ErrorCode::kClosed, "the spool is stopped", endpoint, 0};
+  state_->dispatcher->call(
+      [&](balancing::Dispatcher::Desk&) { bound = state_->dispatcher->bind(endpoint); });
+  return bound;
+}
+
 void Spooler::publish_draft(Draft draft, ReceiptCallback done) {
   state_->spool->publish_draft(std::move(draft), std::move(done));
 }

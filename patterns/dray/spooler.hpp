@@ -89,6 +89,9 @@ class Spooler final : public Publisher {
 
   void publish_draft(Draft draft, ReceiptCallback done) override;
 
+  // One more endpoint for workers.
+  Status bind(const std::string& endpoint);
+
   // kClosed when stopped.
   Result<SpoolStatus> status();
   // Dead letters of a group with sequence > `after`, ascending, at most `limit`.

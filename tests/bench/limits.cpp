@@ -3,7 +3,9 @@
 //   limits append    --messages N --size B --batch N --dir D [--no-sync]
 //   limits composite --messages N --size B --window N --dir D [--no-sync]
 //
-// append: one loop that writes batches to a fallocated file and syncs each. composite: two
+//   --file recycled (default) | extending | fallocated: what is written into
+//
+// append: one loop that writes batches to a file and syncs each. composite: two
 // processes; the first takes what is outstanding (at most the window), writes and syncs it as one
 // batch, ships the batch over ROUTER/DEALER as one frame; the second answers each frame with its
 // count. One JSON line each.
@@ -38,6 +40,7 @@ struct Options {
   unsigned long window = 1'000;
   std::string directory = ".";
   bool sync = true;
+  std::string file = "recycled";
 };
 
 constexpr unsigned long kBatchMax = 1'024;
@@ -61,17 +64,13 @@ double cpu_seconds(int who) {
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
-// A file that is written round and round: its blocks are allocated, as recycled segments are.
+// A file that is written round and round if its blocks are there already, as recycled segments are;
+// else one after the other.
 class BareLog {
  public:
-  BareLog(const std::string& directory, bool sync) : path_(directory + "/limits.bin"), sync_(sync) {
-    fd_ = open(path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd_ < 0) die("open");
-    const std::vector<char> zeros(1 << 20, 0);
-    for (off_t at = 0; at < kFileSize; at += static_cast<off_t>(zeros.size())) {
-      if (pwrite(fd_, zeros.data(), zeros.size(), at) < 0) die("write");
-    }
-    if (fsync(fd_) != 0) die("fsync");
+  BareLog(const std::string& directory, bool sync, const std::string& file)
+      : path_(directory + "/limits.bin"), sync_(sync), file_(file) {
+    start();
   }
   ~BareLog() {
     close(fd_);
@@ -81,15 +80,34 @@ class BareLog {
   BareLog& operator=(const BareLog&) = delete;
 
   void append(const char* data, std::size_t size) {
-    if (at_ + static_cast<off_t>(size) > kFileSize) at_ = 0;
+    if (at_ + static_cast<off_t>(size) > kFileSize) {
+      at_ = 0;
+      if (file_ != "recycled") {
+        close(fd_);
+        start();
+      }
+    }
     if (pwrite(fd_, data, size, at_) != static_cast<ssize_t>(size)) die("write");
     if (sync_ && fdatasync(fd_) != 0) die("fdatasync");
     at_ += static_cast<off_t>(size);
   }
 
  private:
+  void start() {
+    fd_ = open(path_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd_ < 0) die("open");
+    if (file_ == "fallocated" && posix_fallocate(fd_, 0, kFileSize) != 0) die("fallocate");
+    const std::vector<char> zeros(1 << 20, 0);
+    for (off_t at = 0; file_ == "recycled" && at < kFileSize;
+         at += static_cast<off_t>(zeros.size())) {
+      if (pwrite(fd_, zeros.data(), zeros.size(), at) < 0) die("write");
+    }
+    if (fsync(fd_) != 0) die("fsync");
+  }
+
   std::string path_;
   bool sync_;
+  std::string file_;
   int fd_ = -1;
   off_t at_ = 0;
 };
@@ -111,7 +129,7 @@ void report(const Options& options, double seconds, std::vector<double> latencie
 }
 
 void append(const Options& options) {
-  BareLog log(options.directory, options.sync);
+  BareLog log(options.directory, options.sync, options.file);
   const std::vector<char> bytes(options.size * options.batch, 'x');
   std::vector<double> latencies;
   const double cpu = cpu_seconds(RUSAGE_SELF);
@@ -145,7 +163,7 @@ void composite(const Options& options) {
   const std::string endpoint = "ipc://" + options.directory + "/limits.sock";
   const pid_t worker = fork();
   if (worker == 0) run_worker(endpoint);
-  BareLog log(options.directory, options.sync);
+  BareLog log(options.directory, options.sync, options.file);
   void* context = zmq_ctx_new();
   void* router = zmq_socket(context, ZMQ_ROUTER);
   if (zmq_bind(router, endpoint.c_str()) != 0) die("bind");
@@ -236,6 +254,7 @@ int main(int argc, char** argv) {
     if (name == "--batch") number(options.batch);
     if (name == "--window") number(options.window);
     if (name == "--dir" && ++i < argc) options.directory = argv[i];
+    if (name == "--file" && ++i < argc) options.file = argv[i];
     if (name == "--no-sync") options.sync = false;
   }
   if (options.mode == "append") {

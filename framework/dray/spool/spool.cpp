@@ -118,8 +118,7 @@ bool Spool::admit_dedup(const Draft& draft, Publish& publish) {
   std::unique_lock lock(dedup_mutex_);
   dedup_.trim(publish.published_at_ms);
   if (const auto* known = dedup_.find(publish.dedup, publish.published_at_ms)) {
-    const auto durability =
-        known->sequence <= durable_lsn_ ? Durability::kDisk : Durability::kOs;
+    const auto durability = known->sequence <= durable_lsn_ ? Durability::kDisk : Durability::kOs;
     const Result<Receipt> answer =
         known->body_hash == publish.hash
             ? Result<Receipt>(Receipt{known->message_id, known->sequence, durability, true})
@@ -206,6 +205,11 @@ void Spool::enqueue(Item item, std::size_t bytes, bool may_wait) {
 void Spool::start(CommitListener& listener) {
   DRAY_ASSERT(!committer_.joinable());
   committer_ = std::thread([this, &listener] { run(listener); });
+  start_upkeep(listener);
+}
+
+void Spool::start_upkeep(CommitListener& listener) {
+  DRAY_ASSERT(!upkeep_.joinable());
   upkeep_ = std::thread([this, &listener] { run_upkeep(listener); });
 }
 

@@ -122,6 +122,8 @@ class Spool final : public Publisher {
   void stop();
   // After stop(): writes a last checkpoint, so that the next open has nothing to replay.
   void checkpoint_at_stop(Snapshot snapshot);
+  // The upkeep thread alone, beside commit_pending(). stop() ends it.
+  void start_upkeep(CommitListener& listener);
   // Without start(): what the threads would do, on this one. For simulations.
   void commit_pending(CommitListener& listener);
   void idle(CommitListener& listener);    // the idle time is over: writes a marker

@@ -1,0 +1,379 @@
+// dray bench append, publish, backlog: the spool alone.
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <filesystem>
+#include <iostream>
+#include <thread>
+
+#include "dray/bench_tools.hpp"
+#include "dray/disk/posix_directory.hpp"
+#include "dray/node.hpp"
+#include "dray/spool/spool.hpp"
+#include "dray/spooler.hpp"
+
+namespace dray::app {
+namespace {
+
+using nlohmann::json;
+
+json base_report(const BenchOptions& options, const char* workload) {
+  return {{"workload", workload},
+          {"messages", options.messages},
+          {"size", options.size},
+          {"durability", durability_name(options.durability)}};
+}
+
+int fail(const Error& error) {
+  std::cerr << "dray: " << error.text() << "\n";
+  return kExitFailed;
+}
+
+// Owns the state of a spool's one group, as a dispatcher would, and settles what it is told to.
+class StateOwner final : public spool::CommitListener {
+ public:
+  explicit StateOwner(std::unique_ptr<spool::GroupState> state) : state_(std::move(state)) {}
+
+  void on_committed(spool::Committed committed) override {
+    spool::Lsn skip_from = committed.first;
+    for (const auto& message : committed.messages) {
+      state_->accept();
+      if (skip_from < message.sequence) state_->skip(skip_from, message.sequence - 1);
+      skip_from = message.sequence + 1;
+      open_.push_back(message.sequence);
+    }
+    if (skip_from <= committed.last) state_->skip(skip_from, committed.last);
+    state_->pass(committed.last + 1, committed.messages.size());
+    for (const auto sequence : settling_) state_->settle(sequence, spool::Settlement::kDone);
+    settling_.clear();
+    last_ = std::move(committed);
+  }
+  void on_failed(const Error& error) override { failed = error; }
+
+  // Rides with the next commit.
+  void settle_open(spool::Spool& spool) {
+    if (open_.empty()) return;
+    settling_ = std::exchange(open_, {});
+    spool::Submission submission;
+    submission.entries.push_back(
+        {spool::RecordType::kSettlement, 0,
+         spool::encode(spool::SettlementRecord{0, spool::Settlement::kDone, settling_}), 0});
+    spool.submit(std::move(submission));
+  }
+  void checkpoint_if_due(spool::Spool& spool, const Clock& clock) {
+    if (!last_.checkpoint_due || spool.checkpoint_under_way()) return;
+    spool::Snapshot snapshot;
+    snapshot.lsn = last_.last;
+    snapshot.position = last_.position;
+    snapshot.groups.push_back(state_->snapshot());
+    snapshot.dead =
+        spool::plan_reclaim(spool.segments().segments(), {state_.get()}, {}, clock.utc(), 0).dead;
+    spool.checkpoint(std::move(snapshot));
+  }
+
+  std::optional<Error> failed;
+
+ private:
+  std::unique_ptr<spool::GroupState> state_;
+  std::vector<Sequence> open_;
+  std::vector<Sequence> settling_;
+  spool::Committed last_;
+};
+
+struct Measured {
+  double per_second = 0, p50_us = 0, p99_us = 0, p999_us = 0, cpu_per_million = 0;
+  std::optional<double> written_per_encoded;
+};
+
+Result<Measured> append_once(const BenchOptions& options, const std::string& folder) {
+  auto directory = open_posix_directory(folder, true);
+  if (!directory.ok()) return directory.error();
+  SystemClock clock;
+  spool::SpoolOptions spool_options;
+  spool_options.durability = options.durability;
+  spool_options.max_size = 1ULL << 40;
+  spool_options.groups = std::vector<spool::GroupDeclaration>{{"group", {"bench"}}};
+  auto spool = spool::Spool::open(**directory, clock, spool_options, Log());
+  if (!spool.ok()) return spool.error();
+  StateOwner owner(std::move((*spool)->take_groups().front()));
+  (*spool)->start_upkeep(owner);
+  const std::string body = to_bytes(Binary{std::string(options.size, 'x')});
+  Latencies latencies;
+  std::uint64_t receipts = 0;
+  const auto append = [&](std::uint64_t messages) {
+    for (std::uint64_t i = 0; i < messages; i += options.batch) {
+      const auto before = std::chrono::steady_clock::now();
+      for (std::uint64_t k = 0; k < options.batch; ++k) {
+        (*spool)->publish_draft(Draft{"bench", body, {}},
+                                [&](const auto& receipt) { receipts += receipt.ok() ? 1U : 0U; });
+      }
+      if (options.settle) owner.settle_open(**spool);
+      (*spool)->commit_pending(owner);
+      latencies.add(std::chrono::steady_clock::now() - before);
+      owner.checkpoint_if_due(**spool, clock);
+    }
+  };
+  // Until segments are recycled, the log writes into files that upkeep had to make first.
+  if (options.settle) append(std::min<std::uint64_t>(options.messages, 800'000));
+  latencies = Latencies();
+  const auto encoded_before = (*spool)->segments().bytes_appended();
+  const auto device_before = device_bytes_written(folder);
+  const double cpu_before = cpu_seconds(RUSAGE_SELF);
+  const auto started = std::chrono::steady_clock::now();
+  append(options.messages);
+  const double took = seconds_since(started);
+  Measured measured;
+  const auto count = static_cast<double>(options.messages);
+  measured.per_second = count / took;
+  measured.p50_us = latencies.percentile_us(0.5);
+  measured.p99_us = latencies.percentile_us(0.99);
+  measured.p999_us = latencies.percentile_us(0.999);
+  measured.cpu_per_million = (cpu_seconds(RUSAGE_SELF) - cpu_before) * 1e6 / count;
+  const auto encoded = (*spool)->segments().bytes_appended() - encoded_before;
+  if (const auto device = device_bytes_written(folder); device && device_before) {
+    measured.written_per_encoded =
+        static_cast<double>(*device - *device_before) / static_cast<double>(encoded);
+  }
+  (*spool)->stop();
+  if (owner.failed) return *owner.failed;
+  if (receipts < options.messages) return Error{ErrorCode::kIo, "receipts are missing", folder, 0};
+  return measured;
+}
+
+Result<Measured> publish_once(const BenchOptions& options, const std::string& folder) {
+  SpoolerOptions spooler_options;
+  spooler_options.directory = folder;
+  spooler_options.durability = options.durability;
+  spooler_options.max_size = 1ULL << 40;
+  spooler_options.groups = {{"group", {"bench"}}};
+  auto spooler = Spooler::open(spooler_options);
+  if (!spooler.ok()) return spooler.error();
+  std::vector<std::unique_ptr<WindowedPublisher>> publishers;
+  for (std::uint32_t i = 0; i < options.threads; ++i) {
+    publishers.push_back(std::make_unique<WindowedPublisher>(
+        **spooler, options.messages / options.threads, options.size, options.window));
+  }
+  std::vector<Status> outcomes(options.threads);
+  const double cpu_before = cpu_seconds(RUSAGE_SELF);
+  const auto started = std::chrono::steady_clock::now();
+  std::vector<std::thread> threads;
+  for (std::uint32_t i = 0; i < options.threads; ++i) {
+    threads.emplace_back([&, i] { outcomes[i] = publishers[i]->run(); });
+  }
+  for (auto& thread : threads) thread.join();
+  const double took = seconds_since(started);
+  for (const auto& outcome : outcomes) DRAY_TRY(outcome);
+  Measured measured;
+  const auto count = static_cast<double>(options.messages / options.threads * options.threads);
+  measured.per_second = count / took;
+  measured.cpu_per_million = (cpu_seconds(RUSAGE_SELF) - cpu_before) * 1e6 / count;
+  for (auto& publisher : publishers) {  // the slowest thread's
+    measured.p50_us = std::max(measured.p50_us, publisher->latencies().percentile_us(0.5));
+    measured.p99_us = std::max(measured.p99_us, publisher->latencies().percentile_us(0.99));
+    measured.p999_us = std::max(measured.p999_us, publisher->latencies().percentile_us(0.999));
+  }
+  return measured;
+}
+
+// Alternates with the bare program and reports medians.
+template <typename Once, typename Limit>
+int alternate(const BenchOptions& options, json report, Once once, Limit limit) {
+  std::vector<Measured> all;
+  std::vector<double> limits;
+  std::vector<double> limit_p50s;
+  for (std::uint32_t i = 0; i < options.runs; ++i) {
+    const ScratchFolder folder(options.directory);
+    if (!folder.ok()) return kExitFailed;
+    if (const std::optional<json> bare = limit(folder.path())) {
+      limits.push_back(bare->value("messages_per_second", 0.0));
+      limit_p50s.push_back(bare->value("p50_us", 0.0));
+    }
+    auto measured = once(options, folder.path() + "/spool");
+    if (!measured.ok()) return fail(measured.error());
+    all.push_back(*measured);
+  }
+  const auto of = [&](double Measured::*field) {
+    std::vector<double> values;
+    for (const auto& each : all) values.push_back(each.*field);
+    return median(values);
+  };
+  report["messages_per_second"] = of(&Measured::per_second);
+  report["p50_us"] = of(&Measured::p50_us);
+  report["p99_us"] = of(&Measured::p99_us);
+  report["p999_us"] = of(&Measured::p999_us);
+  report["cpu_seconds_per_million"] = of(&Measured::cpu_per_million);
+  report["rss_bytes_peak"] = rss_bytes_peak();
+  std::vector<double> written;
+  for (const auto& each : all) {
+    if (each.written_per_encoded) written.push_back(*each.written_per_encoded);
+  }
+  if (!written.empty()) report["bytes_written_per_encoded_byte"] = median(written);
+  add_limit(report, median(limits), median(limit_p50s));
+  print_report(report, options.json);
+  return 0;
+}
+
+std::uint64_t segment_files(const std::string& folder) {
+  std::uint64_t count = 0;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const auto name = entry.path().filename().string();
+    const bool counts = name.ends_with(".segment") || name.starts_with("spare.");
+    count += counts ? 1U : 0U;
+  }
+  return count;
+}
+
+SpoolerOptions backlog_options(const BenchOptions& options) {
+  SpoolerOptions spooler_options;
+  spooler_options.directory = options.directory + "/spool";
+  spooler_options.bind = "ipc://" + options.directory + "/s";
+  spooler_options.durability = options.durability;
+  spooler_options.max_size = 1ULL << 40;
+  spooler_options.groups = {{"group", {"bench"}}};
+  return spooler_options;
+}
+
+std::vector<std::string> self_arguments(const BenchOptions& options, const char* command) {
+  return {"bench",        command,
+          "--messages",   std::to_string(options.messages),
+          "--size",       std::to_string(options.size),
+          "--dir",        options.directory,
+          "--durability", std::string(durability_name(options.durability))};
+}
+
+// How fast messages are appended with and without the backlog, alternating.
+Result<double> append_ratio(const BenchOptions& options, Spooler& with, std::uint64_t& published) {
+  SpoolerOptions empty_options = backlog_options(options);
+  empty_options.directory = options.directory + "/empty";
+  empty_options.bind.clear();
+  auto without = Spooler::open(empty_options);
+  if (!without.ok()) return without.error();
+  const std::uint64_t messages = std::min<std::uint64_t>(200'000, options.messages);
+  const auto rate = [&](Spooler& spooler) -> Result<double> {
+    const auto started = std::chrono::steady_clock::now();
+    DRAY_TRY(WindowedPublisher(spooler, messages, options.size, options.window).run());
+    return static_cast<double>(messages) / seconds_since(started);
+  };
+  std::vector<double> ratios;
+  for (int i = 0; i < 7; ++i) {
+    const auto bare = rate(**without);
+    if (!bare.ok()) return bare.error();
+    const auto laden = rate(with);
+    if (!laden.ok()) return laden.error();
+    published += messages;
+    if (i > 0) ratios.push_back(*laden / *bare);
+  }
+  return median(ratios);
+}
+
+}  // namespace
+
+int bench_append(const BenchOptions& options) {
+  json report = base_report(options, "append");
+  report["batch"] = options.batch;
+  report["settle"] = options.settle;
+  return alternate(options, report, append_once, [&](const std::string& folder) {
+    // The fastest of the three ways to write the same bytes.
+    std::optional<json> best;
+    for (const char* file : {"recycled", "extending", "fallocated"}) {
+      const auto each = run_limits(options, "append", folder, std::string("--file ") + file);
+      const auto speed = [](const json& of) { return of.value("messages_per_second", 0.0); };
+      if (each && (!best || speed(*each) > speed(*best))) best = each;
+    }
+    return best;
+  });
+}
+
+int bench_publish(const BenchOptions& options) {
+  json report = base_report(options, "publish");
+  report["window"] = options.window;
+  report["threads"] = options.threads;
+  return alternate(options, report, publish_once, [&](const std::string& folder) {
+    return run_limits(options, "composite", folder);
+  });
+}
+
+int bench_backlog(const BenchOptions& wanted) {
+  const ScratchFolder folder(wanted.directory);
+  if (!folder.ok()) return kExitFailed;
+  BenchOptions options = wanted;
+  options.directory = std::filesystem::absolute(folder.path()).string();
+  // Filled by a process that is killed, so that the next one has to recover.
+  const pid_t filler = start_self(self_arguments(options, "backlog-fill"));
+  int how = 0;
+  waitpid(filler, &how, 0);
+  if (!WIFSIGNALED(how) || WTERMSIG(how) != SIGKILL) {
+    std::cerr << "dray: filling the spool failed\n";
+    return kExitFailed;
+  }
+  auto arguments = self_arguments(options, "backlog-serve");
+  if (options.json) arguments.emplace_back("--json");
+  const pid_t server = start_self(arguments);
+  waitpid(server, &how, 0);
+  return WIFEXITED(how) ? WEXITSTATUS(how) : kExitFailed;
+}
+
+int bench_backlog_fill(const BenchOptions& options) {
+  auto spooler = Spooler::open(backlog_options(options));
+  if (!spooler.ok()) return fail(spooler.error());
+  WindowedPublisher publisher(**spooler, options.messages, options.size, options.window);
+  if (const auto published = publisher.run(); !published.ok()) return fail(published.error());
+  kill(getpid(), SIGKILL);
+  return kExitFailed;
+}
+
+int bench_backlog_serve(const BenchOptions& options) {
+  block_signals();
+  const auto serving = backlog_options(options);
+  const pid_t worker = start_self({"bench", "worker", serving.bind + "2", "group", "1"});
+  const auto started = std::chrono::steady_clock::now();
+  auto spooler = Spooler::open(serving);
+  if (!spooler.ok()) return fail(spooler.error());
+  json report = base_report(options, "backlog");
+  report["reopen_seconds"] = seconds_since(started);
+  report["rss_bytes_after_reopen"] = rss_bytes();
+  std::uint64_t total = options.messages;
+  const auto ratio = append_ratio(options, **spooler, total);
+  if (!ratio.ok()) return fail(ratio.error());
+  report["append_ratio_with_backlog"] = *ratio;
+  // The worker finds the spool from now on.
+  if (const auto bound = (*spooler)->bind(serving.bind + "2"); !bound.ok()) {
+    return fail(bound.error());
+  }
+  const std::uint64_t part = std::min<std::uint64_t>(1'000'000, total / 4);
+  std::optional<std::chrono::steady_clock::time_point> begun;
+  double first_part = 0;
+  double before_last_part = 0;
+  double all = 0;
+  for (std::uint64_t done = 0; done < total;) {
+    std::this_thread::sleep_for(Milliseconds(5));
+    const auto status = (*spooler)->status();
+    if (!status.ok()) return fail(status.error());
+    done = status->groups.front().done;
+    if (done == 0) continue;
+    if (!begun) begun = std::chrono::steady_clock::now();
+    all = seconds_since(*begun);
+    if (done < part) first_part = all;
+    if (done < total - part) before_last_part = all;
+  }
+  const auto speed = [&](double seconds) { return static_cast<double>(part) / seconds; };
+  report["messages_per_second"] = static_cast<double>(total) / all;
+  report["drain_start_per_second"] = speed(first_part);
+  report["drain_end_per_second"] = speed(all - before_last_part);
+  report["rss_bytes_peak"] = rss_bytes_peak();
+  kill(worker, SIGKILL);
+  waitpid(worker, nullptr, 0);
+  // Reclaiming takes two checkpoints, a moment each.
+  for (int i = 0; i < 100 && segment_files(serving.directory) > 3; ++i) {
+    std::this_thread::sleep_for(Milliseconds(50));
+  }
+  report["segments_after_drain"] = segment_files(serving.directory);
+  print_report(report, options.json);
+  return 0;
+}
+
+}  // namespace dray::app

@@ -1,0 +1,90 @@
+// What the benchmarks share: folders, clocks, counters of the machine, a publisher with a window,
+// the bare program, and the report.
+//
+// Threading: as each says. Failure: a counter that this machine does not have is left out.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dray/bench.hpp"
+
+namespace dray::app {
+
+// Of this process, or of its children that have ended.
+double cpu_seconds(int who);
+std::uint64_t rss_bytes();       // now
+std::uint64_t rss_bytes_peak();  // of this process
+double seconds_since(std::chrono::steady_clock::time_point started);
+
+// A fresh folder in `parent` (or here), removed at the end.
+class ScratchFolder {
+ public:
+  explicit ScratchFolder(const std::string& parent);
+  ~ScratchFolder();
+  ScratchFolder(const ScratchFolder&) = delete;
+  ScratchFolder& operator=(const ScratchFolder&) = delete;
+  bool ok() const { return ok_; }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  bool ok_ = false;
+};
+
+// Bytes written so far to the block device under `path`; nothing if that cannot be told.
+// (/proc/self/io counts what goes to the page cache.)
+std::optional<std::uint64_t> device_bytes_written(const std::string& path);
+
+// Durations, of which at most a million are kept: every one, then every second, and so on.
+class Latencies {
+ public:
+  void add(std::chrono::nanoseconds took);
+  double percentile_us(double p);
+
+ private:
+  std::vector<std::uint32_t> kept_;  // units of 10 ns
+  std::uint64_t seen_ = 0;
+  std::uint64_t every_ = 1;
+};
+
+// Publishes with at most `window` receipts outstanding; notes how long each receipt took.
+class WindowedPublisher {
+ public:
+  WindowedPublisher(Publisher& publisher, std::uint64_t messages, std::uint64_t size,
+                    std::uint64_t window)
+      : publisher_(publisher), messages_(messages), size_(size), window_(window) {}
+  // Returns when the last receipt is there.
+  Status run();
+  Latencies& latencies() { return latencies_; }
+
+ private:
+  void on_receipt(const Result<Receipt>& receipt, std::chrono::nanoseconds took);
+
+  Publisher& publisher_;
+  const std::uint64_t messages_, size_, window_;
+  std::mutex mutex_;
+  std::condition_variable room_;
+  std::uint64_t outstanding_ = 0;
+  Latencies latencies_;
+  Status failed_;
+};
+
+// Runs the bare program; nothing if there is none.
+std::optional<nlohmann::json> run_limits(const BenchOptions& options, const std::string& mode,
+                                         const std::string& folder, const std::string& more = "");
+// Starts this program again with these arguments; its standard output goes to `out` if given.
+pid_t start_self(const std::vector<std::string>& arguments, int* out = nullptr);
+
+double median(std::vector<double> values);
+void add_limit(nlohmann::json& report, double limit_per_second, double limit_p50_us);
+void print_report(const nlohmann::json& report, bool as_json);
+
+}  // namespace dray::app
