@@ -1,4 +1,6 @@
 // The dray command: parses the command line, and hands over.
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 
 #include "dray/bench.hpp"
@@ -19,6 +21,9 @@ void add_spool_choice(CLI::App& command, SpoolChoice& choice) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Batches come and go: returning their memory to the kernel each time costs page faults.
+  mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  mallopt(M_MMAP_THRESHOLD, 8 << 20);
   die_with_supervisor();
   CLI::App cli{
       "Example: dray run shop.toml\n\n"

@@ -8,6 +8,7 @@ namespace dray::spool {
 namespace {
 
 constexpr std::uint64_t kIndexSpacing = 64U << 10;
+constexpr std::size_t kBatchesKept = 8;
 
 }  // namespace
 
@@ -85,13 +86,11 @@ Status SegmentLog::use(SpareSegments::Spare spare, Lsn first_lsn) {
   DRAY_TRY(directory_.rename(spare.name, segment_name(next_segment_)));
   if (!planted(Fault::kNoSegmentNameSync)) DRAY_TRY(directory_.sync());
   segment->end = kSegmentHeaderSize;
-  // What has blocks is used to its end, also if it is less than a segment; else it extends.
-  const bool reserve = spare.size != 0 && spare.size < options_.segment_size;
-  capacity_ = reserve ? spare.size : options_.segment_size;
+  capacity_ = spare.confined ? spare.size : options_.segment_size;
   ++next_segment_;
   indexed_until_ = 0;
   batch_offset_ = kSegmentHeaderSize;
-  batch_ = std::make_shared<std::string>();
+  batch_ = fresh_batch();
   batch_index_.clear();
   bytes_total_ += kSegmentHeaderSize;
   current_ = segment;
@@ -147,7 +146,7 @@ Status SegmentLog::free(const std::set<std::uint64_t>& numbers) {
                spares_.wants_recycled()) {
       const std::string spare = spares_.fresh_name();
       DRAY_TRY(directory_.rename(name, spare));
-      recycled.push_back({segment->file, spare, *size});
+      recycled.push_back({segment->file, spare, *size, false});
     } else {
       DRAY_TRY(directory_.remove(name));
     }
@@ -267,8 +266,24 @@ Status SegmentLog::write_batch(bool sync) {
   }
   current_->last_lsn = written;
   current_->end.store(batch_offset_, std::memory_order_release);
-  if (!batch_->empty()) batch_ = std::make_shared<std::string>();
+  if (!batch_->empty()) batch_ = fresh_batch();
   return {};
+}
+
+// A buffer that its readers have let go of, or a new one: growing one anew for every commit costs
+// more than what is put into it.
+std::shared_ptr<std::string> SegmentLog::fresh_batch() {
+  if (batch_ != nullptr && batches_.size() < kBatchesKept) batches_.push_back(std::move(batch_));
+  for (auto& each : batches_) {
+    if (each.use_count() != 1) continue;
+    auto buffer = std::exchange(each, batches_.back());
+    batches_.pop_back();
+    // Whoever read it last did so before letting go.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    buffer->clear();
+    return buffer;
+  }
+  return std::make_shared<std::string>();
 }
 
 Status SegmentLog::fail(Error error) {

@@ -163,6 +163,7 @@ class SegmentLog {
   Status use(SpareSegments::Spare spare, Lsn first_lsn);
   void append(RecordType type, std::uint8_t flags, std::string_view payload);
   Status move_to_reserve();
+  std::shared_ptr<std::string> fresh_batch();
   Status write_batch(bool sync);
   Status fail(Error error);
 
@@ -185,7 +186,8 @@ class SegmentLog {
   std::shared_ptr<Segment> current_;
   std::uint64_t capacity_ = 0;  // bytes of current_
   std::shared_ptr<std::string> batch_;
-  std::uint64_t batch_offset_ = 0;  // where the batch begins in current_
+  std::vector<std::shared_ptr<std::string>> batches_;  // earlier ones, to be used again
+  std::uint64_t batch_offset_ = 0;                     // where the batch begins in current_
   Lsn batch_lsn_ = 0;               // of its first record
   std::size_t unit_bytes_ = 0;      // what is still to come of a unit
   std::vector<Segment::IndexEntry> batch_index_;

@@ -22,9 +22,9 @@ void SpareSegments::adopt(const std::string& name) {
   const auto size = (*file)->size();
   const bool whole = size.ok() && *size >= segment_size_;
   if (whole && !reserve_) {
-    reserve_ = Spare{std::move(*file), name, *size};
+    reserve_ = Spare{std::move(*file), name, *size, false};
   } else if (whole && !next_) {
-    next_ = Spare{std::move(*file), name, *size};
+    next_ = Spare{std::move(*file), name, *size, false};
     next_whole_ = true;
   } else {
     (void)directory_.remove(name);
@@ -47,7 +47,7 @@ Result<SpareSegments::Spare> SpareSegments::create() {
   for (;;) {
     const std::string name = fresh_name();
     auto file = directory_.open(name, OpenMode::kCreateNew);
-    if (file.ok()) return Spare{std::move(*file), name, 0};
+    if (file.ok()) return Spare{std::move(*file), name, 0, false};
     if (file.error().code != ErrorCode::kConflict) return file.error();
   }
 }
@@ -61,6 +61,7 @@ bool SpareSegments::make_reserve(std::uint64_t size) {
   if (!spare.ok()) return false;
   if (spare->file->allocate(size).ok()) {
     spare->size = size;
+    spare->confined = size < segment_size_;
     const std::lock_guard lock(mutex_);
     reserve_ = std::move(*spare);
     return true;

@@ -24,6 +24,7 @@ class SpareSegments {
     std::shared_ptr<File> file;
     std::string name;
     std::uint64_t size = 0;  // bytes that have blocks
+    bool confined = false;   // to its size: the disk may have no room for more
   };
 
   SpareSegments(Directory& directory, std::uint64_t segment_size)

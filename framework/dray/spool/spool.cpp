@@ -11,7 +11,7 @@ namespace {
 constexpr std::size_t kQueueItemsMax = 1U << 16;
 constexpr std::size_t kQueueBytesMax = 64U << 20;
 constexpr std::size_t kBatchItemsMax = 1024;
-constexpr std::size_t kBatchBytesMax = 256U << 10;
+constexpr std::size_t kBatchBytesMax = 512U << 10;
 constexpr std::size_t kLazyEntriesMax = 256;
 constexpr auto kLazyWaitMax = std::chrono::milliseconds(5);
 constexpr auto kMarkerIdle = std::chrono::milliseconds(50);
@@ -231,17 +231,18 @@ void Spool::stop() {
 
 void Spool::run(CommitListener& listener) {
   for (;;) {
-    std::vector<Item> items;
+    std::span<Item> items;
     bool closing = false;
-    {
+    bool work = taken_at_ < taken_.size();
+    if (!work) {
       std::unique_lock lock(mutex_);
-      const bool work = wait_for_work(lock);
+      work = wait_for_work(lock);
       closing = closing_ && queue_.empty();
-      if (work) items = take_batch();
     }
+    if (work) items = take_batch();
     if (!items.empty()) {
       room_.notify_all();
-      commit_batch(std::move(items), listener);
+      commit_batch(items, listener);
     } else if (marker_due_) {
       write_marker(listener);
     }
@@ -256,13 +257,9 @@ void Spool::idle(CommitListener& listener) {
 
 void Spool::commit_pending(CommitListener& listener) {
   for (;;) {
-    std::vector<Item> items;
-    {
-      const std::lock_guard lock(mutex_);
-      items = take_batch();
-    }
+    const auto items = take_batch();
     if (items.empty()) break;
-    commit_batch(std::move(items), listener);
+    commit_batch(items, listener);
   }
   pass_checkpoint_on(listener);
 }
@@ -287,36 +284,38 @@ bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
   }
 }
 
-std::vector<Spool::Item> Spool::take_batch() {
-  std::vector<Item> items;
-  std::size_t bytes = 0;
-  while (!queue_.empty() && items.size() < kBatchItemsMax && bytes < kBatchBytesMax) {
-    if (const auto* publish = std::get_if<Publish>(&queue_.front())) {
-      bytes += publish->envelope.size();
-      queue_bytes_ -= publish->envelope.size();
-      --queue_urgent_;
-    } else {
-      const auto& submission = std::get<Submission>(queue_.front());
-      for (const auto& entry : submission.entries) bytes += entry.payload.size();
-      if (submission.lazy) {
-        queue_lazy_entries_ -= submission.entries.size();
-      } else {
-        --queue_urgent_;
-      }
-    }
-    items.push_back(std::move(queue_.front()));
-    queue_.pop_front();
+// The queue goes over whole; what is too much for one commit waits in taken_, where it is out of
+// the publishers' way. Both keep their room for the next time.
+std::span<Spool::Item> Spool::take_batch() {
+  if (taken_at_ == taken_.size()) {
+    taken_.clear();
+    taken_at_ = 0;
+    const std::lock_guard lock(mutex_);
+    taken_.swap(queue_);
+    queue_bytes_ = queue_urgent_ = queue_lazy_entries_ = 0;
   }
-  return items;
+  std::size_t bytes = 0;
+  const std::size_t begin = taken_at_;
+  while (taken_at_ < taken_.size() && taken_at_ - begin < kBatchItemsMax &&
+         bytes < kBatchBytesMax) {
+    const auto& item = taken_[taken_at_++];
+    if (const auto* publish = std::get_if<Publish>(&item)) {
+      bytes += publish->envelope.size();
+    } else {
+      for (const auto& entry : std::get<Submission>(item).entries) bytes += entry.payload.size();
+    }
+  }
+  return {taken_.data() + begin, taken_at_ - begin};
 }
 
-void Spool::commit_batch(std::vector<Item> items, CommitListener& listener) {
+void Spool::commit_batch(std::span<Item> items, CommitListener& listener) {
   const Error stopped{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
                       directory_.path(), 0};
   if (failed_) return fail_batch(items, stopped);
-  refuse_for_room(items);
-  if (items.empty()) return;
+  if (!refuse_for_room(items)) return;
   Batch batch;
+  batch.committed.messages.reserve(items.size());
+  batch.placed.reserve(items.size());
   batch.committed.first = segments_->next_lsn();
   if (auto wrote = write_batch(items, batch); !wrote.ok()) {
     // P7: the batch may or may not be on disk; the next start finds out.
@@ -359,20 +358,26 @@ void Spool::commit_batch(std::vector<Item> items, CommitListener& listener) {
   }
 }
 
-// P7: what was queued while there was room must not eat the reserve that settling needs.
-void Spool::refuse_for_room(std::vector<Item>& items) {
-  if (segments_->spares().has_reserve() && segments_->bytes_total() < options_.max_size) return;
-  std::vector<Item> refused;
-  std::vector<Item> kept;
-  for (auto& item : items) {
-    (std::holds_alternative<Publish>(item) ? refused : kept).push_back(std::move(item));
+// P7: what was queued while there was room must not eat the reserve that settling needs. False if
+// nothing is left to commit.
+bool Spool::refuse_for_room(std::span<Item> items) {
+  if (segments_->spares().has_reserve() && segments_->bytes_total() < options_.max_size) {
+    return true;
   }
-  items = std::move(kept);
-  fail_batch(refused,
-             Error{ErrorCode::kFull, "the disk or the spool is full", directory_.path(), 0});
+  const Error full{ErrorCode::kFull, "the disk or the spool is full", directory_.path(), 0};
+  bool left = false;
+  for (auto& item : items) {
+    if (std::holds_alternative<Submission>(item)) {
+      left = true;
+      continue;
+    }
+    fail_batch({&item, 1}, full);
+    item = Submission{};
+  }
+  return left;
 }
 
-Status Spool::write_batch(std::vector<Item>& items, Batch& batch) {
+Status Spool::write_batch(std::span<Item> items, Batch& batch) {
   const auto place = [&](const SegmentLog::Added& added, GroupMask groups, Priority priority,
                          std::int64_t deliver_at_ms, std::int64_t expires_at_ms, std::size_t size) {
     batch.placed.push_back(
@@ -393,6 +398,7 @@ Status Spool::write_batch(std::vector<Item>& items, Batch& batch) {
       continue;
     }
     const auto& submission = std::get<Submission>(item);
+    if (submission.entries.empty()) continue;
     sync = sync || options_.durability == Durability::kDisk;
     Lsn first = 0;
     if ((submission.entries.front().flags & kContinues) != 0) {
@@ -431,7 +437,7 @@ void Spool::fail(const Error& error, CommitListener& listener) {
   room_.notify_all();
 }
 
-void Spool::fail_batch(std::vector<Item>& items, const Error& error) {
+void Spool::fail_batch(std::span<Item> items, const Error& error) {
   for (auto& item : items) {
     auto* publish = std::get_if<Publish>(&item);
     if (publish == nullptr) continue;

@@ -20,9 +20,9 @@
 #pragma once
 
 #include <condition_variable>
-#include <deque>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <unordered_map>
 #include <variant>
@@ -203,11 +203,11 @@ class Spool final : public Publisher {
   void enqueue(Item item, std::size_t bytes, bool may_wait);
   void run(CommitListener& listener);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
-  std::vector<Item> take_batch();
-  void commit_batch(std::vector<Item> items, CommitListener& listener);
-  Status write_batch(std::vector<Item>& items, Batch& batch);
-  void refuse_for_room(std::vector<Item>& items);
-  void fail_batch(std::vector<Item>& items, const Error& error);
+  std::span<Item> take_batch();
+  void commit_batch(std::span<Item> items, CommitListener& listener);
+  Status write_batch(std::span<Item> items, Batch& batch);
+  bool refuse_for_room(std::span<Item> items);
+  void fail_batch(std::span<Item> items, const Error& error);
   void write_marker(CommitListener& listener);
   void count_accepted(GroupMask groups);
   void fail(const Error& error, CommitListener& listener);
@@ -238,6 +238,8 @@ class Spool final : public Publisher {
   // Owned by the committer thread.
   std::unique_ptr<SegmentLog> segments_;
   std::array<std::uint64_t, kGroupsMax> accepted_{};
+  std::vector<Item> taken_;  // from the queue; [taken_at_, end) is still to be committed
+  std::size_t taken_at_ = 0;
   bool marker_due_ = false;
   std::uint64_t checkpointed_at_ = 0;  // SegmentLog::bytes_appended() of the last one
 
@@ -264,7 +266,7 @@ class Spool final : public Publisher {
   std::mutex mutex_;
   std::condition_variable work_;
   std::condition_variable room_;
-  std::deque<Item> queue_;
+  std::vector<Item> queue_;
   std::size_t queue_bytes_ = 0;
   std::size_t queue_urgent_ = 0;  // items that are not lazy
   std::size_t queue_lazy_entries_ = 0;
