@@ -6,6 +6,7 @@
 #include "dray/bench.hpp"
 #include "dray/commands.hpp"
 #include "dray/node.hpp"
+#include "dray/spool_commands.hpp"
 #include "dray/supervisor.hpp"
 
 namespace {
@@ -115,6 +116,34 @@ int main(int argc, char** argv) {
     command->callback(
         [&, action] { code = dead_change_command(choice, group, action, sequences, all); });
   }
+
+  auto* spool = cli.add_subcommand("spool",
+                                   "Example: dray spool verify var/orders\n\n"
+                                   "A spool looked at from outside.");
+  spool->require_subcommand(1);
+  const auto add_spool = [&](const char* name, const char* help, auto command) {
+    auto* added = spool->add_subcommand(name, help);
+    added->add_option("directory", file, "the spool's directory")->required();
+    added->add_flag("--json", json, "for programs");
+    added->callback([&, command] { code = command(file, json); });
+  };
+  add_spool("inspect",
+            "Example: dray spool inspect var/orders\n\n"
+            "Its segments, checkpoints and groups. May be served meanwhile.",
+            spool_inspect_command);
+  add_spool("verify",
+            "Example: dray spool verify var/orders\n\n"
+            "Read every record and name what is damaged. May be served meanwhile. Exits 1 if "
+            "anything is.",
+            spool_verify_command);
+  add_spool("repair",
+            "Example: dray spool repair var/orders\n\n"
+            "Give up what cannot be read, once and for all; damaged files are kept aside.",
+            spool_repair_command);
+  add_spool("adopt",
+            "Example: dray spool adopt var/orders\n\n"
+            "Serve a copied or restored spool here. The original must not be served any more.",
+            spool_adopt_command);
 
   BenchOptions measured;
   std::string durability = "disk";

@@ -84,6 +84,18 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   return std::unique_ptr<Spooler>(new Spooler(std::move(state)));
 }
 
+Status Spooler::adopt(const std::string& path) {
+  auto directory = open_posix_directory(path, false);
+  if (!directory.ok()) return directory.error();
+  SystemClock clock;
+  spool::SpoolOptions options;
+  options.log.machine_id = machine_id();
+  options.log.adopt = true;
+  options.allow_volatile = true;
+  auto opened = spool::Spool::open(**directory, clock, options, Log());
+  return opened.ok() ? Status() : Status(opened.error());
+}
+
 void Spooler::stop() {
   if (std::exchange(state_->stopped, true)) return;
   state_->spool->stop();

@@ -86,6 +86,9 @@ class Spooler final : public Publisher {
  public:
   static Result<std::unique_ptr<Spooler>> open(SpoolerOptions options);
   ~Spooler() override;
+  // Makes a spool that was copied or restored belong to this folder and machine. kBusy while it is
+  // served.
+  static Status adopt(const std::string& directory);
 
   void publish_draft(Draft draft, ReceiptCallback done) override;
 

@@ -269,6 +269,7 @@ class SimulatedDirectory final : public Directory {
     if (disk_.locked_) return Error{ErrorCode::kBusy, "in use", path_, 0};
     return std::unique_ptr<DirectoryLock>(std::make_unique<Held>(disk_));
   }
+  bool is_locked(const std::string&) override { return disk_.locked_; }
   std::string volatile_reason() override { return {}; }
 
  private:

@@ -59,6 +59,8 @@ class Directory {
   virtual std::uint64_t identity() = 0;
   // kBusy if another process holds it.
   virtual Result<std::unique_ptr<DirectoryLock>> lock(const std::string& name) = 0;
+  // Whether some process holds it, as far as can be told without trying to take it.
+  virtual bool is_locked(const std::string& name) = 0;
   // Nothing if what is synced here survives power loss; else the reason in words ("tmpfs").
   virtual std::string volatile_reason() = 0;
 };

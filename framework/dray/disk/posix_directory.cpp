@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <fstream>
 #include <utility>
 
 namespace dray {
@@ -186,6 +187,20 @@ class PosixDirectory final : public Directory {
       return Error{ErrorCode::kBusy, "in use by another process; stop it first", path_, 0};
     }
     return std::unique_ptr<DirectoryLock>(std::make_unique<PosixLock>(std::move(file)));
+  }
+
+  // proc(5): "1: FLOCK ADVISORY WRITE 123 08:01:4711 0 EOF".
+  bool is_locked(const std::string& name) override {
+    struct stat info {};
+    if (fstatat(descriptor_.get(), name.c_str(), &info, 0) != 0) return false;
+    const std::string inode = ":" + std::to_string(info.st_ino) + " ";
+    std::ifstream locks("/proc/locks");
+    for (std::string line; std::getline(locks, line);) {
+      if (line.find("FLOCK") != std::string::npos && line.find(inode) != std::string::npos) {
+        return true;
+      }
+    }
+    return false;
   }
 
   std::uint64_t identity() override {

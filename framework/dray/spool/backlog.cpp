@@ -48,12 +48,9 @@ class GroupReader {
         if (auto opening = from_bytes<OpeningRecord>(record.payload); opening.ok()) {
           on_count(lsn, opening->accepted);
         }
-      } else if (record.header.type == RecordType::kLost) {
-        if (auto lost = from_bytes<LostRecord>(record.payload); lost.ok()) {
-          on_gap(lost->first, lost->last);
-        }
       }
     }
+    if (record.header.type == RecordType::kLost) on_gap(lsn, lsn);
     if (!held_.empty()) return true;
     slice_.next = lsn + 1;
     return slice_.messages.size() < request_.messages_max && bytes_->size() < request_.bytes_max;

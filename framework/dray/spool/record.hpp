@@ -39,7 +39,7 @@ enum class RecordType : std::uint8_t {
   kOpening = 12,    // first in a segment: groups, and what each had accepted
   kCopy = 13,       // an open message and its history, copied forward out of an old segment
   kDamage = 14,     // messages of a group that can no longer be read
-  kLost = 15,       // stands where `dray spool repair` took damaged records out
+  kLost = 15,       // written over damaged records by `dray spool repair`; lsn: of the last of them
 };
 
 // Flags of a record header.

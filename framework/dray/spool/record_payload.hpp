@@ -150,13 +150,6 @@ struct DamageRecord {
   DRAY_FIELDS(group, first, last, count)
 };
 
-// What `dray spool repair` writes over records that fail their check.
-struct LostRecord {
-  Lsn first = 0;
-  Lsn last = 0;
-  DRAY_FIELDS(first, last)
-};
-
 // Dead letters become pending again, with their attempts at 0.
 struct ReviveRecord {
   GroupId group = 0;

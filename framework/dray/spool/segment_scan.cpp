@@ -275,7 +275,7 @@ Status SegmentLog::scan_segment(Segment& segment, std::uint64_t offset, Lsn limi
       continue;
     }
     const RecordHeader header = (*record)->header;
-    if (header.lsn > next_lsn_) {
+    if (header.lsn > next_lsn_ && header.type != RecordType::kLost) {
       segment.damaged = true;
       damaged(visitor, report,
               {segment.header.number, tail.valid_end, next_lsn_, header.lsn - 1,

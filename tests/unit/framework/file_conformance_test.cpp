@@ -24,6 +24,19 @@ void conforms(Directory& directory) {
     CHECK(*(*again)->size() == 8);
     CHECK(*(*again)->read_at(8, bytes.data(), 4) == 0);
   }
+  SECTION("a durable write writes, extends and overwrites; sync makes the rest durable") {
+    auto file = directory.open("a", OpenMode::kCreateNew);
+    REQUIRE((*file)->write_durable_at(0, std::string(10'000, 'a')).ok());
+    REQUIRE((*file)->write_durable_at(9'999, "bb").ok());
+    REQUIRE((*file)->write_at(5'000, "c").ok());
+    REQUIRE((*file)->sync_data().ok());
+    CHECK(*(*file)->size() == 10'001);
+    std::string bytes(3, '?');
+    REQUIRE((*file)->read_at(9'998, bytes.data(), 3).ok());
+    CHECK(bytes == "abb");
+    CHECK(directory.identity() != 0);
+    CHECK(directory.identity() == directory.identity());
+  }
   SECTION("allocate and truncate set the size; new bytes are zero") {
     auto file = directory.open("a", OpenMode::kCreateNew);
     REQUIRE((*file)->write_at(0, "xyz").ok());
@@ -48,8 +61,10 @@ void conforms(Directory& directory) {
     CHECK(directory.list()->empty());
   }
   SECTION("a lock is held by one at a time") {
+    CHECK(!directory.is_locked("lock"));
     auto lock = directory.lock("lock");
     REQUIRE(lock.ok());
+    CHECK(directory.is_locked("lock"));
     CHECK(directory.lock("lock").error().code == ErrorCode::kBusy);
     lock->reset();
     CHECK(directory.lock("lock").ok());

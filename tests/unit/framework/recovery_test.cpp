@@ -1,0 +1,428 @@
+// Recovery, row by row of the decision table (FORMATS.md, "Recovery"), and what the tools say.
+#include "dray/spool/bytes.hpp"
+#include "dray/spool/inspection.hpp"
+#include "support/spool_owner.hpp"
+
+using namespace dray;
+using namespace dray::spool;
+using test::SimulatedDisk;
+using test::SpoolOwner;
+
+namespace {
+
+SpoolOptions small_options() {
+  SpoolOptions options;
+  options.log.segment_size = 4096;
+  options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}};
+  return options;
+}
+
+std::string body_of(int number) {
+  return std::to_string(number) + "/" + std::string(300, static_cast<char>('a' + number % 26));
+}
+
+// A spool of 60 messages in several segments, every third settled, with two checkpoints in the
+// middle; killed.
+struct Wreck {
+  SimulatedDisk disk{1};
+  std::map<Sequence, std::string> open;
+
+  explicit Wreck(bool with_checkpoints = true) {
+    SpoolOwner owner(disk, small_options());
+    REQUIRE(owner.ok());
+    for (int i = 0; i < 60; ++i) {
+      const auto receipt = owner.publish("t", body_of(i));
+      REQUIRE(receipt.ok());
+      open[receipt->sequence] = body_of(i);
+      if (i % 3 == 0) {
+        owner.settle(0, receipt->sequence);
+        open.erase(receipt->sequence);
+      }
+      if (with_checkpoints && (i == 35 || i == 40)) owner.checkpoint();
+    }
+    owner.spool().idle(owner);
+    disk.kill();
+  }
+
+  std::vector<std::string> segments() const {
+    std::vector<std::string> out;
+    for (const auto& name : disk.names()) {
+      if (segment_number(name)) out.push_back(name);
+    }
+    return out;
+  }
+  // The segment that holds this body, and where.
+  std::pair<std::string, std::size_t> find(const std::string& body) {
+    for (const auto& name : segments()) {
+      const auto at = disk.bytes(name).find(body);
+      if (at != std::string::npos) return {name, at};
+    }
+    FAIL("no segment holds it");
+    return {};
+  }
+  Sequence sequence_of(int number) const {
+    for (const auto& [sequence, body] : open) {
+      if (body == body_of(number)) return sequence;
+    }
+    return 0;
+  }
+};
+
+// Opens, reads all, and expects every open message but `lost`.
+void serves_all_but(Wreck& wreck, const std::set<Sequence>& lost) {
+  SpoolOwner owner(wreck.disk, small_options());
+  INFO((owner.ok() ? "" : owner.error().text()));
+  REQUIRE(owner.ok());
+  auto expected = wreck.open;
+  for (const auto sequence : lost) expected.erase(sequence);
+  CHECK(owner.read_backlog(0) == expected);
+  const auto& counts = owner.group(0).counts();
+  CHECK(counts.balanced());
+  CHECK(counts.damaged == lost.size());
+  CHECK(counts.pending == expected.size());
+  CHECK(counts.accepted == 60);
+}
+
+SpoolFindings verify(SimulatedDisk& disk) {
+  auto directory = disk.directory();
+  auto findings = look_at_spool(*directory, true, nullptr);
+  REQUIRE(findings.ok());
+  return *findings;
+}
+
+}  // namespace
+
+TEST_CASE("recovery: nothing is wrong") {
+  Wreck wreck;
+  CHECK(verify(wreck.disk).good());
+  serves_all_but(wreck, {});
+}
+
+TEST_CASE("recovery: a sealed segment before the checkpoint is damaged") {
+  Wreck wreck;
+  const auto [name, at] = wreck.find(body_of(5));
+  wreck.disk.flip_bit(name, at + 10);
+  const auto findings = verify(wreck.disk);
+  CHECK(!findings.good());
+  const auto lost = wreck.sequence_of(5);
+  bool named = false;
+  for (const auto& segment : findings.segments) {
+    for (const auto& range : segment.damaged) {
+      named = named || (segment.file == name && range.first == lost && range.last == lost);
+    }
+  }
+  CHECK(named);
+  serves_all_but(wreck, {lost});
+}
+
+TEST_CASE("recovery: acknowledged records behind the checkpoint are damaged") {
+  Wreck wreck;
+  for (const int number : {50, 52}) {
+    const auto [name, at] = wreck.find(body_of(number));
+    wreck.disk.flip_bit(name, at);
+  }
+  CHECK(!verify(wreck.disk).good());
+  serves_all_but(wreck, {wreck.sequence_of(50), wreck.sequence_of(52)});
+}
+
+TEST_CASE("recovery: a sector can no longer be read") {
+  Wreck wreck;
+  const auto [name, at] = wreck.find(body_of(7));
+  wreck.disk.break_sector(name, at + 100);
+  SpoolOwner owner(wreck.disk, small_options());
+  REQUIRE(owner.ok());
+  const auto found = owner.read_backlog(0);
+  CHECK(found.count(wreck.sequence_of(7)) == 0);
+  CHECK(found.size() > wreck.open.size() / 2);  // a block of 4 KiB is a whole segment here
+  const auto& counts = owner.group(0).counts();
+  CHECK(counts.damaged == wreck.open.size() - found.size());
+  CHECK(counts.balanced());
+}
+
+TEST_CASE("recovery: a segment is missing") {
+  Wreck wreck;
+  const auto name = wreck.find(body_of(11)).first;
+  std::set<Sequence> lost;
+  for (const auto& [sequence, body] : wreck.open) {
+    if (wreck.disk.bytes(name).find(body) != std::string::npos) lost.insert(sequence);
+  }
+  wreck.disk.erase(name);
+  const auto findings = verify(wreck.disk);
+  REQUIRE(findings.missing.size() == 1);
+  CHECK(findings.missing[0].first <= *lost.begin());
+  CHECK(findings.missing[0].last >= *lost.rbegin());
+  serves_all_but(wreck, lost);
+}
+
+TEST_CASE("recovery: a segment's header is damaged and the checkpoint knows it") {
+  Wreck wreck;
+  wreck.disk.flip_bit(wreck.segments().front(), 40);
+  CHECK(!verify(wreck.disk).good());
+  serves_all_but(wreck, {});
+}
+
+TEST_CASE("recovery: a segment's header is damaged and no checkpoint knows it") {
+  Wreck wreck;
+  wreck.disk.flip_bit(wreck.segments().back(), 40);
+  SpoolOwner owner(wreck.disk, small_options());
+  REQUIRE(owner.ok());
+  REQUIRE(!owner.spool().scan_report().damaged.empty());
+  CHECK(!owner.read_backlog(0).empty());
+  CHECK(owner.group(0).counts().balanced());
+  const auto names = wreck.disk.names();
+  CHECK(std::count_if(names.begin(), names.end(),
+                      [](const std::string& name) { return name.ends_with(".quarantine"); }) == 1);
+}
+
+TEST_CASE("recovery: one checkpoint is bad, the other serves") {
+  Wreck wreck;
+  wreck.disk.flip_bit(GENERATE("checkpoint.a", "checkpoint.b"), 100);
+  CHECK(!verify(wreck.disk).good());
+  serves_all_but(wreck, {});
+}
+
+TEST_CASE("recovery: both checkpoints are bad, the log is read from its beginning") {
+  Wreck wreck;
+  wreck.disk.flip_bit("checkpoint.a", 100);
+  wreck.disk.flip_bit("checkpoint.b", 100);
+  {
+    SpoolOwner owner(wreck.disk, small_options());
+    REQUIRE(owner.ok());
+    CHECK(owner.spool().scan_report().checkpoints_lost);
+  }
+  wreck.disk.kill();
+  serves_all_but(wreck, {});
+}
+
+TEST_CASE("recovery: both checkpoints are bad and old segments are gone, with a copied message") {
+  SimulatedDisk disk{2};
+  Sequence kept = 0;
+  {
+    SpoolOwner owner(disk, small_options());
+    kept = owner.publish("t", "kept")->sequence;
+    const DeadRecord dead{0, kept, 1, 3, "attempts", "no such address", "w", 1, 0};
+    owner.submit(RecordType::kDead, to_bytes(dead));
+    owner.group(0).dead(dead, owner.spool().segments().next_lsn() - 1);
+    for (int i = 0; i < 60; ++i) {
+      const auto sequence = owner.publish("t", body_of(i))->sequence;
+      owner.settle(0, sequence);
+    }
+    const auto plan = owner.checkpoint();
+    REQUIRE(plan.to_copy == std::vector<Sequence>{kept});  // it alone holds the first segment
+    owner.copy(plan.to_copy);
+    owner.checkpoint();
+    owner.checkpoint();
+    CHECK(owner.spool().segments().segments().front().first_lsn > kept);
+    disk.kill();
+  }
+  SECTION("with its checkpoints: a dead letter with its history") {}
+  SECTION("without them: still there") {
+    disk.flip_bit("checkpoint.a", 100);
+    disk.flip_bit("checkpoint.b", 100);
+  }
+  SpoolOwner owner(disk, small_options());
+  REQUIRE(owner.ok());
+  CHECK(owner.group(0).counts().dead == 1);
+  CHECK(owner.group(0).counts().balanced());
+  const auto* history = owner.group(0).history(kept);
+  REQUIRE(history != nullptr);
+  LogReader reader(owner.spool().segments());
+  auto message = read_message(reader, kept, history);
+  REQUIRE((message.ok() && message->has_value()));
+  CHECK(parse_envelope((*message)->envelope)->body == "kept");
+  const auto attempts = read_attempts(reader, history->record_lsn(), 0, 10);
+  REQUIRE(attempts.size() == 1);
+  CHECK(attempts[0].reason == "no such address");
+}
+
+TEST_CASE("recovery: a newer checkpoint is refused") {
+  Wreck wreck;
+  auto& bytes = wreck.disk.bytes("checkpoint.a");
+  bytes[8] = static_cast<char>(kFormatVersion + 1);
+  put_le_at(bytes.data() + 36, crc32c(0, std::string_view(bytes).substr(0, 36)));
+  const SpoolOwner owner(wreck.disk, small_options());
+  REQUIRE(!owner.ok());
+  CHECK(owner.error().code == ErrorCode::kUnsupported);
+  CHECK(owner.error().text().find("newer") != std::string::npos);
+}
+
+TEST_CASE("recovery: a file that is no segment is refused by name") {
+  Wreck wreck;
+  auto directory = wreck.disk.directory();
+  {
+    auto file = directory->open(segment_name(0x99), OpenMode::kCreateNew);
+    REQUIRE(
+        (*file)
+            ->write_at(0, "somebody's notes, longer than a header would be" + std::string(200, '.'))
+            .ok());
+  }
+  const SpoolOwner owner(wreck.disk, small_options());
+  REQUIRE(!owner.ok());
+  CHECK(owner.error().text().find("0000000000000099.segment: not a Dray segment") !=
+        std::string::npos);
+}
+
+TEST_CASE("recovery: a copied spool is refused until it is adopted") {
+  Wreck wreck;
+  wreck.disk.move_to(2);
+  {
+    const SpoolOwner owner(wreck.disk, small_options());
+    REQUIRE(!owner.ok());
+    CHECK(owner.error().code == ErrorCode::kConflict);
+    CHECK(owner.error().text().find("dray spool adopt") != std::string::npos);
+  }
+  SECTION("another machine is the same") {
+    wreck.disk.move_to(1);
+    auto options = small_options();
+    options.log.machine_id = uuid_v4();
+    { REQUIRE(SpoolOwner(wreck.disk, options).ok()); }
+    options.log.machine_id = uuid_v4();
+    const SpoolOwner owner(wreck.disk, options);
+    REQUIRE(!owner.ok());
+    CHECK(owner.error().code == ErrorCode::kConflict);
+  }
+  SECTION("adopted") {
+    auto options = small_options();
+    options.log.adopt = true;
+    { REQUIRE(SpoolOwner(wreck.disk, options).ok()); }
+    serves_all_but(wreck, {});
+  }
+}
+
+TEST_CASE("recovery: a second process is refused") {
+  Wreck wreck;
+  SpoolOwner first(wreck.disk, small_options());
+  REQUIRE(first.ok());
+  const SpoolOwner second(wreck.disk, small_options());
+  REQUIRE(!second.ok());
+  CHECK(second.error().code == ErrorCode::kBusy);
+}
+
+TEST_CASE("repair gives up what is lost, and verify finds nothing any more") {
+  Wreck wreck;
+  std::set<Sequence> lost;
+  for (const int number : {5, 14, 50}) {
+    const auto [name, at] = wreck.find(body_of(number));
+    wreck.disk.flip_bit(name, at + 20);
+    lost.insert(wreck.sequence_of(number));
+  }
+  wreck.disk.flip_bit("checkpoint.a", 60);
+  auto directory = wreck.disk.directory();
+  const auto report = repair_spool(*directory, nullptr);
+  INFO((report.ok() ? "" : report.error().text()));
+  REQUIRE(report.ok());
+  CHECK(report->done.size() == 4);
+  const auto findings = verify(wreck.disk);
+  for (const auto& segment : findings.segments) {
+    INFO(segment.file << " " << segment.status);
+    CHECK(segment.damaged.empty());
+  }
+  CHECK(findings.good());
+  CHECK(findings.lost_by_repair == 3);
+  serves_all_but(wreck, lost);
+}
+
+TEST_CASE("verify of a spool that is served finds no damage") {
+  SimulatedDisk disk{3};
+  SpoolOwner owner(disk, small_options());
+  for (int i = 0; i < 100; ++i) {
+    const auto sequence = owner.publish("t", body_of(i))->sequence;
+    owner.settle(0, sequence);
+    if (i % 7 == 0) owner.checkpoint();
+    const auto findings = verify(disk);
+    for (const auto& segment : findings.segments) {
+      INFO(i << " " << segment.file << " " << segment.status);
+      REQUIRE(segment.damaged.empty());
+    }
+    REQUIRE(findings.missing.empty());
+    REQUIRE(findings.faults.empty());
+    REQUIRE(findings.served);
+  }
+}
+
+TEST_CASE("room comes back when a full spool is settled, and retained segments stay their time") {
+  SimulatedDisk disk{4};
+  auto options = small_options();
+  options.max_size = 40'000;
+  SpoolOwner owner(disk, options);
+  std::vector<Sequence> open;
+  Result<Receipt> receipt = owner.publish("t", body_of(0));
+  for (int i = 1; receipt.ok(); ++i) {
+    open.push_back(receipt->sequence);
+    receipt = owner.publish("t", body_of(i));
+  }
+  CHECK(receipt.error().code == ErrorCode::kFull);
+  for (const auto sequence : open) owner.settle(0, sequence);  // there is always room for that
+  REQUIRE(!owner.failure);
+  SECTION("settled: freed") {
+    owner.checkpoint();
+    owner.checkpoint();
+    CHECK(owner.publish("t", body_of(1)).ok());
+    CHECK(owner.spool().segments().segments().size() <= 2);
+  }
+  SECTION("retained by time") {
+    const RetainOptions retain{std::chrono::hours(1), 0};
+    owner.checkpoint(retain);
+    owner.checkpoint(retain);
+    CHECK(owner.spool().segments().segments().size() > 5);
+    owner.clock().advance(std::chrono::hours(2));
+    owner.checkpoint(retain);
+    owner.checkpoint(retain);
+    CHECK(owner.spool().segments().segments().size() <= 2);
+  }
+  SECTION("retained by size") {
+    const RetainOptions retain{std::chrono::hours(1), 10'000};
+    owner.checkpoint(retain);
+    owner.checkpoint(retain);
+    const auto left = owner.spool().segments().segments().size();
+    CHECK(left <= 5);
+    CHECK(left >= 2);
+  }
+}
+
+TEST_CASE("the dedup window outlives checkpoints, restarts and the segments of its messages") {
+  SimulatedDisk disk{5};
+  PublishOptions with_id;
+  with_id.dedup = "order-1";
+  Sequence first = 0;
+  {
+    SpoolOwner owner(disk, small_options());
+    first = owner.publish("t", "x", with_id)->sequence;
+    owner.settle(0, first);
+    for (int i = 0; i < 40; ++i) owner.settle(0, owner.publish("t", body_of(i))->sequence);
+    owner.checkpoint();
+    owner.checkpoint();
+    REQUIRE(owner.spool().segments().segments().front().first_lsn > first);
+    disk.kill();
+  }
+  SpoolOwner owner(disk, small_options());
+  const auto again = owner.publish("t", "x", with_id);
+  REQUIRE(again.ok());
+  CHECK(again->duplicate);
+  CHECK(again->sequence == first);
+  CHECK(owner.publish("t", "y", with_id).error().code == ErrorCode::kConflict);
+}
+
+TEST_CASE("a message with a history costs at most 64 bytes, and one that waits nothing") {
+  GroupState state(0, "g");
+  state.declare(1, {"t"}, GroupStanding::kAttached);
+  constexpr Sequence kCount = 1'000'000;
+  state.accept(kCount);
+  // Every second one is dead, the others are done: no interval may be left between them.
+  for (Sequence i = 2; i < 2 + kCount; ++i) {
+    if (i % 2 == 0) {
+      state.dead({0, i, 1, 3, "attempts", "", "", 0, 0}, i + kCount);
+    } else {
+      state.settle(i, Settlement::kDone);
+    }
+  }
+  CHECK(state.entries().size() == kCount / 2);
+  const auto snapshot = state.snapshot();
+  CHECK(snapshot.closed.bytes.size() <= 32);
+  // A B-tree's nodes of 256 bytes hold six entries of 40.
+  CHECK(sizeof(GroupState::Entries::value_type) == 40);
+  const auto copy = GroupState::restore(snapshot);
+  REQUIRE(copy.ok());
+  CHECK(copy->counts() == state.counts());
+  CHECK(copy->next_dead(0) == 2);
+}
