@@ -96,6 +96,12 @@ SpoolerOptions spooler_options(const config::SpoolConfig& spool, Ending& ending,
   options.bind = spool.bind;
   options.durability = spool.durability;
   options.max_size = spool.max_size;
+  options.held_max = spool.held_max;
+  options.dedup_age = spool.dedup_age;
+  options.dedup_count = spool.dedup_count;
+  options.retain_age = spool.retain_age;
+  options.retain_size = spool.retain_size;
+  options.retain_topics = spool.retain_topics;
   options.lease = spool.lease;
   options.reconnect_grace = spool.reconnect_grace;
   for (const auto& group : spool.groups) options.groups.push_back({group.name, group.topics});

@@ -23,6 +23,7 @@ nlohmann::json to_json(const SpoolStatus& status) {
                       {"damaged", group.damaged},
                       {"in_flight", group.in_flight},
                       {"delayed", group.delayed},
+                      {"held", group.held},
                       {"workers", group.workers}});
   }
   nlohmann::json workers = nlohmann::json::array();
@@ -43,6 +44,9 @@ nlohmann::json to_json(const SpoolStatus& status) {
           {"max_size_bytes", status.max_size_bytes},
           {"stale_results", status.stale_results},
           {"damaged_ranges", status.damaged_ranges},
+          {"segments", status.segments},
+          {"held_max", status.held_max},
+          {"expiry_paused", status.expiry_paused},
           {"detached_groups", status.detached_groups},
           {"groups", groups},
           {"workers", workers}};

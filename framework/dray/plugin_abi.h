@@ -64,6 +64,8 @@ typedef struct dray_draft {
   dray_bytes dedup;
   int64_t deliver_at_ms;
   int64_t expires_at_ms;
+  uint32_t durability; /* 0 the spool's own, 1 os, 2 disk */
+  uint32_t reserved;   /* 0 */
 } dray_draft;
 
 typedef struct dray_delivery {

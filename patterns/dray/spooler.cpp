@@ -50,6 +50,10 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   spool::SpoolOptions spool_options;
   spool_options.durability = wanted.durability;
   spool_options.max_size = wanted.max_size;
+  spool_options.held_max = wanted.held_max;
+  spool_options.dedup = {wanted.dedup_count, wanted.dedup_age};
+  spool_options.retain = {wanted.retain_age, wanted.retain_size};
+  spool_options.retained_topics = wanted.retain_topics;
   spool_options.log.machine_id = machine_id();
   if (!wanted.keep_groups) {
     auto& groups = spool_options.groups.emplace();
@@ -111,6 +115,12 @@ Status Spooler::bind(const std::string& endpoint) {
   return bound;
 }
 
+Status Spooler::confirm_clock() {
+  const bool answered = state_->dispatcher->call(
+      [](balancing::Dispatcher::Desk& desk) { desk.core.confirm_clock(); });
+  return answered ? Status() : Status(Error{ErrorCode::kClosed, "the spool is stopped", "", 0});
+}
+
 void Spooler::publish_draft(Draft draft, ReceiptCallback done) {
   state_->spool->publish_draft(std::move(draft), std::move(done));
 }
@@ -131,14 +141,17 @@ Result<SpoolStatus> Spooler::status() {
   status.max_size_bytes = spool.max_size();
   status.damaged_ranges = spool.scan_report().damaged.size();
   status.detached_groups = spool.detached_groups();
+  status.segments = spool.segments().segments().size();
+  status.held_max = spool.options().held_max;
   const bool answered = state_->dispatcher->call([&](balancing::Dispatcher::Desk& desk) {
     status.stale_results = desk.core.stale_results();
+    status.expiry_paused = desk.core.expiry_paused({state_->clock.steady(), state_->clock.utc()});
     for (const auto& group : desk.core.group_status()) {
       status.groups.push_back({group.name, group.topics, group.attached, group.gated,
                                group.counts.accepted, group.counts.pending, group.counts.done,
                                group.counts.dead, group.counts.expired, group.counts.dropped,
-                               group.counts.damaged, group.in_flight, group.delayed,
-                               group.workers});
+                               group.counts.damaged, group.in_flight, group.delayed, group.workers,
+                               group.held});
     }
     for (const auto& session : desk.core.session_status()) {
       status.workers.push_back({session.id.text(), session.worker, session.group,

@@ -31,7 +31,16 @@ struct SpoolerOptions {
   std::string directory;  // made if missing
   std::string bind = {};  // endpoint for workers; empty: no worker can come
   Durability durability = Durability::kDisk;
-  std::uint64_t max_size = 8ULL << 30;    // bytes
+  std::uint64_t max_size = 8ULL << 30;  // bytes
+  std::uint64_t held_max = 1'000'000;   // dead, delayed and retrying messages: 64 bytes each
+  // A publish with a dedup id inside this window is the first one again.
+  Milliseconds dedup_age{86'400'000};
+  std::size_t dedup_count = 1'000'000;
+  // Settled messages stay for so long (0: not), but not more bytes of them than retain_size (0: no
+  // limit). retain_topics may be published without a group.
+  Milliseconds retain_age{0};
+  std::uint64_t retain_size = 0;
+  std::vector<std::string> retain_topics = {};
   std::vector<SpoolerGroup> groups = {};  // these decide
   bool keep_groups = false;               // ignore `groups`, serve those that the spool has
   Milliseconds lease{10'000};
@@ -48,6 +57,7 @@ struct SpoolGroupStatus {
   std::uint64_t accepted = 0, pending = 0, done = 0, dead = 0, expired = 0, dropped = 0,
                 damaged = 0;
   std::uint64_t in_flight = 0, delayed = 0, workers = 0;
+  std::uint64_t held = 0;  // messages with a history, in memory
 };
 
 struct SpoolWorkerStatus {
@@ -64,6 +74,9 @@ struct SpoolStatus {
   std::uint64_t size_bytes = 0, max_size_bytes = 0;
   std::uint64_t stale_results = 0;
   std::uint64_t damaged_ranges = 0;
+  std::uint64_t segments = 0;
+  std::uint64_t held_max = 0;  // at this many held messages nothing new is delivered
+  bool expiry_paused = false;  // the wall clock jumped; nothing expires until it is steady
   std::vector<std::string> detached_groups;
   std::vector<SpoolGroupStatus> groups;
   std::vector<SpoolWorkerStatus> workers;
@@ -104,6 +117,9 @@ class Spooler final : public Publisher {
   // group. Returns how many, once that is durable.
   Result<std::size_t> retry_dead(const std::string& group, std::vector<Sequence> sequences);
   Result<std::size_t> drop_dead(const std::string& group, std::vector<Sequence> sequences);
+
+  // The wall clock is right although it jumped: messages expire again.
+  Status confirm_clock();
 
   // Commits what was accepted, then ends. Idempotent.
   void stop();

@@ -200,6 +200,22 @@ SpoolConfig read_spool(const std::string& name, const toml::table& table, Faults
     }
   }
   reader.size("max_size", spool.max_size, 256ULL << 20);
+  reader.integer("held_max", spool.held_max, 1'000, 100'000'000);
+  if (const auto* dedup = reader.subtable("dedup")) {
+    TableReader dedup_reader(*dedup, "spool." + name + ".dedup", faults);
+    dedup_reader.duration("age", spool.dedup_age, Milliseconds(1'000));
+    dedup_reader.integer("count", spool.dedup_count, 1, 100'000'000);
+    dedup_reader.finish();
+  }
+  if (const auto* retain = reader.subtable("retain")) {
+    TableReader retain_reader(*retain, "spool." + name + ".retain", faults);
+    retain_reader.duration("age", spool.retain_age, Milliseconds(1'000));
+    retain_reader.size("max_size", spool.retain_size, 1ULL << 20);
+    spool.retain_topics = retain_reader.texts("topics");
+    for (const auto& topic : spool.retain_topics) check_name(*retain, "topic", topic, faults);
+    if (spool.retain_age.count() == 0) faults.add(*retain, "'retain' needs an 'age'");
+    retain_reader.finish();
+  }
   reader.duration("lease", spool.lease, Milliseconds(100));
   reader.duration("reconnect_grace", spool.reconnect_grace);
   if (const auto* groups = reader.subtable("group")) {

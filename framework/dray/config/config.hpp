@@ -39,6 +39,13 @@ struct SpoolConfig {
   std::string bind;  // empty: nothing outside this process consumes
   Durability durability = Durability::kDisk;
   std::uint64_t max_size = 8ULL << 30;
+  std::uint32_t held_max = 1'000'000;  // dead, delayed and retrying messages
+  Milliseconds dedup_age{86'400'000};
+  std::uint32_t dedup_count = 1'000'000;
+  // Settled messages stay for so long, but not more of them than this; 0: no limit.
+  Milliseconds retain_age{0};
+  std::uint64_t retain_size = 0;
+  std::vector<std::string> retain_topics;  // may be published without a group
   Milliseconds lease{10'000};
   Milliseconds reconnect_grace{2'000};
   std::vector<GroupConfig> groups;

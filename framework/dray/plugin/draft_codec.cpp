@@ -39,11 +39,14 @@ dray_draft to_abi(const Draft& draft, const std::string& encoded_headers) {
   abi.dedup = span(draft.options.dedup);
   abi.deliver_at_ms = to_ms(draft.options.deliver_at);
   abi.expires_at_ms = to_ms(draft.options.expires_at);
+  if (const auto durability = draft.options.durability) {
+    abi.durability = *durability == Durability::kDisk ? 2 : 1;
+  }
   return abi;
 }
 
 Result<Draft> from_abi(const dray_draft& abi) {
-  if (abi.size < sizeof(dray_draft) || abi.priority > 2) {
+  if (abi.size < sizeof(dray_draft) || abi.priority > 2 || abi.durability > 2) {
     return Error{ErrorCode::kInvalid, "malformed draft from a plugin", "", 0};
   }
   Draft draft;
@@ -54,6 +57,9 @@ Result<Draft> from_abi(const dray_draft& abi) {
   draft.options.priority = static_cast<Priority>(abi.priority);
   draft.options.deliver_at = from_ms(abi.deliver_at_ms);
   draft.options.expires_at = from_ms(abi.expires_at_ms);
+  if (abi.durability != 0) {
+    draft.options.durability = abi.durability == 2 ? Durability::kDisk : Durability::kOs;
+  }
   auto headers = parse_headers(view(abi.headers));
   if (!headers.ok()) return headers.error();
   draft.options.headers = std::move(*headers);

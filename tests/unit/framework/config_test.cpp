@@ -12,6 +12,9 @@ const char* const kGood = R"(
 directory = "${DRAY_TEST_UNSET:-./var}/orders"
 bind = "ipc://./var/s"
 max_size = "2GiB"
+held_max = 5000
+dedup = { age = "2h", count = 7 }
+retain = { age = "7d", max_size = "1GiB", topics = ["audit"] }
   [spool.orders.group.email]
   topics = ["order.placed"]
 [app.order]
@@ -45,7 +48,14 @@ TEST_CASE("a good config is read whole") {
   for (const auto& fault : loaded.faults) UNSCOPED_INFO(fault.text());
   REQUIRE(loaded.faults.empty());
   CHECK(loaded.config.spools.at("orders").directory == "./var/orders");
-  CHECK(loaded.config.spools.at("orders").max_size == 2ULL << 30);
+  const auto& orders = loaded.config.spools.at("orders");
+  CHECK(orders.max_size == 2ULL << 30);
+  CHECK(orders.held_max == 5000);
+  CHECK(orders.dedup_age == std::chrono::hours(2));
+  CHECK(orders.dedup_count == 7);
+  CHECK(orders.retain_age == std::chrono::hours(7 * 24));
+  CHECK(orders.retain_size == 1ULL << 30);
+  CHECK(orders.retain_topics == std::vector<std::string>{"audit"});
   const auto* email = loaded.config.find_app("email");
   REQUIRE(email != nullptr);
   CHECK(email->consume->endpoints == std::vector<std::string>{"ipc://./var/s"});
@@ -57,9 +67,9 @@ TEST_CASE("a good config is read whole") {
 TEST_CASE("faults say file, line, column and what to do") {
   CHECK(faults_of(kGood, "publish =", "publsh =") ==
         "shop.toml:2:1: no app publishes to spool 'orders'; give one of them publish = \"orders\"\n"
-        "shop.toml:11:1: unknown key 'publsh' in app.order; did you mean 'publish'?\n");
+        "shop.toml:14:1: unknown key 'publsh' in app.order; did you mean 'publish'?\n");
   CHECK(faults_of(kGood, "\"1.5s\"", "30") ==
-        "shop.toml:18:11: 'timeout' has no unit; write it like \"30s\"\n");
+        "shop.toml:21:11: 'timeout' has no unit; write it like \"30s\"\n");
   CHECK(faults_of(kGood, "\"2GiB\"", "\"2 potatoes\"").find("unknown unit ' potatoes'") !=
         std::string::npos);
   CHECK(faults_of(kGood, "from = [\"orders\"]", "from = [\"order\"]")
@@ -68,7 +78,7 @@ TEST_CASE("faults say file, line, column and what to do") {
         std::string::npos);
   CHECK(faults_of(kGood, "${DRAY_TEST_UNSET:-./var}", "${DRAY_TEST_UNSET}")
             .find("environment variable DRAY_TEST_UNSET is not set") != std::string::npos);
-  CHECK(faults_of(kGood, "[app.order]", "[app.order").find("shop.toml:8:") == 0);
+  CHECK(faults_of(kGood, "[app.order]", "[app.order").find("shop.toml:11:") == 0);
   CHECK(faults_of(kGood, "group = \"email\"", "group = \"mail\"").find("has no group 'mail'") !=
         std::string::npos);
 }

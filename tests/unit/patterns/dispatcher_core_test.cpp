@@ -12,7 +12,8 @@ namespace {
 class Bench {
  public:
   explicit Bench(std::vector<spool::RecordedSession> recorded = {}, Sequence boundary = 2,
-                 std::unique_ptr<spool::GroupState> state = nullptr) {
+                 std::unique_ptr<spool::GroupState> state = nullptr,
+                 std::uint64_t held_max = 1'000'000) {
     if (!state) {
       state = std::make_unique<spool::GroupState>(spool::GroupId{0}, "g");
       state->declare(1, {"t"}, spool::GroupStanding::kAttached);
@@ -22,6 +23,7 @@ class Bench {
     DispatcherOptions options;
     options.epoch = 5;
     options.boundary = boundary;
+    options.held_max = held_max;
     next_ = boundary;
     core = std::make_unique<DispatcherCore>(
         options, std::move(groups), recorded,
@@ -30,13 +32,18 @@ class Bench {
 
   Now now() const { return {clock.steady(), clock.utc()}; }
 
-  Sequence publish() {
+  Sequence publish(std::optional<UtcTime> expires_at = std::nullopt,
+                   std::optional<UtcTime> deliver_at = std::nullopt) {
+    const auto ms = [](const std::optional<UtcTime>& time) {
+      return time ? time->time_since_epoch().count() : 0;
+    };
     const Sequence sequence = next_++;
     spool::Committed committed;
     committed.first = committed.last = sequence;
     auto bytes = std::make_shared<std::string>("envelope " + std::to_string(sequence));
     stored[sequence] = bytes;
-    committed.messages.push_back({sequence, 1, Priority::kNormal, 0, 0, bytes, *bytes});
+    committed.messages.push_back(
+        {sequence, 1, Priority::kNormal, ms(deliver_at), ms(expires_at), bytes, *bytes});
     core->on_committed(committed, now());
     settle_down();
     return sequence;
@@ -388,4 +395,72 @@ TEST_CASE("a follow-up to a topic without a group is a failed attempt, and nothi
   bench.advance(1s);
   REQUIRE(bench.delivered["a"].size() == 2);
   CHECK(bench.delivered["a"][1].attempt == 2);
+}
+
+TEST_CASE("expiry pauses when the wall clock jumps, until it has been steady or is confirmed") {
+  Bench bench;
+  const auto soon = bench.clock.utc() + 30s;
+  bench.publish(soon);
+  SECTION("no jump: it expires") {
+    bench.advance(31s);
+    bench.hello("a", kOne);
+    CHECK(bench.counts().expired == 1);
+  }
+  SECTION("a jump of an hour: it is delivered") {
+    bench.advance(1s);
+    bench.clock.jump_utc(Milliseconds(3'600'000));
+    bench.advance(1ms);
+    CHECK(bench.core->expiry_paused(bench.now()));
+    bench.hello("a", kOne);
+    CHECK(bench.counts().expired == 0);
+    CHECK(bench.delivered["a"].size() == 1);
+  }
+  SECTION("steady again for five minutes, or confirmed: it expires") {
+    bench.advance(1s);
+    bench.clock.jump_utc(Milliseconds(3'600'000));
+    bench.advance(1ms);
+    if (GENERATE(true, false)) {
+      bench.core->confirm_clock();
+    } else {
+      for (int i = 0; i < 301; ++i) bench.advance(1s);
+    }
+    bench.hello("a", kOne);
+    CHECK(bench.counts().expired == 1);
+  }
+}
+
+TEST_CASE("a delayed message waits for its time and costs one entry") {
+  Bench bench;
+  bench.hello("a", kOne);
+  const auto sequence = bench.publish(std::nullopt, bench.clock.utc() + 60s);
+  CHECK(bench.delivered["a"].empty());
+  CHECK(bench.core->held() == 1);
+  bench.advance(59s);
+  bench.hello("a", kOne);
+  CHECK(bench.delivered["a"].empty());
+  bench.advance(1001ms);
+  REQUIRE(bench.delivered["a"].size() == 1);
+  bench.answer("a", sequence, ResultKind::kDone, 1);
+  CHECK(bench.counts().done == 1);
+  CHECK(bench.core->held() == 0);
+}
+
+TEST_CASE("at the limit of held messages nothing new is granted until some are settled") {
+  Bench bench({}, 2, nullptr, 2);
+  bench.hello("a", kOne, 1);
+  for (int i = 0; i < 4; ++i) bench.publish();
+  for (int i = 0; i < 2; ++i) {
+    const auto sequence = bench.delivered["a"].at(static_cast<std::size_t>(i)).sequence;
+    bench.answer("a", sequence, ResultKind::kReject);
+  }
+  CHECK(bench.counts().dead == 2);
+  CHECK(bench.core->held_full());
+  // P8. What was under way when the limit was reached is finished; nothing new begins.
+  bench.answer("a", bench.delivered["a"].back().sequence, ResultKind::kDone);
+  const auto before = bench.delivered["a"].size();
+  bench.publish();
+  CHECK(bench.delivered["a"].size() == before);
+  bench.core->drop(0, {bench.delivered["a"].front().sequence});
+  bench.settle_down();
+  CHECK(bench.delivered["a"].size() == before + 1);
 }
