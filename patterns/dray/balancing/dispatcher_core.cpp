@@ -721,7 +721,7 @@ bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
   LaneState* lane = nullptr;
   std::deque<ReadyMessage>* queue = &group.again;
   if (queue->empty()) {
-    if (held_full()) return false;  // P8: what fails now would have to be held as well
+    if (held_full()) return false;
     lane = !group.gated && !group.old_lane.ready.empty() ? &group.old_lane : &group.live_lane;
     queue = &lane->ready;
   }
@@ -770,7 +770,8 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
 void DispatcherCore::dispatch(Group& group, Now now) {
   grant_suspects(group, now);
   for (;;) {
-    const std::size_t ready = group.ready_count();
+    // P8: at the limit only what is held already goes out.
+    const std::size_t ready = held_full() ? group.again.size() : group.ready_count();
     if (ready == 0) break;
     std::size_t with_room = 0;
     Session* session = least_loaded(group, now, with_room);
