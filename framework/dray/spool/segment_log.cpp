@@ -119,7 +119,8 @@ std::vector<SegmentEntry> SegmentLog::entries(Lsn lsn, const LogPosition& positi
     if (header.number > position.segment || dead.count(header.number) != 0) continue;
     const bool last = header.number == position.segment;
     all.push_back({header.number, header.epoch, header.epoch_random, header.first_lsn,
-                   last ? lsn : segment->last_lsn.load(), last ? position.offset : segment->end.load()});
+                   last ? lsn : segment->last_lsn.load(),
+                   last ? position.offset : segment->end.load()});
   }
   return all;
 }
@@ -223,8 +224,8 @@ Status SegmentLog::move_to_reserve() {
   DRAY_TRY(seal());
   DRAY_TRY(roll(batch_lsn_, true));
   for (std::size_t at = 0; at < old->size();) {
-    const auto header = decode_record_header(std::string_view(*old).substr(at), old_seed,
-                                             old_offset + at);
+    const auto header =
+        decode_record_header(std::string_view(*old).substr(at), old_seed, old_offset + at);
     DRAY_ASSERT(header.has_value());
     append_record(*batch_, current_->seed, batch_offset_ + batch_->size(), *header,
                   std::string_view(*old).substr(at + kRecordHeaderSize, header->payload_size));
@@ -271,19 +272,23 @@ Status SegmentLog::write_batch(bool sync) {
 }
 
 // A buffer that its readers have let go of, or a new one: growing one anew for every commit costs
-// more than what is put into it.
+// more than what is put into it. The last reader gives it back, on its own thread.
 std::shared_ptr<std::string> SegmentLog::fresh_batch() {
-  if (batch_ != nullptr && batches_.size() < kBatchesKept) batches_.push_back(std::move(batch_));
-  for (auto& each : batches_) {
-    if (each.use_count() != 1) continue;
-    auto buffer = std::exchange(each, batches_.back());
-    batches_.pop_back();
-    // Whoever read it last did so before letting go.
-    std::atomic_thread_fence(std::memory_order_acquire);
-    buffer->clear();
-    return buffer;
+  std::unique_ptr<std::string> buffer;
+  {
+    const std::lock_guard lock(buffers_->mutex);
+    if (!buffers_->free.empty()) {
+      buffer = std::move(buffers_->free.back());
+      buffers_->free.pop_back();
+    }
   }
-  return std::make_shared<std::string>();
+  if (buffer == nullptr) buffer = std::make_unique<std::string>();
+  return {buffer.release(), [buffers = buffers_](std::string* used) {
+            std::unique_ptr<std::string> back(used);
+            back->clear();
+            const std::lock_guard lock(buffers->mutex);
+            if (buffers->free.size() < kBatchesKept) buffers->free.push_back(std::move(back));
+          }};
 }
 
 Status SegmentLog::fail(Error error) {

@@ -186,8 +186,7 @@ class SegmentLog {
   std::shared_ptr<Segment> current_;
   std::uint64_t capacity_ = 0;  // bytes of current_
   std::shared_ptr<std::string> batch_;
-  std::vector<std::shared_ptr<std::string>> batches_;  // earlier ones, to be used again
-  std::uint64_t batch_offset_ = 0;                     // where the batch begins in current_
+  std::uint64_t batch_offset_ = 0;  // where the batch begins in current_
   Lsn batch_lsn_ = 0;               // of its first record
   std::size_t unit_bytes_ = 0;      // what is still to come of a unit
   std::vector<Segment::IndexEntry> batch_index_;
@@ -195,6 +194,12 @@ class SegmentLog {
   std::uint64_t bytes_appended_ = 0;
   std::vector<Status> failed_;  // empty, or the first failure
 
+  // Batches that nobody reads any more. Outlives the log with its last reader.
+  struct Buffers {
+    std::mutex mutex;
+    std::vector<std::unique_ptr<std::string>> free;
+  };
+  const std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
   SpareSegments spares_;
   std::atomic<std::uint64_t> bytes_total_{0};
 
