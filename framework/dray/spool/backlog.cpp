@@ -73,6 +73,7 @@ class GroupReader {
 
   BacklogSlice take(bool whole) {
     if (whole) slice_.next = request_.before;
+    if (whole && request_.accepted_at_end) count(request_.before, *request_.accepted_at_end);
     skip_to(slice_.next);
     slice_.gaps = std::move(gaps_);
     const std::shared_ptr<const std::string> owner = bytes_;
@@ -96,12 +97,7 @@ class GroupReader {
       view = *parsed;
       topic = view->topic;
     }
-    if (topic != topic_ || lsn >= takes_until_) {
-      topic_ = topic;
-      takes_ = group_.takes(topic, lsn);
-      takes_until_ = lsn + 1024;  // an era may have ended
-    }
-    if (!takes_) return;
+    if (!group_.takes(topic, lsn)) return;
     if (lsn >= request_.known) ++slice_.passed;
     skip_to(lsn);
     skip_from_ = lsn + 1;
@@ -120,9 +116,11 @@ class GroupReader {
 
   // The log says how many the group had accepted up to here.
   void on_count(Lsn lsn, const std::vector<std::uint64_t>& accepted) {
-    if (group_.id() >= accepted.size()) return;
+    if (group_.id() < accepted.size()) count(lsn, accepted[group_.id()]);
+  }
+
+  void count(Lsn lsn, std::uint64_t wanted) {
     const std::uint64_t read = request_.passed + slice_.passed;
-    const std::uint64_t wanted = accepted[group_.id()];
     if (wanted > read) {
       if (gaps_.empty()) gaps_.push_back({lsn, lsn, 0});
       gaps_.back().count = wanted - read;
@@ -140,9 +138,6 @@ class GroupReader {
   std::vector<DamagedPart> gaps_;                            // since the last count
   std::vector<std::pair<RecordHeader, std::string>> held_;   // of a unit that is not complete yet
   Lsn skip_from_;
-  std::string topic_;
-  bool takes_ = false;
-  Lsn takes_until_ = 0;
 };
 
 }  // namespace

@@ -52,6 +52,8 @@ struct BacklogRequest {
   std::size_t messages_max = 0;
   std::size_t bytes_max = 0;
   std::vector<DamagedPart> gaps = {};  // of the slice before this one
+  // What the group had accepted at `before`, if that is known.
+  std::optional<std::uint64_t> accepted_at_end = std::nullopt;
 };
 
 Result<BacklogSlice> read_backlog(LogReader& reader, const GroupState& group,

@@ -146,7 +146,7 @@ bool GroupState::settle(Sequence sequence, Settlement settlement) {
   } else {
     closed_.add(sequence);
   }
-  --counts_.pending;
+  leave_pending();
   switch (settlement) {
     case Settlement::kDone:
       ++counts_.done;
@@ -162,6 +162,16 @@ bool GroupState::settle(Sequence sequence, Settlement settlement) {
       break;
   }
   return true;
+}
+
+// Lost messages are known by number only: one that was settled in the log before it was lost may
+// have been counted as lost too, and then it is another that is still here.
+void GroupState::leave_pending() {
+  if (counts_.pending == 0 && counts_.damaged > 0) {
+    --counts_.damaged;
+  } else {
+    --counts_.pending;
+  }
 }
 
 void GroupState::delay(Sequence sequence, std::int64_t due_ms) {
@@ -200,7 +210,7 @@ bool GroupState::dead(const DeadRecord& record, Lsn lsn) {
   history.end_number(record.number);
   history.set_suspect(false);
   history.set_due_ms(0);
-  --counts_.pending;
+  leave_pending();
   ++counts_.dead;
   return true;
 }

@@ -50,10 +50,10 @@ class History {
 
   std::int64_t due_ms() const { return static_cast<std::int64_t>(due_ms_); }  // UTC; 0: at once
   std::uint32_t attempts() const { return attempts_; }  // counted; stays at its limit of 8,191
-  std::uint32_t losses() const { return losses_; }  // deliveries lost in company; at most 255
+  std::uint32_t losses() const { return losses_; }      // deliveries lost in company; at most 255
   Lsn record_lsn() const { return record_lsn_; }  // its last retry, dead or copy record, 0 for none
-  Lsn copy_lsn() const { return copy_lsn_; }  // where the message was copied to, 0: never
-  std::uint32_t number() const { return number_; }  // last delivery number
+  Lsn copy_lsn() const { return copy_lsn_; }      // where the message was copied to, 0: never
+  std::uint32_t number() const { return number_; }              // last delivery number
   std::uint32_t number_epoch() const { return number_epoch_; }  // low 32 bits of its epoch
   bool ended() const { return ended_ != 0; }  // the end of that delivery is recorded
   bool suspect() const { return suspect_ != 0; }
@@ -164,8 +164,8 @@ class GroupState {
   void take(Sequence sequence) { entries_.at(sequence).set_due_ms(History::kAtHand); }
   // The copy holds its history up to the record at `record_lsn`.
   void copied(Sequence sequence, Lsn copy_lsn, Lsn record_lsn);
-  // Without a checkpoint the log begins in the middle: `accepted` messages up to `lsn` were settled,
-  // for else their segments would be there (S9). REQUIRES: just declared.
+  // Without a checkpoint the log begins in the middle: `accepted` messages up to `lsn` were
+  // settled, for else their segments would be there (S9). REQUIRES: just declared.
   void begin_in_the_middle(Lsn lsn, std::uint64_t accepted);
   // A copy of a message from before that: open after all.
   void copied_from_before(Sequence sequence, Lsn copy_lsn, const AttemptRecord* last);
@@ -196,6 +196,8 @@ class GroupState {
   std::uint64_t damaged_between(Lsn from, Lsn before) const;
 
  private:
+  void leave_pending();
+
   GroupId id_;
   std::string name_;
   std::vector<Era> eras_;

@@ -166,6 +166,7 @@ Status SegmentLog::make_room(std::size_t bytes) {
   const std::uint64_t end = batch_offset_ + batch_->size();
   if (end + bytes <= capacity_ || end == kSegmentHeaderSize) return {};
   DRAY_TRY(write_batch(false));
+  if (batch_offset_ + bytes <= capacity_) return {};  // it went to the reserve, which has room
   Status rolled = seal();
   if (rolled.ok()) rolled = roll(next_lsn_, false);
   return rolled.ok() ? rolled : fail(rolled.error());

@@ -52,7 +52,7 @@ DispatcherCore::DispatcherCore(const DispatcherOptions& options,
     group->old_lane.cursor = std::min(state.first_plain(), state.known());
     group->old_lane.caught_up = group->old_lane.cursor >= options_.boundary;
     group->live_lane.cursor = std::max(options_.boundary, std::min(state.known(), kSequenceMax));
-    group->live_lane.passed = state.counts().accepted;
+    group->live_lane.passed = group->accepted_before = state.counts().accepted;
     group->live_lane.caught_up = true;
     groups_.push_back(std::move(group));
   }
@@ -319,8 +319,8 @@ void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, S
     }
     LogEntry message = entry(RecordType::kMessage, envelope);
     const bool has_options = !parsed->dedup.empty() || parsed->deliver_at || parsed->expires_at;
-    message.flags = static_cast<std::uint8_t>(
-        spool::message_flags(parsed->priority, has_options) | spool::kContinues);
+    message.flags = static_cast<std::uint8_t>(spool::message_flags(parsed->priority, has_options) |
+                                              spool::kContinues);
     message.groups = route;
     submission.entries.push_back(std::move(message));
   }
@@ -558,7 +558,7 @@ void DispatcherCore::on_fetched(GroupId id, Sequence sequence,
                                 std::optional<ReadyMessage> message) {
   Group& group = *groups_.at(id);
   --group.fetching;
-  if (group.state->is_settled(sequence)) return;  // dropped meanwhile
+  if (group.state->is_settled(sequence)) return;           // dropped meanwhile
   if (!message) return settle_damaged(group, {sequence});  // P6: never silently dropped
   const auto* history = group.state->history(sequence);
   auto& queue = history != nullptr && history->suspect() ? group.suspects : group.again;
@@ -572,6 +572,19 @@ bool DispatcherCore::has_room(const LaneState& lane) const {
 void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
   auto& lane = group.live_lane;
   const spool::GroupMask bit = spool::GroupMask{1} << group.state->id();
+  // P8: a few messages of a slow group must not keep the whole batch in memory.
+  std::size_t own_bytes = 0;
+  for (const auto& message : committed.messages) {
+    if ((message.groups & bit) != 0) own_bytes += message.envelope.size();
+  }
+  const auto keep = [&](const spool::AcceptedMessage& message) -> ReadyMessage {
+    if (own_bytes * 4 >= message.owner->size()) {
+      return {message.sequence, message.deliver_at_ms, message.expires_at_ms, message.owner,
+              message.envelope};
+    }
+    auto copy = std::make_shared<const std::string>(message.envelope);
+    return {message.sequence, message.deliver_at_ms, message.expires_at_ms, copy, *copy};
+  };
   spool::Lsn skip_from = committed.first;
   for (const auto& message : committed.messages) {
     if ((message.groups & bit) == 0) continue;
@@ -591,8 +604,7 @@ void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
       continue;
     }
     lane.bytes += message.envelope.size();
-    lane.ready.push_back({message.sequence, message.deliver_at_ms, message.expires_at_ms,
-                          message.owner, message.envelope});
+    lane.ready.push_back(keep(message));
   }
   if (!lane.caught_up) return;
   if (skip_from <= committed.last) group.state->skip(skip_from, committed.last);
@@ -631,12 +643,13 @@ void DispatcherCore::request_refills(Group& group) {
     lane.reading = true;
     const auto& state = *group.state;
     const bool old = which == Lane::kOld;
-    actions_.refills.push_back({state.id(),
-                                which,
-                                {lane.cursor, before, old ? state.passed() : lane.passed,
-                                 old ? state.known() : lane.cursor,
-                                 options_.ready_messages_max - lane.ready.size(),
-                                 options_.ready_bytes_max - lane.bytes, lane.gaps}});
+    actions_.refills.push_back(
+        {state.id(),
+         which,
+         {lane.cursor, before, old ? state.passed() : lane.passed,
+          old ? state.known() : lane.cursor, options_.ready_messages_max - lane.ready.size(),
+          options_.ready_bytes_max - lane.bytes, lane.gaps,
+          old ? std::optional(group.accepted_before) : std::nullopt}});
   };
   if (!group.gated) request(Lane::kOld, options_.boundary);
   request(Lane::kLive, accepted_until_);
@@ -729,6 +742,7 @@ bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
   ReadyMessage message = std::move(queue->front());
   queue->pop_front();
   if (lane != nullptr) lane->bytes -= message.envelope.size();
+  if (lane == nullptr && group.state->is_settled(message.sequence)) return true;  // dropped since
   if (is_expired(message, now)) {
     expire(group, message.sequence);
   } else {
@@ -758,6 +772,7 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
     idle->reserved = false;
     const ReadyMessage message = std::move(group.suspects.front());
     group.suspects.pop_front();
+    if (group.state->is_settled(message.sequence)) continue;  // dropped since
     if (is_expired(message, now)) {
       expire(group, message.sequence);
     } else {

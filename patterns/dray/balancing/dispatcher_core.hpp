@@ -53,7 +53,7 @@ struct DispatcherOptions {
   std::uint64_t held_max = 1'000'000;  // dead, delayed and retrying messages, over all groups
   spool::RetainOptions retain;
   std::int64_t last_utc_ms = 0;  // the latest time that the log names; 0: none
-  std::uint64_t seed = 1;  // of the jitter
+  std::uint64_t seed = 1;        // of the jitter
 };
 
 using ReadyMessage = spool::StoredMessage;
@@ -232,9 +232,9 @@ class DispatcherCore {
   std::unordered_map<std::string, Session*> peers_;
   std::set<Uuid> expected_;  // recorded sessions that did not speak yet
   std::map<Uuid, spool::RecordedSession> recorded_;
-  spool::LogPosition position_;  // behind the last record that was heard of
-  std::size_t damage_pending_ = 0;  // records of damage that are not durable yet
-  std::size_t copying_ = 0;         // copies that are not durable yet
+  spool::LogPosition position_;                 // behind the last record that was heard of
+  std::size_t damage_pending_ = 0;              // records of damage that are not durable yet
+  std::size_t copying_ = 0;                     // copies that are not durable yet
   std::optional<std::int64_t> wall_offset_ms_;  // wall clock minus steady clock
   SteadyTime expiry_paused_until_{};
   Sequence accepted_until_;  // one past the last position of the log that was heard of

@@ -55,16 +55,17 @@ struct DispatcherCore::Session {
 struct DispatcherCore::LaneState {
   std::deque<ReadyMessage> ready;
   std::size_t bytes = 0;
-  Sequence cursor = 0;     // next sequence that is not in memory
+  Sequence cursor = 0;       // next sequence that is not in memory
   std::uint64_t passed = 0;  // messages of the group below cursor; of the live lane only
-  bool caught_up = false;  // nothing is left to read
-  bool reading = false;    // a Refill is under way
+  bool caught_up = false;    // nothing is left to read
+  bool reading = false;      // a Refill is under way
   std::vector<spool::DamagedPart> gaps;  // see spool::BacklogSlice
-  bool held_back = false;  // stopped at the limit of held messages
+  bool held_back = false;                // stopped at the limit of held messages
 };
 
 struct DispatcherCore::Group {
   std::unique_ptr<spool::GroupState> state;
+  std::uint64_t accepted_before = 0;  // by this group before this epoch
   LaneState old_lane;
   LaneState live_lane;
   bool gated = false;
@@ -72,8 +73,8 @@ struct DispatcherCore::Group {
   using Waiting = std::pair<std::int64_t, Sequence>;
   using WaitingQueue = std::priority_queue<Waiting, std::deque<Waiting>, std::greater<>>;
   WaitingQueue waiting;
-  WaitingQueue waiting_old;  // the same, behind the restart gate
-  std::deque<ReadyMessage> again;                           // due, with bytes
+  WaitingQueue waiting_old;        // the same, behind the restart gate
+  std::deque<ReadyMessage> again;  // due, with bytes
   std::deque<ReadyMessage> suspects;
   std::size_t fetching = 0;
   std::vector<Session*> sessions;
