@@ -426,3 +426,24 @@ TEST_CASE("a message with a history costs at most 64 bytes, and one that waits n
   CHECK(copy->counts() == state.counts());
   CHECK(copy->next_dead(0) == 2);
 }
+
+TEST_CASE("a group that gets a topic later takes what came from then on, read in one go") {
+  SimulatedDisk disk{6};
+  auto options = small_options();
+  options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}, {"late", {"u"}}};
+  {
+    SpoolOwner owner(disk, options);
+    REQUIRE(owner.publish("u", "1").ok());
+    REQUIRE(owner.publish("t", "2").ok());
+  }
+  options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}, {"late", {"u", "t"}}};
+  {
+    SpoolOwner owner(disk, options);
+    REQUIRE(owner.publish("t", "3").ok());
+  }
+  SpoolOwner owner(disk, options);
+  std::vector<std::string> bodies;
+  for (const auto& [sequence, body] : owner.read_backlog(1)) bodies.push_back(body);
+  CHECK(bodies == std::vector<std::string>{"1", "3"});
+  CHECK(owner.group(1).counts().damaged == 0);
+}
