@@ -57,8 +57,8 @@ CheckpointResult decode_checkpoint(std::string_view bytes) {
   if (bytes.size() < kHeaderSize || bytes.substr(0, kMagic.size()) != kMagic) return result;
   const char* in = bytes.data();
   const bool check = !planted(Fault::kNoCheckpointCrc);
-  if (check &&
-      get_le<std::uint32_t>(in + kHeaderCrcOffset) != crc32c(0, bytes.substr(0, kHeaderCrcOffset))) {
+  if (check && get_le<std::uint32_t>(in + kHeaderCrcOffset) !=
+                   crc32c(0, bytes.substr(0, kHeaderCrcOffset))) {
     return result;
   }
   if (get_le<std::uint32_t>(in + 8) > kFormatVersion) {

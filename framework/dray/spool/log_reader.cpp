@@ -76,9 +76,9 @@ Result<std::optional<Record>> SegmentCursor::read(std::uint64_t offset, std::uin
 
 Result<std::uint64_t> SegmentCursor::find(std::uint64_t offset, std::uint64_t end) {
   while (offset + kRecordHeaderSize <= end) {
-    auto bytes = window(
-        offset, static_cast<std::size_t>(std::min<std::uint64_t>(window_bytes_, end - offset)),
-        end);
+    auto bytes =
+        window(offset,
+               static_cast<std::size_t>(std::min<std::uint64_t>(window_bytes_, end - offset)), end);
     if (!bytes.ok()) return bytes.error();
     if (bytes->size() < kRecordHeaderSize) return end;
     const std::size_t usable = bytes->size() - kRecordHeaderSize + 1;

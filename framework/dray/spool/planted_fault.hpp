@@ -9,24 +9,24 @@ namespace dray::spool {
 
 enum class Fault {
   kNone,
-  kNoCommitSync,            // S1: receipts before the sync
-  kNoHeaderSync,            // S4: a segment used before its header is on the disk
-  kNoSegmentNameSync,       // S4: a segment used before its name is on the disk
-  kNoSealSync,              // S3: a segment sealed before its last records are on the disk
-  kNoTailRewrite,           // S7: the page cache believed after a crash
-  kNoRecordCrc,             // S2: payloads not checked
-  kDamageIsTornTail,        // S3: the durable_lsn rule ignored
-  kTornTailIsDamage,        // S3: every invalid tail called damage
-  kNoLatch,                 // S5: going on after a failed write
-  kUnitsTorn,               // S6: part of a unit counts
-  kNoCheckpointSync,        // S8: a checkpoint named before it is on the disk
-  kNoCheckpointNameSync,    // S8: segments freed before the checkpoint's name is on the disk
-  kNoCheckpointCrc,         // S8: a damaged checkpoint believed
-  kCheckpointAhead,         // S8: a checkpoint of records that are not durable
-  kOneCheckpointFrees,      // S9: one covering checkpoint frees a segment
-  kFreedWithOpen,           // S9: a segment freed though a message in it is open
-  kFreedBeforeCopy,         // S9: a segment freed before its copies are committed
-  kAttemptsForgotten,       // P4: retries not replayed
+  kNoCommitSync,          // S1: receipts before the sync
+  kNoHeaderSync,          // S4: a segment used before its header is on the disk
+  kNoSegmentNameSync,     // S4: a segment used before its name is on the disk
+  kNoSealSync,            // S3: a segment sealed before its last records are on the disk
+  kNoTailRewrite,         // S7: the page cache believed after a crash
+  kNoRecordCrc,           // S2: payloads not checked
+  kDamageIsTornTail,      // S3: the durable_lsn rule ignored
+  kTornTailIsDamage,      // S3: every invalid tail called damage
+  kNoLatch,               // S5: going on after a failed write
+  kUnitsTorn,             // S6: part of a unit counts
+  kNoCheckpointSync,      // S8: a checkpoint named before it is on the disk
+  kNoCheckpointNameSync,  // S8: segments freed before the checkpoint's name is on the disk
+  kNoCheckpointCrc,       // S8: a damaged checkpoint believed
+  kCheckpointAhead,       // S8: a checkpoint of records that are not durable
+  kOneCheckpointFrees,    // S9: one covering checkpoint frees a segment
+  kFreedWithOpen,         // S9: a segment freed though a message in it is open
+  kFreedBeforeCopy,       // S9: a segment freed before its copies are committed
+  kAttemptsForgotten,     // P4: retries not replayed
 };
 
 #ifdef DRAY_PLANTED_FAULTS

@@ -68,8 +68,8 @@ bool has_plain(const SegmentSummary& segment, const std::vector<const GroupState
 }  // namespace
 
 ReclaimPlan plan_reclaim(const std::vector<SegmentSummary>& segments,
-                         const std::vector<const GroupState*>& groups,
-                         const RetainOptions& retain, UtcTime now, std::size_t copies_max) {
+                         const std::vector<const GroupState*>& groups, const RetainOptions& retain,
+                         UtcTime now, std::size_t copies_max) {
   ReclaimPlan plan;
   const auto tenants = all_tenants(groups);
   const auto tenant_counts = count_tenants(segments, tenants);
@@ -98,8 +98,7 @@ ReclaimPlan plan_reclaim(const std::vector<SegmentSummary>& segments,
   for (auto each = sparse.rbegin(); each != sparse.rend(); ++each) {
     for (const auto& tenant : tenants) {
       if (chosen.size() >= copies_max) break;
-      const bool inside =
-          tenant.first <= (*each)->last_lsn && tenant.last >= (*each)->first_lsn;
+      const bool inside = tenant.first <= (*each)->last_lsn && tenant.last >= (*each)->first_lsn;
       if (inside && chosen.insert(tenant.sequence).second) plan.to_copy.push_back(tenant.sequence);
     }
     if (planted(Fault::kFreedBeforeCopy)) plan.dead.insert((*each)->number);

@@ -29,7 +29,7 @@ struct ReclaimPlan {
 
 // `copies_max`: at most so many in to_copy.
 ReclaimPlan plan_reclaim(const std::vector<SegmentSummary>& segments,
-                         const std::vector<const GroupState*>& groups,
-                         const RetainOptions& retain, UtcTime now, std::size_t copies_max);
+                         const std::vector<const GroupState*>& groups, const RetainOptions& retain,
+                         UtcTime now, std::size_t copies_max);
 
 }  // namespace dray::spool

@@ -160,8 +160,8 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
         return {};
       });
     case RecordType::kGroup:
-      return with<GroupRecord>(
-          payload, [&](const GroupRecord& record) { return declare(lsn, record); });
+      return with<GroupRecord>(payload,
+                               [&](const GroupRecord& record) { return declare(lsn, record); });
     case RecordType::kSession:
       return with<SessionRecord>(payload, [&](const SessionRecord& session) -> Status {
         const auto id = Uuid::from_bytes(session.session.bytes);

@@ -153,8 +153,8 @@ void Dispatcher::run() {
   for (;;) {
     const auto now = state.now();
     const auto wait = state.core.next_deadline(now) - now.steady;
-    auto wait_ms = std::chrono::ceil<Milliseconds>(std::min<std::chrono::nanoseconds>(
-                                                       wait, state.upkeep_at - now.steady))
+    auto wait_ms = std::chrono::ceil<Milliseconds>(
+                       std::min<std::chrono::nanoseconds>(wait, state.upkeep_at - now.steady))
                        .count();
     wait_ms = std::max<std::int64_t>(wait_ms, 0);
     if (!state.deferred.empty()) wait_ms = std::min<std::int64_t>(wait_ms, 1);

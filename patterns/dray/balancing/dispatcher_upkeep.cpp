@@ -129,8 +129,7 @@ void DispatcherCore::watch_clock(Now now) {
   const std::int64_t offset =
       now.utc.time_since_epoch().count() -
       std::chrono::duration_cast<Milliseconds>(now.steady.time_since_epoch()).count();
-  const bool jumped =
-      wall_offset_ms_ && std::abs(offset - *wall_offset_ms_) > kClockJumpMs;
+  const bool jumped = wall_offset_ms_ && std::abs(offset - *wall_offset_ms_) > kClockJumpMs;
   if (jumped) expiry_paused_until_ = now.steady + kClockSteady;
   wall_offset_ms_ = offset;
 }
