@@ -85,6 +85,7 @@ class StateOwner final : public spool::CommitListener {
 
 struct Measured {
   double per_second = 0, p50_us = 0, p99_us = 0, p999_us = 0, cpu_per_million = 0;
+  double encoded_per_message = 0;  // bytes in the log
   std::optional<double> written_per_encoded;
 };
 
@@ -133,6 +134,7 @@ Result<Measured> append_once(const BenchOptions& options, const std::string& fol
   measured.p999_us = latencies.percentile_us(0.999);
   measured.cpu_per_million = (cpu_seconds(RUSAGE_SELF) - cpu_before) * 1e6 / count;
   const auto encoded = (*spool)->segments().bytes_appended() - encoded_before;
+  measured.encoded_per_message = static_cast<double>(encoded) / count;
   if (const auto device = device_bytes_written(folder); device && device_before) {
     measured.written_per_encoded =
         static_cast<double>(*device - *device_before) / static_cast<double>(encoded);
@@ -187,13 +189,13 @@ int alternate(const BenchOptions& options, json report, Once once, Limit limit) 
   for (std::uint32_t i = 0; i < options.runs; ++i) {
     const ScratchFolder folder(options.directory);
     if (!folder.ok()) return kExitFailed;
-    if (const std::optional<json> bare = limit(folder.path())) {
-      limits.push_back(bare->value("messages_per_second", 0.0));
-      limit_p50s.push_back(bare->value("p50_us", 0.0));
-    }
     auto measured = once(options, folder.path() + "/spool");
     if (!measured.ok()) return fail(measured.error());
     all.push_back(*measured);
+    if (const std::optional<json> bare = limit(folder.path(), *measured)) {
+      limits.push_back(bare->value("messages_per_second", 0.0));
+      limit_p50s.push_back(bare->value("p50_us", 0.0));
+    }
   }
   const auto of = [&](double Measured::*field) {
     std::vector<double> values;
@@ -276,11 +278,13 @@ int bench_append(const BenchOptions& options) {
   json report = base_report(options, "append");
   report["batch"] = options.batch;
   report["settle"] = options.settle;
-  return alternate(options, report, append_once, [&](const std::string& folder) {
+  return alternate(options, report, append_once, [&](const std::string& folder, const auto& own) {
     // The fastest of the three ways to write the same bytes.
+    BenchOptions same = options;
+    same.size = static_cast<std::uint64_t>(own.encoded_per_message);
     std::optional<json> best;
     for (const char* file : {"recycled", "extending", "fallocated"}) {
-      const auto each = run_limits(options, "append", folder, std::string("--file ") + file);
+      const auto each = run_limits(same, "append", folder, std::string("--file ") + file);
       const auto speed = [](const json& of) { return of.value("messages_per_second", 0.0); };
       if (each && (!best || speed(*each) > speed(*best))) best = each;
     }
@@ -292,7 +296,7 @@ int bench_publish(const BenchOptions& options) {
   json report = base_report(options, "publish");
   report["window"] = options.window;
   report["threads"] = options.threads;
-  return alternate(options, report, publish_once, [&](const std::string& folder) {
+  return alternate(options, report, publish_once, [&](const std::string& folder, const auto&) {
     return run_limits(options, "composite", folder);
   });
 }

@@ -1,6 +1,8 @@
 #include "dray/message.hpp"
 
 #include <algorithm>
+#include <cstring>
+#include <msgpack.hpp>
 #include <set>
 
 #include "dray/codec.hpp"
@@ -111,14 +113,57 @@ class EnvelopeVisitor : public LimitVisitor {
   std::size_t field_ = 0;
 };
 
-void encode_time(Encoder& encoder, const std::optional<UtcTime>& time) {
-  if (!time) return encoder.nil();
-  encoder.natural(static_cast<std::uint64_t>(time->time_since_epoch().count()));
+// For msgpack::packer; the room was made before.
+struct RoomSink {
+  char* at;
+  void write(const char* data, std::size_t size) {
+    std::memcpy(at, data, size);
+    at += size;
+  }
+};
+using Packer = msgpack::packer<RoomSink>;
+
+// What a value takes at most before its bytes.
+constexpr std::size_t kPrefixMax = 9;
+
+void pack_text(Packer& packer, std::string_view text) {
+  const auto size = static_cast<std::uint32_t>(text.size());
+  packer.pack_str(size);
+  packer.pack_str_body(text.data(), size);
 }
 
-void encode_text_or_nil(Encoder& encoder, const std::string& text) {
-  if (text.empty()) return encoder.nil();
-  encoder.text(text);
+void pack_binary(Packer& packer, std::string_view bytes) {
+  const auto size = static_cast<std::uint32_t>(bytes.size());
+  packer.pack_bin(size);
+  packer.pack_bin_body(bytes.data(), size);
+}
+
+void pack_text_or_nil(Packer& packer, std::string_view text) {
+  if (text.empty()) {
+    packer.pack_nil();
+  } else {
+    pack_text(packer, text);
+  }
+}
+
+void pack_time(Packer& packer, const std::optional<UtcTime>& time) {
+  if (time) {
+    packer.pack_uint64(static_cast<std::uint64_t>(time->time_since_epoch().count()));
+  } else {
+    packer.pack_nil();
+  }
+}
+
+std::string encode_headers(const Headers& headers) {
+  std::string bytes;
+  if (headers.empty()) return bytes;
+  Encoder encoder(bytes);
+  encoder.map(headers.size());
+  for (const auto& [name, value] : headers) {
+    encoder.text(name);
+    encoder.text(value);
+  }
+  return bytes;
 }
 
 Error over_limit(const std::string& what, std::size_t size, std::size_t limit) {
@@ -149,6 +194,10 @@ Status check_draft(const Draft& draft, const MessageLimits& limits) {
   if (auto fault = name_fault(draft.topic, limits.topic_bytes_max)) {
     return Error{ErrorCode::kInvalid, "topic '" + draft.topic + "': " + *fault, "", 0};
   }
+  return check_options(draft, limits);
+}
+
+Status check_options(const Draft& draft, const MessageLimits& limits) {
   const auto& options = draft.options;
   if (draft.body.size() > limits.body_bytes_max) {
     return over_limit("the body", draft.body.size(), limits.body_bytes_max);
@@ -166,6 +215,7 @@ Status check_draft(const Draft& draft, const MessageLimits& limits) {
                  "", 0};
   }
   if (std::set<std::string_view> names;
+      !options.headers.empty() &&
       !std::all_of(options.headers.begin(), options.headers.end(),
                    [&](const auto& header) { return names.insert(header.first).second; })) {
     return Error{ErrorCode::kInvalid, "a header is given twice", "", 0};
@@ -176,9 +226,9 @@ Status check_draft(const Draft& draft, const MessageLimits& limits) {
                         limits.header_bytes_max);
     }
   }
-  for (const auto& time : {options.deliver_at, options.expires_at}) {
-    if (time &&
-        (time->time_since_epoch().count() < 0 || time->time_since_epoch().count() > kTimeMsMax)) {
+  for (const auto* time : {&options.deliver_at, &options.expires_at}) {
+    if (*time && ((*time)->time_since_epoch().count() < 0 ||
+                  (*time)->time_since_epoch().count() > kTimeMsMax)) {
       return Error{ErrorCode::kInvalid, "deliver_at and expires_at must lie from 1970 to 9999", "",
                    0};
     }
@@ -188,29 +238,30 @@ Status check_draft(const Draft& draft, const MessageLimits& limits) {
 
 std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at) {
   std::string bytes;
-  bytes.reserve(draft.body.size() + draft.topic.size() + draft.options.key.size() + 80);
-  Encoder encoder(bytes);
-  encoder.array(kEnvelopeFields);
-  encoder.binary(id.view());
-  encoder.text(draft.topic);
-  encode_text_or_nil(encoder, draft.options.key);
-  encoder.natural(static_cast<std::uint64_t>(draft.options.priority));
-  encode_time(encoder, published_at);
-  encode_time(encoder, draft.options.deliver_at);
-  encode_time(encoder, draft.options.expires_at);
-  encode_text_or_nil(encoder, draft.options.dedup);
-  std::string headers;
-  if (!draft.options.headers.empty()) {
-    Encoder header_encoder(headers);
-    header_encoder.map(draft.options.headers.size());
-    for (const auto& [name, value] : draft.options.headers) {
-      header_encoder.text(name);
-      header_encoder.text(value);
-    }
-  }
-  encoder.binary(headers);
-  encoder.binary(draft.body);
+  encode_envelope(draft, id, published_at, bytes);
   return bytes;
+}
+
+void encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at, std::string& out) {
+  const auto& options = draft.options;
+  const std::string headers = encode_headers(options.headers);
+  const std::size_t before = out.size();
+  out.resize(before + (kEnvelopeFields + 1) * kPrefixMax + id.bytes.size() + draft.topic.size() +
+             options.key.size() + options.dedup.size() + headers.size() + draft.body.size());
+  RoomSink sink{out.data() + before};
+  Packer packer(sink);
+  packer.pack_array(kEnvelopeFields);
+  pack_binary(packer, id.view());
+  pack_text(packer, draft.topic);
+  pack_text_or_nil(packer, options.key);
+  packer.pack_uint8(static_cast<std::uint8_t>(options.priority));
+  pack_time(packer, published_at);
+  pack_time(packer, options.deliver_at);
+  pack_time(packer, options.expires_at);
+  pack_text_or_nil(packer, options.dedup);
+  pack_binary(packer, headers);
+  pack_binary(packer, draft.body);
+  out.resize(static_cast<std::size_t>(sink.at - out.data()));
 }
 
 std::string_view envelope_topic(std::string_view bytes) {

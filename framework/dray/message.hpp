@@ -83,8 +83,12 @@ std::optional<std::string> name_fault(std::string_view name, std::size_t bytes_m
 
 // kInvalid, naming the limit, if the draft breaks one.
 Status check_draft(const Draft& draft, const MessageLimits& limits);
+// The same without a look at the topic.
+Status check_options(const Draft& draft, const MessageLimits& limits);
 
 std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at);
+// The same, appended to `out`.
+void encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at, std::string& out);
 
 // The topic alone, at the cost of a few comparisons; empty if this is no envelope.
 std::string_view envelope_topic(std::string_view bytes);

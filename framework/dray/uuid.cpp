@@ -26,6 +26,14 @@ void fill_from_kernel(std::uint8_t* out, std::size_t size) {
   }
 }
 
+// The bits of an id that its version and variant leave.
+constexpr std::uint64_t kVersionPayload = 0x0FFF;
+constexpr std::uint64_t kVariantPayload = (std::uint64_t{1} << 62) - 1;
+
+void put_be(std::uint8_t* out, std::uint64_t value) {
+  for (int i = 0; i < 8; ++i) out[i] = static_cast<std::uint8_t>(value >> (56 - 8 * i));
+}
+
 constexpr char kHex[] = "0123456789abcdef";
 
 int hex_value(char c) {
@@ -57,14 +65,22 @@ std::uint64_t random_u64() {
 }
 
 Uuid uuid_v7(UtcTime now) {
-  Uuid uuid;
-  random_bytes(uuid.bytes);
+  // Fresh random bits for every millisecond and thread; within it they count up.
+  struct Counter {
+    std::uint64_t ms = ~std::uint64_t{0};
+    std::uint64_t high = 0;
+    std::uint64_t low = 0;
+  };
+  thread_local Counter counter;
   const auto ms = static_cast<std::uint64_t>(now.time_since_epoch().count());
-  for (std::size_t i = 0; i < 6; ++i) {
-    uuid.bytes[i] = static_cast<std::uint8_t>(ms >> (8 * (5 - i)));
+  if (ms != counter.ms) {
+    counter = {ms, random_u64() & kVersionPayload, random_u64() & kVariantPayload};
+  } else if ((counter.low = (counter.low + 1) & kVariantPayload) == 0) {
+    counter.high = (counter.high + 1) & kVersionPayload;
   }
-  uuid.bytes[6] = static_cast<std::uint8_t>((uuid.bytes[6] & 0x0F) | 0x70);
-  uuid.bytes[8] = static_cast<std::uint8_t>((uuid.bytes[8] & 0x3F) | 0x80);
+  Uuid uuid;
+  put_be(uuid.bytes.data(), ms << 16 | 0x7000 | counter.high);
+  put_be(uuid.bytes.data() + 8, std::uint64_t{1} << 63 | counter.low);
   return uuid;
 }
 

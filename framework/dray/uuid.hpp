@@ -31,8 +31,9 @@ struct Uuid {
   static std::optional<Uuid> from_bytes(std::string_view bytes);
 };
 
-// Time-ordered UUID, version 7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds, 74 random
-// bits.
+// Time-ordered UUID, version 7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds and 74 bits
+// that are random for the first id of a thread in a millisecond and count up from there (section
+// 6.2, method 2): ids of one thread ascend while the clock does not go back.
 Uuid uuid_v7(UtcTime now);
 
 // Random UUID, version 4.

@@ -4,6 +4,7 @@
 // Threading: pure functions.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -11,13 +12,15 @@
 namespace dray::spool {
 
 template <typename T>
-void put_le(std::string& out, T value) {
-  for (std::size_t i = 0; i < sizeof(T); ++i) out.push_back(static_cast<char>(value >> (8 * i)));
+void put_le_at(char* out, T value) {
+  for (std::size_t i = 0; i < sizeof(T); ++i) out[i] = static_cast<char>(value >> (8 * i));
 }
 
 template <typename T>
-void put_le_at(char* out, T value) {
-  for (std::size_t i = 0; i < sizeof(T); ++i) out[i] = static_cast<char>(value >> (8 * i));
+void put_le(std::string& out, T value) {
+  std::array<char, sizeof(T)> bytes{};
+  put_le_at(bytes.data(), value);
+  out.append(bytes.data(), bytes.size());
 }
 
 template <typename T>

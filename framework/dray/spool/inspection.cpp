@@ -212,9 +212,8 @@ Status rewrite_segment(Directory& directory, const SegmentFinding& finding, Repa
       const auto header = decode_record_header(std::string_view(content).substr(at), seed, at);
       return header && header->lsn > range.last &&
              at + kRecordHeaderSize + header->payload_size <= content.size() &&
-             payload_passes(
-                 *header, seed, at,
-                 std::string_view(content).substr(at + kRecordHeaderSize, header->payload_size));
+             payload_passes(*header, std::string_view(content).substr(at + kRecordHeaderSize,
+                                                                      header->payload_size));
     };
     while (end + kRecordHeaderSize <= content.size() && !good(end)) end += kRecordAlignment;
     const bool at_end = end + kRecordHeaderSize > content.size();

@@ -70,7 +70,7 @@ Result<std::optional<Record>> SegmentCursor::read(std::uint64_t offset, std::uin
   if (!bytes.ok()) return bytes.error();
   if (bytes->size() < kRecordHeaderSize + size) return std::optional<Record>{};
   const auto payload = bytes->substr(kRecordHeaderSize, size);
-  if (!payload_passes(**header, segment_->seed, offset, payload)) return std::optional<Record>{};
+  if (!payload_passes(**header, payload)) return std::optional<Record>{};
   return std::optional<Record>(Record{**header, payload});
 }
 

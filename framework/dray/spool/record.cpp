@@ -12,6 +12,11 @@ namespace {
 constexpr std::string_view kSegmentMagic("DRAYSEG\0", 8);
 constexpr std::string_view kSegmentSuffix = ".segment";
 constexpr std::size_t kSegmentCrcOffset = 100;
+// In a record's header.
+constexpr std::size_t kLsnAt = 8;
+constexpr std::size_t kDurableLsnAt = 16;
+constexpr std::size_t kPayloadCrcAt = 24;
+constexpr std::size_t kHeaderCrcAt = 28;
 
 // Differs for all offsets of a segment, and so does every CRC that begins with it: a CRC's final
 // value is a bijection of its initial one.
@@ -79,24 +84,33 @@ std::uint32_t segment_seed(const SegmentHeader& header) {
   return crc32c(0, bytes);
 }
 
-void append_record(std::string& out, std::uint32_t seed, std::uint64_t offset,
-                   const RecordHeader& header, std::string_view payload) {
+void frame_record(std::string& out, RecordType type, std::uint8_t flags, std::string_view payload,
+                  std::uint32_t payload_crc) {
   DRAY_ASSERT(payload.size() <= kPayloadSizeMax);
-  const std::uint32_t here = offset_seed(seed, offset);
   std::array<char, kRecordHeaderSize> bytes{};
   bytes[0] = kRecordMagic[0];
   bytes[1] = kRecordMagic[1];
-  bytes[2] = static_cast<char>(header.type);
-  bytes[3] = static_cast<char>(header.flags);
+  bytes[2] = static_cast<char>(type);
+  bytes[3] = static_cast<char>(flags);
   put_le_at(bytes.data() + 4, static_cast<std::uint32_t>(payload.size()));
-  put_le_at(bytes.data() + 8, header.lsn);
-  put_le_at(bytes.data() + 16, header.durable_lsn);
-  put_le_at(bytes.data() + 24, crc32c(here, payload));
-  put_le_at(bytes.data() + 28, crc32c(here, {bytes.data(), 28}));
-  const std::size_t end = out.size() + record_size(payload.size());
+  put_le_at(bytes.data() + kPayloadCrcAt, payload_crc);
+  constexpr std::array<char, kRecordAlignment> kPadding{};
   out.append(bytes.data(), bytes.size());
   out.append(payload);
-  out.resize(end, '\0');
+  out.append(kPadding.data(), record_size(payload.size()) - kRecordHeaderSize - payload.size());
+}
+
+void seal_record(char* header, std::uint32_t seed, std::uint64_t offset, Lsn lsn, Lsn durable_lsn) {
+  put_le_at(header + kLsnAt, lsn);
+  put_le_at(header + kDurableLsnAt, durable_lsn);
+  put_le_at(header + kHeaderCrcAt, crc32c(offset_seed(seed, offset), {header, kHeaderCrcAt}));
+}
+
+void append_record(std::string& out, std::uint32_t seed, std::uint64_t offset,
+                   const RecordHeader& header, std::string_view payload) {
+  const std::size_t at = out.size();
+  frame_record(out, header.type, header.flags, payload, crc32c(0, payload));
+  seal_record(out.data() + at, seed, offset, header.lsn, header.durable_lsn);
 }
 
 std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::uint32_t seed,
@@ -106,24 +120,23 @@ std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::ui
     return std::nullopt;
   }
   const char* in = bytes.data();
-  if (get_le<std::uint32_t>(in + 28) != crc32c(offset_seed(seed, offset), bytes.substr(0, 28))) {
+  const auto wanted = crc32c(offset_seed(seed, offset), bytes.substr(0, kHeaderCrcAt));
+  if (get_le<std::uint32_t>(in + kHeaderCrcAt) != wanted) {
     return std::nullopt;
   }
   RecordHeader header;
   header.type = static_cast<RecordType>(in[2]);
   header.flags = static_cast<std::uint8_t>(in[3]);
   header.payload_size = get_le<std::uint32_t>(in + 4);
-  header.lsn = get_le<std::uint64_t>(in + 8);
-  header.durable_lsn = get_le<std::uint64_t>(in + 16);
-  header.payload_crc = get_le<std::uint32_t>(in + 24);
+  header.lsn = get_le<std::uint64_t>(in + kLsnAt);
+  header.durable_lsn = get_le<std::uint64_t>(in + kDurableLsnAt);
+  header.payload_crc = get_le<std::uint32_t>(in + kPayloadCrcAt);
   if (header.payload_size > kPayloadSizeMax) return std::nullopt;
   return header;
 }
 
-bool payload_passes(const RecordHeader& header, std::uint32_t seed, std::uint64_t offset,
-                    std::string_view payload) {
-  if (planted(Fault::kNoRecordCrc)) return true;
-  return header.payload_crc == crc32c(offset_seed(seed, offset), payload);
+bool payload_passes(const RecordHeader& header, std::string_view payload) {
+  return planted(Fault::kNoRecordCrc) || header.payload_crc == crc32c(0, payload);
 }
 
 std::string segment_name(std::uint64_t number) {

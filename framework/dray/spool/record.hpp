@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "dray/message.hpp"
+#include "dray/spool/bytes.hpp"
 
 namespace dray::spool {
 
@@ -70,8 +71,8 @@ struct SegmentHeaderResult {
 };
 SegmentHeaderResult decode_segment_header(std::string_view bytes);
 
-// The seed of all CRCs of a segment: stale bytes of a recycled file, and bytes that lie elsewhere
-// than they were written, fail (S2).
+// The seed of the header CRCs of a segment: stale bytes of a recycled file, and bytes that lie
+// elsewhere than they were written, fail (S2). The header vouches for its payload's CRC.
 std::uint32_t segment_seed(const SegmentHeader& header);
 
 struct RecordHeader {
@@ -93,16 +94,22 @@ constexpr std::size_t record_size(std::size_t payload_size) {
   return (size + kRecordAlignment - 1) / kRecordAlignment * kRecordAlignment;
 }
 
-// Appends the record to `out`; `offset` is where it will lie in the segment.
-// REQUIRES: payload.size() <= kPayloadSizeMax.
+// Appends the record without its seal: what its place in the log decides is still missing.
+// `payload_crc` is crc32c(0, payload). REQUIRES: payload.size() <= kPayloadSizeMax.
+void frame_record(std::string& out, RecordType type, std::uint8_t flags, std::string_view payload,
+                  std::uint32_t payload_crc);
+// Completes the header at `header`; `offset` is where it will lie in the segment. May be repeated
+// for another place.
+void seal_record(char* header, std::uint32_t seed, std::uint64_t offset, Lsn lsn, Lsn durable_lsn);
+
+// Both at once. REQUIRES: payload.size() <= kPayloadSizeMax.
 void append_record(std::string& out, std::uint32_t seed, std::uint64_t offset,
                    const RecordHeader& header, std::string_view payload);
 
 // The header at `offset` of a segment, if its bytes pass their CRC. Trust payload_size only then.
 std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::uint32_t seed,
                                                  std::uint64_t offset);
-bool payload_passes(const RecordHeader& header, std::uint32_t seed, std::uint64_t offset,
-                    std::string_view payload);
+bool payload_passes(const RecordHeader& header, std::string_view payload);
 
 // First two bytes of every record, for finding records behind damage.
 inline constexpr std::array<char, 2> kRecordMagic{'\xD7', '\x5A'};

@@ -8,7 +8,6 @@ namespace dray::spool {
 namespace {
 
 constexpr std::uint64_t kIndexSpacing = 64U << 10;
-constexpr std::size_t kBatchesKept = 8;
 
 }  // namespace
 
@@ -34,7 +33,7 @@ Status SegmentLog::start(const Uuid& spool_id, std::uint64_t epoch, std::uint64_
     return Error{ErrorCode::kFull, "no room even for a small segment; free some disk, start again",
                  directory_.path(), 0};
   }
-  return roll(next_lsn_, false);
+  return roll(false);
 }
 
 // --- segments -------------------------------------------------------------------------------
@@ -49,36 +48,36 @@ Status SegmentLog::seal() {
   return {};
 }
 
-Status SegmentLog::roll(Lsn first_lsn, bool whole) {
-  if (auto spare = spares_.take(whole)) return use(std::move(*spare), first_lsn);
+Status SegmentLog::roll(bool whole) {
+  if (auto spare = spares_.take(whole)) return use(std::move(*spare));
   if (!whole) {
     auto fresh = spares_.create();
     if (fresh.ok()) {
-      const Status used = use(*fresh, first_lsn);
+      const Status used = use(*fresh);
       if (used.ok() || used.error().code != ErrorCode::kFull) return used;
       fresh->file.reset();
       (void)directory_.remove(fresh->name);
     } else if (fresh.error().code != ErrorCode::kFull) {
       return fresh.error();
     }
-    if (auto spare = spares_.take(true)) return use(std::move(*spare), first_lsn);
+    if (auto spare = spares_.take(true)) return use(std::move(*spare));
   }
   return Error{ErrorCode::kFull, "the disk is full and the reserve is used up", directory_.path(),
                0};
 }
 
-Status SegmentLog::use(SpareSegments::Spare spare, Lsn first_lsn) {
+Status SegmentLog::use(SpareSegments::Spare spare) {
   auto segment = std::make_shared<Segment>();
   segment->header.spool_id = spool_id_;
   segment->header.number = next_segment_;
   segment->header.epoch = epoch_;
   segment->header.epoch_random = epoch_random_;
-  segment->header.first_lsn = first_lsn;
+  segment->header.first_lsn = next_lsn_;
   segment->header.created_at = clock_.utc();
   segment->header.machine_id = options_.machine_id;
   segment->header.home = directory_.identity();
   segment->seed = segment_seed(segment->header);
-  segment->last_lsn = first_lsn - 1;
+  segment->last_lsn = next_lsn_ - 1;
   segment->file = std::move(spare.file);
   // S4: header, sync, name, sync of the name; only then a record.
   DRAY_TRY(segment->file->write_at(0, encode_segment_header(segment->header)));
@@ -89,11 +88,10 @@ Status SegmentLog::use(SpareSegments::Spare spare, Lsn first_lsn) {
   capacity_ = spare.confined ? spare.size : options_.segment_size;
   ++next_segment_;
   indexed_until_ = 0;
-  batch_offset_ = kSegmentHeaderSize;
-  batch_ = fresh_batch();
-  batch_index_.clear();
+  end_ = kSegmentHeaderSize;
   bytes_total_ += kSegmentHeaderSize;
   current_ = segment;
+  blank_ = true;
   opening_due_ = opening_ != nullptr;
   const std::lock_guard lock(mutex_);
   segments_.push_back(std::move(segment));
@@ -160,136 +158,125 @@ Status SegmentLog::free(const std::set<std::uint64_t>& numbers) {
 
 // --- append ---------------------------------------------------------------------------------
 
-// Rolls if the segment has no room for so many bytes more. A record that is larger than a segment
-// gets one of its own.
-Status SegmentLog::make_room(std::size_t bytes) {
-  const std::uint64_t end = batch_offset_ + batch_->size();
-  if (end + bytes <= capacity_ || end == kSegmentHeaderSize) return {};
-  DRAY_TRY(write_batch(false));
-  if (batch_offset_ + bytes <= capacity_) return {};  // it went to the reserve, which has room
-  Status rolled = seal();
-  if (rolled.ok()) rolled = roll(next_lsn_, false);
-  return rolled.ok() ? rolled : fail(rolled.error());
-}
-
-Status SegmentLog::begin_unit(std::size_t bytes) {
-  if (!failed_.empty()) return failed_.front();
-  DRAY_TRY(make_room(bytes));
-  unit_bytes_ = bytes;
-  return {};
-}
-
-Result<SegmentLog::Added> SegmentLog::add(RecordType type, std::uint8_t flags,
-                                          std::string_view payload) {
-  DRAY_ASSERT(current_ != nullptr);
+Result<std::size_t> SegmentLog::write(Batch& batch, std::size_t from, bool sync) {
+  DRAY_ASSERT(current_ != nullptr && from < batch.size());
   if (!failed_.empty()) return failed_.front().error();
-  const std::size_t size = record_size(payload.size());
-  if (unit_bytes_ == 0) DRAY_TRY(make_room(size));
-  unit_bytes_ -= std::min(unit_bytes_, size);
-  if (opening_due_) {
-    opening_due_ = false;
-    append(RecordType::kOpening, 0, opening_());
-  }
-  const std::size_t payload_offset = batch_->size() + kRecordHeaderSize;
-  append(type, flags, payload);
-  return Added{next_lsn_ - 1, batch_, payload_offset};
-}
-
-void SegmentLog::append(RecordType type, std::uint8_t flags, std::string_view payload) {
-  const std::uint64_t offset = batch_offset_ + batch_->size();
-  RecordHeader header;
-  header.type = type;
-  header.flags = flags;
-  header.lsn = next_lsn_;
-  header.durable_lsn = durable_lsn_;
-  if (batch_->empty()) batch_lsn_ = next_lsn_;
-  append_record(*batch_, current_->seed, offset, header, payload);
-  if (offset >= indexed_until_) {
-    batch_index_.push_back({next_lsn_, offset});
-    indexed_until_ = offset + kIndexSpacing;
-  }
-  ++next_lsn_;
-}
-
-Status SegmentLog::commit(bool sync) {
-  if (!failed_.empty()) return failed_.front();
-  return write_batch(sync);
-}
-
-// The disk is full: the same records, framed anew, go to a file that has its blocks. What was
-// written of them lies behind the end of the sealed segment and counts for nothing.
-Status SegmentLog::move_to_reserve() {
-  const auto old = batch_;
-  const std::uint64_t old_offset = batch_offset_;
-  const std::uint32_t old_seed = current_->seed;
-  DRAY_TRY(seal());
-  DRAY_TRY(roll(batch_lsn_, true));
-  for (std::size_t at = 0; at < old->size();) {
-    const auto header =
-        decode_record_header(std::string_view(*old).substr(at), old_seed, old_offset + at);
-    DRAY_ASSERT(header.has_value());
-    append_record(*batch_, current_->seed, batch_offset_ + batch_->size(), *header,
-                  std::string_view(*old).substr(at + kRecordHeaderSize, header->payload_size));
-    at += record_size(header->payload_size);
-  }
-  batch_index_.push_back({batch_lsn_, batch_offset_});
-  return {};
-}
-
-Status SegmentLog::write_batch(bool sync) {
-  const Lsn written = next_lsn_ - 1;
-  if (!batch_->empty()) {
-    const bool one_call = sync && !unsynced_;
-    const auto write = [&] {
-      return one_call && !planted(Fault::kNoCommitSync)
-                 ? current_->file->write_durable_at(batch_offset_, *batch_)
-                 : current_->file->write_at(batch_offset_, *batch_);
-    };
-    Status wrote = write();
-    if (!wrote.ok() && wrote.error().code == ErrorCode::kFull) {
-      const Status moved = move_to_reserve();
-      wrote = moved.ok() ? write() : moved;
+  for (bool in_reserve = false;;) {
+    Status done = opening_due_ ? write_opening() : Status();
+    if (done.ok()) {
+      const std::size_t until = fit(batch, from);
+      if (until == from) {
+        done = seal();
+        if (done.ok()) done = roll(false);
+        if (!done.ok()) return fail(done.error()).error();
+        continue;
+      }
+      done = write_frames(batch, from, until, sync && until == batch.size());
+      if (done.ok()) return until;
     }
-    if (!wrote.ok()) return fail(wrote.error());
-    unsynced_ = !one_call;
+    if (done.error().code != ErrorCode::kFull || in_reserve) return fail(done.error()).error();
+    // The disk is full: the same records go to a file that has its blocks. What was written of them
+    // here lies behind the end of the sealed segment and counts for nothing.
+    in_reserve = true;
+    done = seal();
+    if (done.ok()) done = roll(true);
+    if (!done.ok()) return fail(done.error()).error();
   }
-  if (sync && unsynced_ && !planted(Fault::kNoCommitSync)) {
+}
+
+Result<Lsn> SegmentLog::write_record(RecordType type, std::string_view payload) {
+  Frame frame;
+  frame.type = type;
+  single_.clear();
+  single_.add(frame, payload, crc32c(0, payload));
+  const auto written = write(single_, 0, false);
+  if (!written.ok()) return written.error();
+  return single_.frames().front().lsn;
+}
+
+Status SegmentLog::sync() {
+  if (!failed_.empty()) return failed_.front();
+  if (unsynced_ && !planted(Fault::kNoCommitSync)) {
     if (auto synced = current_->file->sync_data(); !synced.ok()) return fail(synced.error());
     unsynced_ = false;
   }
-  if (sync) durable_lsn_ = written;  // S1
-  batch_offset_ += batch_->size();
-  bytes_total_ += batch_->size();
-  bytes_appended_ += batch_->size();
-  if (!batch_index_.empty()) {
-    const std::lock_guard lock(mutex_);
-    current_->index.insert(current_->index.end(), batch_index_.begin(), batch_index_.end());
-    batch_index_.clear();
-  }
-  current_->last_lsn = written;
-  current_->end.store(batch_offset_, std::memory_order_release);
-  if (!batch_->empty()) batch_ = fresh_batch();
+  durable_lsn_ = next_lsn_ - 1;  // S1
   return {};
 }
 
-// A buffer that its readers have let go of, or a new one: growing one anew for every commit costs
-// more than what is put into it. The last reader gives it back, on its own thread.
-std::shared_ptr<std::string> SegmentLog::fresh_batch() {
-  std::unique_ptr<std::string> buffer;
-  {
-    const std::lock_guard lock(buffers_->mutex);
-    if (!buffers_->free.empty()) {
-      buffer = std::move(buffers_->free.back());
-      buffers_->free.pop_back();
-    }
+Status SegmentLog::write_opening() {
+  const std::string payload = opening_();
+  std::string bytes;
+  RecordHeader header;
+  header.type = RecordType::kOpening;
+  header.lsn = next_lsn_;
+  header.durable_lsn = durable_lsn_;
+  append_record(bytes, current_->seed, end_, header, payload);
+  fresh_index_.push_back({next_lsn_, end_});
+  indexed_until_ = end_ + kIndexSpacing;
+  DRAY_TRY(put(bytes, next_lsn_, false));
+  opening_due_ = false;
+  return {};
+}
+
+// How far the records from `from` on go into this segment, in whole units. One that is larger than
+// a segment gets a segment of its own.
+std::size_t SegmentLog::fit(const Batch& batch, std::size_t from) const {
+  const auto& frames = batch.frames();
+  const std::uint64_t room = capacity_ > end_ ? capacity_ - end_ : 0;
+  if (batch.extent(from, frames.size()) <= room) return frames.size();
+  std::size_t until = from;
+  for (std::size_t unit = from; unit < frames.size(); until = unit) {
+    while ((frames[unit].flags & kContinues) != 0 && unit + 1 < frames.size()) ++unit;
+    ++unit;
+    const bool alone = blank_ && until == from;
+    if (batch.extent(from, unit) > room && !alone) break;
   }
-  if (buffer == nullptr) buffer = std::make_unique<std::string>();
-  return {buffer.release(), [buffers = buffers_](std::string* used) {
-            std::unique_ptr<std::string> back(used);
-            back->clear();
-            const std::lock_guard lock(buffers->mutex);
-            if (buffers->free.size() < kBatchesKept) buffers->free.push_back(std::move(back));
-          }};
+  return until;
+}
+
+Status SegmentLog::write_frames(Batch& batch, std::size_t from, std::size_t until, bool sync) {
+  char* const bytes = batch.bytes_->data();
+  const std::uint32_t begin = batch.frames_[from].offset;
+  Lsn lsn = next_lsn_;
+  for (std::size_t i = from; i < until; ++i, ++lsn) {
+    Frame& frame = batch.frames_[i];
+    const std::uint64_t offset = end_ + frame.offset - begin;
+    frame.lsn = lsn;
+    seal_record(bytes + frame.offset, current_->seed, offset, lsn, durable_lsn_);
+    if (offset < indexed_until_) continue;
+    fresh_index_.push_back({lsn, offset});
+    indexed_until_ = offset + kIndexSpacing;
+  }
+  DRAY_TRY(put({bytes + begin, batch.extent(from, until)}, lsn - 1, sync));
+  blank_ = false;
+  return {};
+}
+
+// Writes behind the last record; `last` is the number of the last one in `bytes`.
+Status SegmentLog::put(std::string_view bytes, Lsn last, bool sync) {
+  const auto index = std::exchange(fresh_index_, {});
+  const bool one_call = sync && !unsynced_;
+  DRAY_TRY(one_call && !planted(Fault::kNoCommitSync)
+               ? current_->file->write_durable_at(end_, bytes)
+               : current_->file->write_at(end_, bytes));
+  unsynced_ = !one_call;
+  if (sync && unsynced_ && !planted(Fault::kNoCommitSync)) {
+    DRAY_TRY(current_->file->sync_data());
+    unsynced_ = false;
+  }
+  if (sync) durable_lsn_ = last;  // S1
+  next_lsn_ = last + 1;
+  end_ += bytes.size();
+  bytes_total_ += bytes.size();
+  bytes_appended_ += bytes.size();
+  if (!index.empty()) {
+    const std::lock_guard lock(mutex_);
+    current_->index.insert(current_->index.end(), index.begin(), index.end());
+  }
+  current_->last_lsn = last;
+  current_->end.store(end_, std::memory_order_release);
+  return {};
 }
 
 Status SegmentLog::fail(Error error) {

@@ -6,10 +6,10 @@
 // its first record; S5 a failed write or sync latches: nothing is written after it; S7 the tail of
 // an unclean log is written again and synced before it is served.
 //
-// Threading: open, start, add, commit belong to one thread (the committer). free() and
+// Threading: open, start, write and sync belong to one thread (the committer). free() and
 // spares() belong to the upkeep thread. LogReaders and segments() may run beside them on any
 // thread, on records that were committed.
-// Failure: returns errors; after one from add or commit every later call returns it again. A write
+// Failure: returns errors; after one from write or sync every later call returns it again. A write
 // that finds the disk full goes to the reserve instead.
 // Ownership: the Directory and the Clock outlive the log; readers share segments and may outlive
 // neither.
@@ -24,6 +24,7 @@
 
 #include "dray/clock.hpp"
 #include "dray/disk/file.hpp"
+#include "dray/spool/batch.hpp"
 #include "dray/spool/checkpoint.hpp"
 #include "dray/spool/record.hpp"
 #include "dray/spool/spare_segments.hpp"
@@ -97,30 +98,25 @@ class SegmentLog {
                                                   const Visitor& visitor, ScanReport& report);
 
   // Starts a new segment under a new epoch. `opening` makes the payload of the record that each
-  // segment begins with. REQUIRES: called once, before add().
+  // segment begins with. REQUIRES: called once, before write().
   Status start(const Uuid& spool_id, std::uint64_t epoch, std::uint64_t epoch_random,
                std::function<std::string()> opening);
 
-  // Where a record was put: owner's bytes hold its payload once commit() succeeded.
-  struct Added {
-    Lsn lsn = 0;
-    std::shared_ptr<const std::string> owner;
-    std::size_t payload_offset = 0;
-  };
-  // Frames a record into the batch. May write and sync when a segment is full.
-  Result<Added> add(RecordType type, std::uint8_t flags, std::string_view payload);
-
-  // The next records, `bytes` of them with headers and padding, go into one segment: a unit (S6)
-  // must not be torn by freeing a part of it.
-  Status begin_unit(std::size_t bytes);
-
-  // Writes the batch; with `sync`, returns once it and all before it are on stable storage.
-  Status commit(bool sync);
+  // Numbers and writes records of the batch from `from` on: as many as go into one segment, the
+  // next one if none do. Units (S6) are not torn: freeing a segment would tear them. With `sync`,
+  // if they are the last: returns once they and all before them are on stable storage. Returns the
+  // index behind the last one written. REQUIRES: from < batch.size(); the batch ends with a whole
+  // unit.
+  Result<std::size_t> write(Batch& batch, std::size_t from, bool sync);
+  // One record by itself, not synced.
+  Result<Lsn> write_record(RecordType type, std::string_view payload);
+  // Returns once all that was written is on stable storage.
+  Status sync();
 
   Lsn next_lsn() const { return next_lsn_; }
   Lsn durable_lsn() const { return durable_lsn_; }
   // Behind the last committed record.
-  LogPosition position() const { return {current_->header.number, batch_offset_}; }
+  LogPosition position() const { return {current_->header.number, end_}; }
   const Uuid& spool_id() const { return spool_id_; }
   std::uint64_t bytes_total() const { return bytes_total_.load(std::memory_order_relaxed); }
   std::uint64_t bytes_appended() const { return bytes_appended_; }
@@ -157,14 +153,13 @@ class SegmentLog {
   void damaged(const Visitor& visitor, ScanReport& report, DamagedRange range);
   Status set_aside(const std::string& name, ScanReport& report, const std::string& why);
 
-  Status make_room(std::size_t bytes);
   Status seal();
-  Status roll(Lsn first_lsn, bool whole);
-  Status use(SpareSegments::Spare spare, Lsn first_lsn);
-  void append(RecordType type, std::uint8_t flags, std::string_view payload);
-  Status move_to_reserve();
-  std::shared_ptr<std::string> fresh_batch();
-  Status write_batch(bool sync);
+  Status roll(bool whole);
+  Status use(SpareSegments::Spare spare);
+  Status write_opening();
+  std::size_t fit(const Batch& batch, std::size_t from) const;
+  Status write_frames(Batch& batch, std::size_t from, std::size_t until, bool sync);
+  Status put(std::string_view bytes, Lsn last, bool sync);
   Status fail(Error error);
 
   // Immutable.
@@ -185,21 +180,14 @@ class SegmentLog {
   bool unsynced_ = false;   // something was written and not synced
   std::shared_ptr<Segment> current_;
   std::uint64_t capacity_ = 0;  // bytes of current_
-  std::shared_ptr<std::string> batch_;
-  std::uint64_t batch_offset_ = 0;  // where the batch begins in current_
-  Lsn batch_lsn_ = 0;               // of its first record
-  std::size_t unit_bytes_ = 0;      // what is still to come of a unit
-  std::vector<Segment::IndexEntry> batch_index_;
+  std::uint64_t end_ = 0;       // where the next record goes in current_
+  bool blank_ = false;          // nothing but its opening is in current_
+  std::vector<Segment::IndexEntry> fresh_index_;
   std::uint64_t indexed_until_ = 0;
   std::uint64_t bytes_appended_ = 0;
-  std::vector<Status> failed_;  // empty, or the first failure
+  Batch single_{std::make_shared<BatchBuffers>()};  // of write_record()
+  std::vector<Status> failed_;                      // empty, or the first failure
 
-  // Batches that nobody reads any more. Outlives the log with its last reader.
-  struct Buffers {
-    std::mutex mutex;
-    std::vector<std::unique_ptr<std::string>> free;
-  };
-  const std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
   SpareSegments spares_;
   std::atomic<std::uint64_t> bytes_total_{0};
 

@@ -113,29 +113,28 @@ void SpareSegments::recycle(Spare spare) {
 }
 
 bool SpareSegments::prepare() {
-  bool missing = false;
+  std::optional<Spare> filling;
   {
+    // Taken out while it is filled: a commit that needs a file makes one and does not wait.
     const std::lock_guard lock(mutex_);
-    missing = !next_;
+    if (next_ && next_whole_) return false;
+    filling = std::exchange(next_, std::nullopt);
   }
-  if (missing) {
+  if (!filling) {
     auto spare = create();
     if (!spare.ok()) return false;
-    const std::lock_guard lock(mutex_);
-    next_ = std::move(*spare);
-    next_whole_ = false;
+    filling = std::move(*spare);
   }
-  const std::lock_guard lock(mutex_);
-  if (!next_ || next_whole_) return false;
-  const std::string zeros(static_cast<std::size_t>(std::min(kSlice, segment_size_ - next_->size)),
+  const std::string zeros(static_cast<std::size_t>(std::min(kSlice, segment_size_ - filling->size)),
                           '\0');
-  const bool filled = next_->file->write_durable_at(next_->size, zeros).ok();
-  if (!filled) {  // a full disk: leave what room there is to others
-    (void)directory_.remove(next_->name);
-    next_.reset();
+  const bool filled = filling->file->write_durable_at(filling->size, zeros).ok();
+  filling->size += zeros.size();
+  const std::lock_guard lock(mutex_);
+  if (!filled || next_) {  // a full disk: leave what room there is to others; or one was recycled
+    (void)directory_.remove(filling->name);
     return false;
   }
-  next_->size += zeros.size();
+  next_ = std::move(filling);
   next_whole_ = next_->size >= segment_size_;
   return !next_whole_;
 }

@@ -4,7 +4,7 @@
 //   next      a recycled segment, or a file that upkeep fills with zeros ahead of its use:
 //             overwriting written blocks saves the file system's own commit on every sync
 //
-// Threading: any thread; take() waits at most for one slice of 256 KiB being filled.
+// Threading: any thread, prepare() on one; nothing waits for a disk but who asks for it.
 // Failure: a disk without room yields no spare, never an error; the caller refuses messages then.
 // Ownership: the Directory outlives it.
 #pragma once

@@ -10,8 +10,10 @@ namespace {
 
 constexpr std::size_t kQueueItemsMax = 1U << 16;
 constexpr std::size_t kQueueBytesMax = 64U << 20;
-constexpr std::size_t kBatchItemsMax = 1024;
-constexpr std::size_t kBatchBytesMax = 512U << 10;
+constexpr std::size_t kChunkRecordsMax = 1024;
+constexpr std::size_t kChunkBytesMax = 512U << 10;
+constexpr std::size_t kChunksKept = 4;
+constexpr std::size_t kEncodeBytesKept = 1U << 20;  // per publishing thread
 constexpr std::size_t kLazyEntriesMax = 256;
 constexpr auto kLazyWaitMax = std::chrono::milliseconds(5);
 constexpr auto kMarkerIdle = std::chrono::milliseconds(50);
@@ -24,16 +26,12 @@ std::int64_t to_ms(const std::optional<UtcTime>& time) {
 
 }  // namespace
 
-struct Spool::Batch {
-  Committed committed;
-  struct Placed {
-    std::size_t message;  // index in committed.messages
-    std::shared_ptr<const std::string> owner;
-    std::size_t offset;
-    std::size_t size;
-  };
-  std::vector<Placed> placed;
-};
+void Spool::Chunk::clear() {
+  batch.clear();
+  items.clear();
+  sync = false;
+  urgent = lazy_entries = 0;
+}
 
 Spool::Spool(Directory& directory, const Clock& clock, SpoolOptions options, Log log)
     : directory_(directory),
@@ -59,10 +57,13 @@ std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const
     return Error{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
                  directory_.path(), 0};
   }
-  if (auto checked = check_draft(draft, options_.limits); !checked.ok()) return checked.error();
   const auto route = routes_.find(draft.topic);
-  if (route != routes_.end()) groups = route->second;
-  if (route == routes_.end()) {
+  const bool known = route != routes_.end();  // then the name is a good one
+  const Status checked =
+      known ? check_options(draft, options_.limits) : check_draft(draft, options_.limits);
+  if (!checked.ok()) return checked.error();
+  if (known) groups = route->second;
+  if (!known) {
     return Error{
         ErrorCode::kUnroutable,
         "no group of this spool takes topic '" + draft.topic + "'; add it to a group's topics",
@@ -91,67 +92,96 @@ std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const
 }
 
 void Spool::publish_draft(Draft draft, ReceiptCallback done) {
-  Publish publish;
-  if (auto refused = refusal(draft, publish.groups)) return done(*refused);
+  GroupMask groups = 0;
+  if (auto refused = refusal(draft, groups)) return done(*refused);
   const UtcTime now = clock_.utc();
-  publish.id = uuid_v7(now);
-  publish.done = std::move(done);
-  publish.published_at_ms = to_ms(now);
-  if (!draft.options.dedup.empty() && !admit_dedup(draft, publish)) return;
+  Item item;
+  item.is_publish = true;
+  item.id = uuid_v7(now);
   const auto& options = draft.options;
-  publish.has_options = !options.dedup.empty() || options.deliver_at || options.expires_at;
-  publish.wants_disk = options.durability.value_or(options_.durability) == Durability::kDisk;
-  publish.envelope = encode_envelope(draft, publish.id, now);
-  publish.priority = draft.options.priority;
-  publish.deliver_at_ms = to_ms(draft.options.deliver_at);
-  publish.expires_at_ms = to_ms(draft.options.expires_at);
-  const std::size_t bytes = publish.envelope.size();
-  enqueue(std::move(publish), bytes, true);
+  if (!options.dedup.empty() && !admit_dedup(draft, now, done, item.dedup)) return;
+  item.done = std::move(done);
+  const bool has_options = item.dedup || options.deliver_at || options.expires_at;
+  Frame frame;
+  frame.type = RecordType::kMessage;
+  frame.flags = message_flags(options.priority, has_options);
+  frame.groups = groups;
+  frame.deliver_at_ms = to_ms(options.deliver_at);
+  frame.expires_at_ms = to_ms(options.expires_at);
+  const bool wants_disk = options.durability.value_or(options_.durability) == Durability::kDisk;
+  // Everything but the copy into the chunk is done outside the lock.
+  thread_local std::string envelope;
+  envelope.clear();
+  encode_envelope(draft, item.id, now, envelope);
+  const std::uint32_t crc = crc32c(0, envelope);
+  std::unique_lock lock(mutex_);
+  if (!takes_more(lock, true)) {
+    lock.unlock();
+    return answer(item, Error{ErrorCode::kClosed, "the spool is stopped", directory_.path(), 0});
+  }
+  Chunk& chunk = open_chunk(true);
+  chunk.batch.add(frame, envelope, crc);
+  chunk.items.push_back(std::move(item));
+  chunk.sync = chunk.sync || wants_disk;
+  ++chunk.urgent;
+  ++queue_items_;
+  queue_bytes_ += envelope.size();
+  const bool wake = ++queue_urgent_ == 1;
+  lock.unlock();
+  if (wake) work_.notify_one();
+  if (envelope.capacity() > kEncodeBytesKept) std::string().swap(envelope);
 }
 
 // False if the publish was answered, or waits for another's commit.
-bool Spool::admit_dedup(const Draft& draft, Publish& publish) {
-  publish.dedup = draft.options.dedup;
-  publish.hash = dedup_hash(draft.topic, draft.body);
-  const Error conflict{ErrorCode::kConflict,
-                       "dedup id '" + publish.dedup + "' was used with another body", "", 0};
+bool Spool::admit_dedup(const Draft& draft, UtcTime now, ReceiptCallback& done,
+                        std::unique_ptr<Dedup>& dedup) {
+  const std::string& name = draft.options.dedup;
+  const std::int64_t now_ms = to_ms(now);
+  const std::uint64_t hash = dedup_hash(draft.topic, draft.body);
+  const Error conflict{ErrorCode::kConflict, "dedup id '" + name + "' was used with another body",
+                       "", 0};
   std::unique_lock lock(dedup_mutex_);
-  dedup_.trim(publish.published_at_ms);
-  if (const auto* known = dedup_.find(publish.dedup, publish.published_at_ms)) {
+  dedup_.trim(now_ms);
+  if (const auto* known = dedup_.find(name, now_ms)) {
     const auto durability = known->sequence <= durable_lsn_ ? Durability::kDisk : Durability::kOs;
     const Result<Receipt> answer =
-        known->body_hash == publish.hash
+        known->body_hash == hash
             ? Result<Receipt>(Receipt{known->message_id, known->sequence, durability, true})
             : Result<Receipt>(conflict);
     lock.unlock();
-    publish.done(answer);
+    done(answer);
     return false;
   }
-  const auto [pending, fresh] = dedup_pending_.try_emplace(publish.dedup);
+  const auto [pending, fresh] = dedup_pending_.try_emplace(name);
   if (fresh) {
-    pending->second.hash = publish.hash;
+    pending->second.hash = hash;
+    dedup = std::make_unique<Dedup>(Dedup{name, hash, now_ms});
     return true;
   }
-  if (pending->second.hash == publish.hash) {
-    pending->second.waiters.push_back(std::move(publish.done));
+  if (pending->second.hash == hash) {
+    pending->second.waiters.push_back(std::move(done));
     return false;
   }
   lock.unlock();
-  publish.done(conflict);
+  done(conflict);
   return false;
 }
 
-void Spool::answer_dedup(const std::string& id, const Result<Receipt>& result,
-                         const Publish* publish) {
+void Spool::answer(const Item& item, const Result<Receipt>& result) {
+  if (item.dedup) answer_dedup(*item.dedup, result);
+  if (item.done) item.done(result);
+}
+
+void Spool::answer_dedup(const Dedup& dedup, const Result<Receipt>& result) {
   std::vector<ReceiptCallback> waiters;
   {
     const std::lock_guard lock(dedup_mutex_);
-    const auto pending = dedup_pending_.find(id);
+    const auto pending = dedup_pending_.find(dedup.id);
     if (pending == dedup_pending_.end()) return;
     waiters = std::move(pending->second.waiters);
     dedup_pending_.erase(pending);
     if (result.ok()) {
-      dedup_.add(id, {publish->id, result->sequence, publish->hash, publish->published_at_ms});
+      dedup_.add(dedup.id, {result->id, result->sequence, dedup.hash, dedup.published_at_ms});
     }
   }
   Result<Receipt> repeated = result;
@@ -161,43 +191,73 @@ void Spool::answer_dedup(const std::string& id, const Result<Receipt>& result,
 
 void Spool::submit(Submission submission) {
   if (submission.entries.empty()) return;
-  enqueue(std::move(submission), 0, false);
-}
-
-void Spool::enqueue(Item item, std::size_t bytes, bool may_wait) {
+  Item item;
+  item.records = static_cast<std::uint32_t>(submission.entries.size());
+  item.ticket = submission.ticket;
   bool wake = false;
   {
     std::unique_lock lock(mutex_);
-    if (may_wait) {
-      room_.wait(lock, [&] {
-        return closing_ || failed_ ||
-               (queue_.size() < kQueueItemsMax && queue_bytes_ < kQueueBytesMax);
-      });
-    }
-    if (closing_ || failed_) {
-      lock.unlock();
-      if (auto* publish = std::get_if<Publish>(&item)) {
-        const Error closed{ErrorCode::kClosed, "the spool is stopped", directory_.path(), 0};
-        if (!publish->dedup.empty()) answer_dedup(publish->dedup, closed, publish);
-        publish->done(closed);
+    if (!takes_more(lock, false)) return;
+    Chunk& chunk = open_chunk(false);
+    for (const auto& entry : submission.entries) {
+      Frame frame;
+      frame.type = entry.type;
+      frame.flags = entry.flags;
+      frame.groups = entry.groups;
+      if (entry.type == RecordType::kMessage) {
+        const auto envelope = parse_envelope(entry.payload);
+        DRAY_ASSERT(envelope.ok());  // the dispatcher made it
+        frame.deliver_at_ms = to_ms(envelope->deliver_at);
+        frame.expires_at_ms = to_ms(envelope->expires_at);
       }
-      return;
+      chunk.batch.add(frame, entry.payload, crc32c(0, entry.payload));
     }
-    const auto* submission = std::get_if<Submission>(&item);
-    if (submission != nullptr && submission->lazy) {
+    chunk.items.push_back(std::move(item));
+    chunk.sync = chunk.sync || options_.durability == Durability::kDisk;
+    ++queue_items_;
+    if (submission.lazy) {
       if (queue_lazy_entries_ == 0) lazy_since_ = clock_.steady();
       // The committer must hear of the first one (to start its 5 ms) and of a full load.
       wake = queue_lazy_entries_ == 0 ||
-             queue_lazy_entries_ + submission->entries.size() >= kLazyEntriesMax;
-      queue_lazy_entries_ += submission->entries.size();
+             queue_lazy_entries_ + submission.entries.size() >= kLazyEntriesMax;
+      queue_lazy_entries_ += submission.entries.size();
+      chunk.lazy_entries += submission.entries.size();
     } else {
-      wake = queue_urgent_ == 0;
-      ++queue_urgent_;
+      ++chunk.urgent;
+      wake = ++queue_urgent_ == 1;
     }
-    queue_bytes_ += bytes;
-    queue_.push_back(std::move(item));
   }
   if (wake) work_.notify_one();
+}
+
+// Waits for room if it may. False if the spool takes nothing any more.
+bool Spool::takes_more(std::unique_lock<std::mutex>& lock, bool may_wait) {
+  if (may_wait && (queue_items_ >= kQueueItemsMax || queue_bytes_ >= kQueueBytesMax)) {
+    room_.wait(lock, [&] {
+      return closing_ || failed_ ||
+             (queue_items_ < kQueueItemsMax && queue_bytes_ < kQueueBytesMax);
+    });
+  }
+  return !closing_ && !failed_;
+}
+
+// Records of a submission ride with a chunk that takes no more messages: a commit of their own
+// costs more. REQUIRES: mutex_ is held.
+Spool::Chunk& Spool::open_chunk(bool for_message) {
+  if (!queue_.empty()) {
+    const auto& last = queue_.back()->batch;
+    const std::size_t stretch = for_message ? 1 : 2;
+    if (last.size() < kChunkRecordsMax * stretch && last.bytes() < kChunkBytesMax * stretch) {
+      return *queue_.back();
+    }
+  }
+  if (chunks_free_.empty()) {
+    queue_.push_back(std::make_unique<Chunk>(buffers_));
+  } else {
+    queue_.push_back(std::move(chunks_free_.back()));
+    chunks_free_.pop_back();
+  }
+  return *queue_.back();
 }
 
 // --- commit ---------------------------------------------------------------------------------
@@ -231,18 +291,17 @@ void Spool::stop() {
 
 void Spool::run(CommitListener& listener) {
   for (;;) {
-    std::span<Item> items;
+    std::unique_ptr<Chunk> chunk;
     bool closing = false;
-    bool work = taken_at_ < taken_.size();
-    if (!work) {
+    {
       std::unique_lock lock(mutex_);
-      work = wait_for_work(lock);
-      closing = closing_ && queue_.empty();
+      if (wait_for_work(lock)) chunk = take_chunk();
+      closing = closing_ && chunk == nullptr;
     }
-    if (work) items = take_batch();
-    if (!items.empty()) {
+    if (chunk != nullptr) {
       room_.notify_all();
-      commit_batch(items, listener);
+      commit(*chunk, listener);
+      recycle(std::move(chunk));
     } else if (marker_due_) {
       write_marker(listener);
     }
@@ -257,9 +316,14 @@ void Spool::idle(CommitListener& listener) {
 
 void Spool::commit_pending(CommitListener& listener) {
   for (;;) {
-    const auto items = take_batch();
-    if (items.empty()) break;
-    commit_batch(items, listener);
+    std::unique_ptr<Chunk> chunk;
+    {
+      const std::lock_guard lock(mutex_);
+      chunk = take_chunk();
+    }
+    if (chunk == nullptr) break;
+    commit(*chunk, listener);
+    recycle(std::move(chunk));
   }
   pass_checkpoint_on(listener);
 }
@@ -284,143 +348,112 @@ bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
   }
 }
 
-// The queue goes over whole; what is too much for one commit waits in taken_, where it is out of
-// the publishers' way. Both keep their room for the next time.
-std::span<Spool::Item> Spool::take_batch() {
-  if (taken_at_ == taken_.size()) {
-    taken_.clear();
-    taken_at_ = 0;
-    const std::lock_guard lock(mutex_);
-    taken_.swap(queue_);
-    queue_bytes_ = queue_urgent_ = queue_lazy_entries_ = 0;
-  }
-  std::size_t bytes = 0;
-  const std::size_t begin = taken_at_;
-  while (taken_at_ < taken_.size() && taken_at_ - begin < kBatchItemsMax &&
-         bytes < kBatchBytesMax) {
-    const auto& item = taken_[taken_at_++];
-    if (const auto* publish = std::get_if<Publish>(&item)) {
-      bytes += publish->envelope.size();
-    } else {
-      for (const auto& entry : std::get<Submission>(item).entries) bytes += entry.payload.size();
-    }
-  }
-  return {taken_.data() + begin, taken_at_ - begin};
+// Nothing if the queue is empty. REQUIRES: mutex_ is held.
+std::unique_ptr<Spool::Chunk> Spool::take_chunk() {
+  if (queue_.empty()) return nullptr;
+  auto chunk = std::move(queue_.front());
+  queue_.pop_front();
+  queue_items_ -= chunk->items.size();
+  queue_bytes_ -= std::min(queue_bytes_, chunk->batch.bytes());
+  if (queue_.empty()) queue_bytes_ = 0;
+  queue_urgent_ -= chunk->urgent;
+  queue_lazy_entries_ -= chunk->lazy_entries;
+  return chunk;
 }
 
-void Spool::commit_batch(std::span<Item> items, CommitListener& listener) {
-  const Error stopped{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
-                      directory_.path(), 0};
-  if (failed_) return fail_batch(items, stopped);
-  if (!refuse_for_room(items)) return;
-  Batch batch;
-  batch.committed.messages.reserve(items.size());
-  batch.placed.reserve(items.size());
-  batch.committed.first = segments_->next_lsn();
-  if (auto wrote = write_batch(items, batch); !wrote.ok()) {
-    // P7: the batch may or may not be on disk; the next start finds out.
+void Spool::recycle(std::unique_ptr<Chunk> chunk) {
+  chunk->clear();
+  const std::lock_guard lock(mutex_);
+  if (chunks_free_.size() < kChunksKept) chunks_free_.push_back(std::move(chunk));
+}
+
+void Spool::commit(Chunk& chunk, CommitListener& listener) {
+  if (failed_) {
+    return fail_publishes(
+        chunk, Error{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
+                     directory_.path(), 0});
+  }
+  if (!refuse_for_room(chunk)) return;
+  const Lsn first = segments_->next_lsn();
+  if (auto wrote = write(chunk); !wrote.ok()) {
+    // P7: the chunk may or may not be on disk; the next start finds out.
     Error unknown = wrote.error();
     unknown.code = ErrorCode::kUnknown;
     unknown.message += "; whether this was stored is unknown, publish again with the same dedup id";
     fail(wrote.error(), listener);
-    return fail_batch(items, unknown);
+    return fail_publishes(chunk, unknown);
   }
   marker_due_ = true;
-  const bool durable = segments_->durable_lsn() + 1 == segments_->next_lsn();
   durable_lsn_ = segments_->durable_lsn();
-  for (auto& placed : batch.placed) {
-    auto& message = batch.committed.messages[placed.message];
-    message.envelope = std::string_view(*placed.owner).substr(placed.offset, placed.size);
-    message.owner = std::move(placed.owner);
+  const bool durable = durable_lsn_ + 1 == segments_->next_lsn();
+  listener.on_committed(describe(chunk, first));
+  const Frame* frame = chunk.batch.frames().data();
+  for (const auto& item : chunk.items) {
+    if (item.is_publish) {
+      answer(item,
+             Receipt{item.id, frame->lsn, durable ? Durability::kDisk : Durability::kOs, false});
+    }
+    frame += item.records;
   }
-  batch.committed.last = segments_->next_lsn() - 1;
-  batch.committed.position = segments_->position();
+}
+
+Status Spool::write(Chunk& chunk) {
+  const auto& frames = chunk.batch.frames();
+  for (std::size_t from = 0; from < frames.size();) {
+    const auto until = segments_->write(chunk.batch, from, chunk.sync);
+    if (!until.ok()) return until.error();
+    // The next segment's opening says what was accepted before it.
+    for (; from < *until; ++from) count_accepted(frames[from].groups);
+  }
+  return {};
+}
+
+Committed Spool::describe(const Chunk& chunk, Lsn first) const {
+  Committed committed;
+  committed.first = first;
+  committed.last = segments_->next_lsn() - 1;
+  committed.position = segments_->position();
+  committed.bytes = chunk.batch.share();
+  const auto& frames = chunk.batch.frames();
+  committed.messages.reserve(frames.size());
+  for (const auto& frame : frames) {
+    if (frame.type != RecordType::kMessage) continue;
+    committed.messages.push_back(
+        {frame.lsn, frame.groups, static_cast<Priority>(frame.flags & kPriorityMask),
+         frame.deliver_at_ms, frame.expires_at_ms, chunk.batch.payload(frame)});
+  }
+  const Frame* frame = frames.data();
+  for (const auto& item : chunk.items) {
+    if (item.ticket != 0) committed.tickets.emplace_back(item.ticket, frame->lsn);
+    frame += item.records;
+  }
   const std::uint64_t interval =
       std::max<std::uint64_t>(options_.log.segment_size, checkpoint_bytes_ * kCheckpointShare);
-  batch.committed.checkpoint_due = segments_->bytes_appended() - checkpointed_at_ >= interval;
-  std::vector<std::pair<Publish*, Sequence>> receipts;
-  std::size_t next = 0;
-  for (auto& item : items) {
-    if (auto* publish = std::get_if<Publish>(&item)) {
-      receipts.emplace_back(publish, batch.committed.messages[next++].sequence);
-    } else {
-      for (const auto& entry : std::get<Submission>(item).entries) {
-        if (entry.type == RecordType::kMessage) ++next;
-      }
-    }
-  }
-  listener.on_committed(std::move(batch.committed));
-  for (const auto& [publish, sequence] : receipts) {
-    const Result<Receipt> receipt =
-        Receipt{publish->id, sequence, durable ? Durability::kDisk : Durability::kOs, false};
-    if (!publish->dedup.empty()) answer_dedup(publish->dedup, receipt, publish);
-    if (publish->done) publish->done(receipt);
-  }
+  committed.checkpoint_due = segments_->bytes_appended() - checkpointed_at_ >= interval;
+  return committed;
 }
 
 // P7: what was queued while there was room must not eat the reserve that settling needs. False if
 // nothing is left to commit.
-bool Spool::refuse_for_room(std::span<Item> items) {
+bool Spool::refuse_for_room(Chunk& chunk) {
   if (segments_->spares().has_reserve() && segments_->bytes_total() < options_.max_size) {
     return true;
   }
-  const Error full{ErrorCode::kFull, "the disk or the spool is full", directory_.path(), 0};
-  bool left = false;
-  for (auto& item : items) {
-    if (std::holds_alternative<Submission>(item)) {
-      left = true;
-      continue;
+  Chunk kept(buffers_);
+  kept.sync = chunk.sync;
+  const Frame* frame = chunk.batch.frames().data();
+  for (auto& item : chunk.items) {
+    const Frame* const end = frame + item.records;
+    if (item.is_publish) {
+      answer(item, Error{ErrorCode::kFull, "the disk or the spool is full", directory_.path(), 0});
+    } else {
+      for (const Frame* each = frame; each != end; ++each) kept.batch.add_from(chunk.batch, *each);
+      kept.items.push_back(std::move(item));
     }
-    fail_batch({&item, 1}, full);
-    item = Submission{};
+    frame = end;
   }
-  return left;
-}
-
-Status Spool::write_batch(std::span<Item> items, Batch& batch) {
-  const auto place = [&](const SegmentLog::Added& added, GroupMask groups, Priority priority,
-                         std::int64_t deliver_at_ms, std::int64_t expires_at_ms, std::size_t size) {
-    batch.placed.push_back(
-        {batch.committed.messages.size(), added.owner, added.payload_offset, size});
-    batch.committed.messages.push_back(
-        {added.lsn, groups, priority, deliver_at_ms, expires_at_ms, nullptr, {}});
-  };
-  bool sync = false;
-  for (auto& item : items) {
-    if (const auto* publish = std::get_if<Publish>(&item)) {
-      const auto flags = message_flags(publish->priority, publish->has_options);
-      auto added = segments_->add(RecordType::kMessage, flags, publish->envelope);
-      if (!added.ok()) return added.error();
-      count_accepted(publish->groups);
-      sync = sync || publish->wants_disk;
-      place(*added, publish->groups, publish->priority, publish->deliver_at_ms,
-            publish->expires_at_ms, publish->envelope.size());
-      continue;
-    }
-    const auto& submission = std::get<Submission>(item);
-    if (submission.entries.empty()) continue;
-    sync = sync || options_.durability == Durability::kDisk;
-    Lsn first = 0;
-    if ((submission.entries.front().flags & kContinues) != 0) {
-      std::size_t bytes = 0;
-      for (const auto& entry : submission.entries) bytes += record_size(entry.payload.size());
-      DRAY_TRY(segments_->begin_unit(bytes));
-    }
-    for (const auto& entry : submission.entries) {
-      auto added = segments_->add(entry.type, entry.flags, entry.payload);
-      if (!added.ok()) return added.error();
-      if (first == 0) first = added->lsn;
-      if (entry.type != RecordType::kMessage) continue;
-      auto envelope = parse_envelope(entry.payload);
-      DRAY_ASSERT(envelope.ok());  // the dispatcher made it
-      place(*added, entry.groups, envelope->priority, to_ms(envelope->deliver_at),
-            to_ms(envelope->expires_at), entry.payload.size());
-    }
-    // S6: an opening in the middle of a unit does not count its messages yet.
-    for (const auto& entry : submission.entries) count_accepted(entry.groups);
-    if (submission.ticket != 0) batch.committed.tickets.emplace_back(submission.ticket, first);
-  }
-  return segments_->commit(sync);
+  chunk = std::move(kept);
+  return !chunk.items.empty();
 }
 
 void Spool::count_accepted(GroupMask groups) {
@@ -437,12 +470,9 @@ void Spool::fail(const Error& error, CommitListener& listener) {
   room_.notify_all();
 }
 
-void Spool::fail_batch(std::span<Item> items, const Error& error) {
-  for (auto& item : items) {
-    auto* publish = std::get_if<Publish>(&item);
-    if (publish == nullptr) continue;
-    if (!publish->dedup.empty()) answer_dedup(publish->dedup, error, publish);
-    if (publish->done) publish->done(error);
+void Spool::fail_publishes(Chunk& chunk, const Error& error) {
+  for (const auto& item : chunk.items) {
+    if (item.is_publish) answer(item, error);
   }
 }
 
@@ -450,16 +480,15 @@ void Spool::fail_batch(std::span<Item> items, const Error& error) {
 void Spool::write_marker(CommitListener& listener) {
   marker_due_ = false;
   if (failed_) return;
-  Status status = segments_->commit(true);
+  Status status = segments_->sync();
   Committed committed;
   committed.first = committed.last = segments_->next_lsn();
   if (status.ok()) {
     MarkerRecord marker;
     marker.accepted.assign(accepted_.begin(),
                            accepted_.begin() + static_cast<std::ptrdiff_t>(declared_.size()));
-    const auto added = segments_->add(RecordType::kMarker, 0, to_bytes(marker));
-    if (added.ok()) status = segments_->commit(false);
-    if (!added.ok()) status = added.error();
+    const auto written = segments_->write_record(RecordType::kMarker, to_bytes(marker));
+    if (!written.ok()) status = written.error();
   }
   if (!status.ok()) return fail(status.error(), listener);
   durable_lsn_ = segments_->durable_lsn();

@@ -1,6 +1,6 @@
 // Spool: the durable store of one producer. Publishing ends here; dispatching begins here.
 //
-//   publish_draft() --> bounded queue --> committer thread: one batch, one write, one sync
+//   publish_draft() --> framed into a chunk --> committer thread: one chunk, one write, one sync
 //                                          --> CommitListener (dispatcher), receipts
 //   submit() (dispatcher's records) --^
 //   checkpoint() (dispatcher's state) --> committer: makes it durable up to there
@@ -20,12 +20,11 @@
 #pragma once
 
 #include <condition_variable>
+#include <deque>
 #include <memory>
 #include <mutex>
-#include <span>
 #include <thread>
 #include <unordered_map>
-#include <variant>
 #include <vector>
 
 #include "dray/log.hpp"
@@ -61,8 +60,7 @@ struct AcceptedMessage {
   Priority priority = Priority::kNormal;
   std::int64_t deliver_at_ms = 0;
   std::int64_t expires_at_ms = 0;
-  std::shared_ptr<const std::string> owner;  // of the envelope's bytes
-  std::string_view envelope;
+  std::string_view envelope;  // in Committed::bytes
 };
 
 // One record that the dispatcher wants in the log.
@@ -86,6 +84,7 @@ struct Committed {
   Lsn last = 0;
   LogPosition position;                                // behind the last one
   std::vector<AcceptedMessage> messages;               // ascending
+  std::shared_ptr<const std::string> bytes;            // what the envelopes point into
   std::vector<std::pair<std::uint64_t, Lsn>> tickets;  // ticket, lsn of its first entry
   bool checkpoint_due = false;                         // enough was written since the last one
 };
@@ -159,21 +158,30 @@ class Spool final : public Publisher {
   std::uint64_t max_size() const { return options_.max_size; }
 
  private:
-  struct Publish {
-    std::string envelope;
-    Uuid id;
-    GroupMask groups = 0;
-    Priority priority = Priority::kNormal;
-    bool has_options = false;
-    bool wants_disk = true;
-    std::int64_t deliver_at_ms = 0;
-    std::int64_t expires_at_ms = 0;
-    std::string dedup;
+  struct Dedup {
+    std::string id;
     std::uint64_t hash = 0;
     std::int64_t published_at_ms = 0;
-    ReceiptCallback done;
   };
-  using Item = std::variant<Publish, Submission>;
+  // A publish or a submission, and how many of its chunk's records are its own.
+  struct Item {
+    std::uint32_t records = 1;
+    bool is_publish = false;
+    Uuid id;
+    std::uint64_t ticket = 0;
+    ReceiptCallback done;
+    std::unique_ptr<Dedup> dedup;
+  };
+  // What goes into one commit: about 1,024 records or 512 KiB at most.
+  struct Chunk {
+    explicit Chunk(std::shared_ptr<BatchBuffers> buffers) : batch(std::move(buffers)) {}
+    Batch batch;
+    std::vector<Item> items;  // in the order of their records
+    bool sync = false;
+    std::size_t urgent = 0;  // items that are not lazy
+    std::size_t lazy_entries = 0;
+    void clear();
+  };
   struct PendingDedup {
     std::uint64_t hash = 0;
     std::vector<ReceiptCallback> waiters;
@@ -184,7 +192,6 @@ class Spool final : public Publisher {
       return std::hash<std::string_view>()(text);
     }
   };
-  struct Batch;
 
   Spool(Directory& directory, const Clock& clock, SpoolOptions options, Log log);
 
@@ -198,16 +205,21 @@ class Spool final : public Publisher {
 
   // spool.cpp
   std::optional<Error> refusal(const Draft& draft, GroupMask& groups) const;
-  bool admit_dedup(const Draft& draft, Publish& publish);
-  void answer_dedup(const std::string& id, const Result<Receipt>& result, const Publish* publish);
-  void enqueue(Item item, std::size_t bytes, bool may_wait);
+  bool admit_dedup(const Draft& draft, UtcTime now, ReceiptCallback& done,
+                   std::unique_ptr<Dedup>& dedup);
+  void answer(const Item& item, const Result<Receipt>& result);
+  void answer_dedup(const Dedup& dedup, const Result<Receipt>& result);
+  Chunk& open_chunk(bool for_message);
+  bool takes_more(std::unique_lock<std::mutex>& lock, bool may_wait);
   void run(CommitListener& listener);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
-  std::span<Item> take_batch();
-  void commit_batch(std::span<Item> items, CommitListener& listener);
-  Status write_batch(std::span<Item> items, Batch& batch);
-  bool refuse_for_room(std::span<Item> items);
-  void fail_batch(std::span<Item> items, const Error& error);
+  std::unique_ptr<Chunk> take_chunk();
+  void recycle(std::unique_ptr<Chunk> chunk);
+  void commit(Chunk& chunk, CommitListener& listener);
+  Status write(Chunk& chunk);
+  Committed describe(const Chunk& chunk, Lsn first) const;
+  bool refuse_for_room(Chunk& chunk);
+  void fail_publishes(Chunk& chunk, const Error& error);
   void write_marker(CommitListener& listener);
   void count_accepted(GroupMask groups);
   void fail(const Error& error, CommitListener& listener);
@@ -234,12 +246,11 @@ class Spool final : public Publisher {
   std::unordered_map<std::string, GroupMask, TextHash, std::equal_to<>> routes_;
   std::vector<std::unique_ptr<GroupState>> groups_;
   std::vector<GroupRecord> declared_;  // index: GroupId
+  const std::shared_ptr<BatchBuffers> buffers_ = std::make_shared<BatchBuffers>();
 
   // Owned by the committer thread.
   std::unique_ptr<SegmentLog> segments_;
   std::array<std::uint64_t, kGroupsMax> accepted_{};
-  std::vector<Item> taken_;  // from the queue; [taken_at_, end) is still to be committed
-  std::size_t taken_at_ = 0;
   bool marker_due_ = false;
   std::uint64_t checkpointed_at_ = 0;  // SegmentLog::bytes_appended() of the last one
 
@@ -266,7 +277,9 @@ class Spool final : public Publisher {
   std::mutex mutex_;
   std::condition_variable work_;
   std::condition_variable room_;
-  std::vector<Item> queue_;
+  std::deque<std::unique_ptr<Chunk>> queue_;
+  std::vector<std::unique_ptr<Chunk>> chunks_free_;
+  std::size_t queue_items_ = 0;
   std::size_t queue_bytes_ = 0;
   std::size_t queue_urgent_ = 0;  // items that are not lazy
   std::size_t queue_lazy_entries_ = 0;

@@ -89,10 +89,10 @@ Status Spool::recover() {
   id_ = segments_->spool_id().is_nil() ? uuid_v4() : segments_->spool_id();
   DRAY_TRY(segments_->start(id_, epoch_, random, [this] { return opening(); }));
   const EpochRecord epoch{epoch_, random, clock_.utc().time_since_epoch().count()};
-  const auto added = segments_->add(RecordType::kEpoch, 0, to_bytes(epoch));
-  if (!added.ok()) return added.error();
+  const auto written = segments_->write_record(RecordType::kEpoch, to_bytes(epoch));
+  if (!written.ok()) return written.error();
   for (const auto& record : *changes) DRAY_TRY(declare(state, record));
-  DRAY_TRY(segments_->commit(true));
+  DRAY_TRY(segments_->sync());
   durable_lsn_ = segments_->durable_lsn();
   disk_full_ = !segments_->spares().ensure_reserve();
   // Records that open() wrote are nobody's messages.
@@ -123,12 +123,12 @@ std::string Spool::opening() const {
 
 Status Spool::declare(SpoolState& state, const GroupRecord& record) {
   auto& groups = state.groups();
-  const auto added = segments_->add(RecordType::kGroup, 0, to_bytes(record));
-  if (!added.ok()) return added.error();
+  const auto written = segments_->write_record(RecordType::kGroup, to_bytes(record));
+  if (!written.ok()) return written.error();
   if (record.id == groups.size()) {
     groups.push_back(std::make_unique<GroupState>(record.id, record.name));
   }
-  groups[record.id]->declare(added->lsn, record.topics, record.standing);
+  groups[record.id]->declare(*written, record.topics, record.standing);
   return {};
 }
 

@@ -32,7 +32,7 @@ void Spool::pass_checkpoint_on(CommitListener& listener) {
   }
   if (!snapshot || failed_) return;
   if (segments_->durable_lsn() < snapshot->lsn && !planted(Fault::kCheckpointAhead)) {
-    if (auto synced = segments_->commit(true); !synced.ok()) return fail(synced.error(), listener);
+    if (auto synced = segments_->sync(); !synced.ok()) return fail(synced.error(), listener);
     durable_lsn_ = segments_->durable_lsn();
   }
   checkpointed_at_ = segments_->bytes_appended();
@@ -48,7 +48,7 @@ void Spool::checkpoint_at_stop(Snapshot snapshot) {
     void on_committed(Committed) override {}
     void on_failed(const Error&) override {}
   } ignore;
-  if (failed_ || !segments_->commit(true).ok()) return;
+  if (failed_ || !segments_->sync().ok()) return;
   write_checkpoint(snapshot, ignore);
 }
 

@@ -43,7 +43,8 @@ class Bench {
     auto bytes = std::make_shared<std::string>("envelope " + std::to_string(sequence));
     stored[sequence] = bytes;
     committed.messages.push_back(
-        {sequence, 1, Priority::kNormal, ms(deliver_at), ms(expires_at), bytes, *bytes});
+        {sequence, 1, Priority::kNormal, ms(deliver_at), ms(expires_at), *bytes});
+    committed.bytes = bytes;
     core->on_committed(committed, now());
     settle_down();
     return sequence;
