@@ -1,5 +1,6 @@
 // The spool in a simulated world, from many seeds. A seed that fails is printed; it repeats with
-//   spool_simulation "one seed" with DRAY_TEST_SEED=<seed> (and DRAY_TEST_ROT=1 for rot).
+//   spool_simulation "one seed" with DRAY_TEST_SEED=<seed> (and DRAY_TEST_ROT=1 for rot;
+//   DRAY_TEST_TRACE=1 shows every call to the disk).
 #include <cstdlib>
 
 #include "dray/spool/planted_fault.hpp"

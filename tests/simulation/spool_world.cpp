@@ -1,6 +1,8 @@
 #include "simulation/spool_world.hpp"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 
 namespace dray::test {
 
@@ -475,6 +477,11 @@ void SpoolWorld::die() {
   spool_.reset();
   // A life that could not open leaves the question open what the one before left.
   power_cut_ = power_cut_ || power_cut;
+  if (std::getenv("DRAY_TEST_TRACE") != nullptr) {
+    std::fprintf(stderr, "%s; the log to %llu, acknowledged to %llu\n",
+                 power_cut ? "power cut" : "killed", static_cast<unsigned long long>(last_),
+                 static_cast<unsigned long long>(durable_));
+  }
   if (power_cut) {
     disk_.cut_power();
   } else {
@@ -508,6 +515,9 @@ void SpoolWorld::rot() {
     disk_.break_sector(name, at);
   } else {
     disk_.flip_bit(name, at);
+  }
+  if (std::getenv("DRAY_TEST_TRACE") != nullptr) {
+    std::fprintf(stderr, "rot in %s at %llu\n", name.c_str(), static_cast<unsigned long long>(at));
   }
 }
 

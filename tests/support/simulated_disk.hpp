@@ -9,6 +9,8 @@
 // Threading: one thread. Ownership: the disk outlives its directories and files.
 #pragma once
 
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -24,6 +26,7 @@ namespace dray::test {
 class SimulatedDisk {
  public:
   static constexpr std::size_t kSector = 512;
+  static constexpr std::size_t kPage = 4096;
 
   explicit SimulatedDisk(std::uint64_t seed) : random_(seed) {}
 
@@ -117,9 +120,16 @@ class SimulatedDisk {
   };
 
   bool coin() { return (random_() & 1) != 0; }
-  Status step(const char* operation, const std::string& path) {
+  Status step(const char* operation, const std::string& path, std::uint64_t offset = 0,
+              std::size_t size = 0) {
     ++calls_;
-    if (fail_at_ == 0 || calls_ < fail_at_ || (once_ && calls_ > fail_at_)) return {};
+    const bool good = fail_at_ == 0 || calls_ < fail_at_ || (once_ && calls_ > fail_at_);
+    if (trace_) {
+      std::fprintf(stderr, "  %6llu %-14s %s %llu+%zu%s\n", static_cast<unsigned long long>(calls_),
+                   operation, path.c_str(), static_cast<unsigned long long>(offset), size,
+                   good ? "" : " FAILS");
+    }
+    if (good) return {};
     return Error{code_, std::string(operation) + " failed (injected)", path, 5};
   }
   // Some of it reaches the disk, some is lost; none of it is dirty any more.
@@ -141,6 +151,7 @@ class SimulatedDisk {
   bool once_ = false;
   bool ignore_syncs_ = false;
   bool locked_ = false;
+  const bool trace_ = std::getenv("DRAY_TEST_TRACE") != nullptr;  // every call, for one seed
 };
 
 class SimulatedFile final : public File {
@@ -149,7 +160,7 @@ class SimulatedFile final : public File {
       : disk_(disk), node_(std::move(node)), path_(std::move(path)) {}
 
   Status write_at(std::uint64_t offset, std::string_view bytes) override {
-    const Status step = disk_.step("write", path_);
+    const Status step = disk_.step("write", path_, offset, bytes.size());
     if (!step.ok()) {  // a part of it may have been written
       put(offset, bytes.substr(0, disk_.random_() % (bytes.size() + 1)));
       return step;
@@ -158,7 +169,7 @@ class SimulatedFile final : public File {
     return {};
   }
   Status write_durable_at(std::uint64_t offset, std::string_view bytes) override {
-    const Status step = disk_.step("write and sync", path_);
+    const Status step = disk_.step("write and sync", path_, offset, bytes.size());
     if (!step.ok()) {
       put(offset, bytes.substr(0, disk_.random_() % (bytes.size() + 1)));
       if (step.error().code == ErrorCode::kIo) disk_.lose_dirty(*node_);
@@ -206,11 +217,13 @@ class SimulatedFile final : public File {
   void put(std::uint64_t offset, std::string_view bytes) {
     if (node_->current.size() < offset + bytes.size()) node_->current.resize(offset + bytes.size());
     std::memcpy(node_->current.data() + offset, bytes.data(), bytes.size());
-    // A disk gives a sector that is written anew another place.
-    for (auto at = offset / SimulatedDisk::kSector;
-         at * SimulatedDisk::kSector < offset + bytes.size() && !node_->bad_sectors.empty(); ++at) {
-      node_->bad_sectors.erase(at);
-    }
+    // A disk gives a sector that is written anew another place; file systems write whole pages.
+    const auto first = offset / SimulatedDisk::kPage * SimulatedDisk::kPage;
+    const auto last = offset + bytes.size() + SimulatedDisk::kPage - 1;
+    node_->bad_sectors.erase(
+        node_->bad_sectors.lower_bound(first / SimulatedDisk::kSector),
+        node_->bad_sectors.lower_bound(last / SimulatedDisk::kPage * SimulatedDisk::kPage /
+                                       SimulatedDisk::kSector));
     node_->unsynced.push_back({offset, std::string(bytes)});
   }
 
@@ -239,7 +252,7 @@ class SimulatedDirectory final : public Directory {
   Result<std::vector<std::string>> list() override { return disk_.names(); }
   Status rename(const std::string& from, const std::string& to) override {
     if (disk_.names_.count(from) == 0) return Error{ErrorCode::kNotFound, "no such file", from, 2};
-    DRAY_TRY(disk_.step("rename", from));
+    DRAY_TRY(disk_.step("rename", from + " to " + to));
     disk_.names_[to] = disk_.names_[from];
     disk_.names_.erase(from);
     disk_.unsynced_names_.push_back({from, to, disk_.names_[to]});

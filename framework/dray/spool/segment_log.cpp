@@ -89,6 +89,7 @@ Status SegmentLog::use(SpareSegments::Spare spare) {
   ++next_segment_;
   indexed_until_ = 0;
   end_ = kSegmentHeaderSize;
+  current_bytes_ = end_;
   bytes_total_ += kSegmentHeaderSize;
   current_ = segment;
   blank_ = true;
@@ -141,8 +142,7 @@ Status SegmentLog::free(const std::set<std::uint64_t>& numbers) {
     const auto size = segment->file->size();
     if (segment->damaged) {
       DRAY_TRY(directory_.rename(name, name + ".quarantine"));
-    } else if (size.ok() && *size == options_.segment_size && recycled.empty() &&
-               spares_.wants_recycled()) {
+    } else if (size.ok() && recycled.empty() && spares_.wants_recycled(*size)) {
       const std::string spare = spares_.fresh_name();
       DRAY_TRY(directory_.rename(name, spare));
       recycled.push_back({segment->file, spare, *size, false});
@@ -215,6 +215,7 @@ Status SegmentLog::write_opening() {
   fresh_index_.push_back({next_lsn_, end_});
   indexed_until_ = end_ + kIndexSpacing;
   DRAY_TRY(put(bytes, next_lsn_, false));
+  if (planted(Fault::kNoHeaderSync)) unsynced_ = false;  // else the next sync is the header's too
   opening_due_ = false;
   return {};
 }
@@ -262,12 +263,18 @@ Status SegmentLog::put(std::string_view bytes, Lsn last, bool sync) {
                : current_->file->write_at(end_, bytes));
   unsynced_ = !one_call;
   if (sync && unsynced_ && !planted(Fault::kNoCommitSync)) {
-    DRAY_TRY(current_->file->sync_data());
+    if (auto synced = current_->file->sync_data(); !synced.ok()) {
+      // P7: not to be mended by writing elsewhere; what was written before may be lost with it.
+      Error error = synced.error();
+      error.code = ErrorCode::kIo;
+      return error;
+    }
     unsynced_ = false;
   }
   if (sync) durable_lsn_ = last;  // S1
   next_lsn_ = last + 1;
   end_ += bytes.size();
+  current_bytes_ = end_;
   bytes_total_ += bytes.size();
   bytes_appended_ += bytes.size();
   if (!index.empty()) {

@@ -120,6 +120,8 @@ class SegmentLog {
   const Uuid& spool_id() const { return spool_id_; }
   std::uint64_t bytes_total() const { return bytes_total_.load(std::memory_order_relaxed); }
   std::uint64_t bytes_appended() const { return bytes_appended_; }
+  // Of the segment that is being written. Any thread.
+  std::uint64_t current_bytes() const { return current_bytes_.load(std::memory_order_relaxed); }
 
   SpareSegments& spares() { return spares_; }
   std::vector<SegmentSummary> segments() const;
@@ -190,6 +192,7 @@ class SegmentLog {
 
   SpareSegments spares_;
   std::atomic<std::uint64_t> bytes_total_{0};
+  std::atomic<std::uint64_t> current_bytes_{0};
 
   // Guarded by mutex_.
   mutable std::mutex mutex_;

@@ -326,6 +326,7 @@ Status SegmentLog::finish_tail(Segment& segment, const Tail& tail, ScanReport& r
     for (const auto& entry : segment.index) {
       if (entry.lsn <= tail.durable + 1) begin = entry.offset;
     }
+    DRAY_TRY(rewrite(segment, 0, kSegmentHeaderSize));
     DRAY_TRY(rewrite(segment, begin, tail.valid_end));
   }
   if (torn > 0) DRAY_TRY(segment.file->truncate(tail.valid_end));

@@ -1,13 +1,16 @@
 #include "dray/spool/spare_segments.hpp"
 
 #include <algorithm>
+#include <charconv>
 
 namespace dray::spool {
 namespace {
 
 constexpr std::string_view kPrefix = "spare.";
-constexpr std::uint64_t kSlice = 256U << 10;
+constexpr std::uint64_t kSlice = 1024U << 10;
 constexpr std::uint64_t kReserveSizeMin = 1U << 20;
+// A file that was extended record by record ends where the next one did not fit any more.
+constexpr std::uint64_t kMissingShareMax = 8;
 
 }  // namespace
 
@@ -17,15 +20,20 @@ bool SpareSegments::is_spare_name(std::string_view name) {
 
 void SpareSegments::adopt(const std::string& name) {
   const std::lock_guard lock(mutex_);
+  // A name is given once: a rename to one that is in use would put another file under it.
+  std::uint64_t number = 0;
+  std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), number);
+  names_ = std::max(names_, number);
   auto file = directory_.open(name, OpenMode::kReadWrite);
   if (!file.ok()) return;
   const auto size = (*file)->size();
   const bool whole = size.ok() && *size >= segment_size_;
   if (whole && !reserve_) {
     reserve_ = Spare{std::move(*file), name, *size, false};
-  } else if (whole && !next_) {
+  } else if (size.ok() && is_usable(*size) && !next_) {
     next_ = Spare{std::move(*file), name, *size, false};
-    next_whole_ = true;
+    next_whole_ = whole;
+    filled_ = *size;
   } else {
     (void)directory_.remove(name);
   }
@@ -38,7 +46,10 @@ std::string SpareSegments::fresh_name() {
 
 std::optional<SpareSegments::Spare> SpareSegments::take(bool whole) {
   const std::lock_guard lock(mutex_);
-  if (next_ && (!whole || next_whole_)) return std::exchange(next_, std::nullopt);
+  if (next_ && (!whole || next_whole_)) {
+    filled_ = 0;
+    return std::exchange(next_, std::nullopt);
+  }
   if (whole) return std::exchange(reserve_, std::nullopt);
   return std::nullopt;
 }
@@ -96,20 +107,27 @@ void SpareSegments::release_reserve() {
   reserve_.reset();
 }
 
-bool SpareSegments::wants_recycled() const {
+bool SpareSegments::is_usable(std::uint64_t size) const {
+  return size >= segment_size_ - segment_size_ / kMissingShareMax && size <= segment_size_;
+}
+
+bool SpareSegments::wants_recycled(std::uint64_t size) const {
   const std::lock_guard lock(mutex_);
-  return !reserve_ || !next_ || !next_whole_;
+  if (!is_usable(size)) return false;
+  return (!reserve_ && size == segment_size_) || !next_ || !is_usable(next_->size);
 }
 
 void SpareSegments::recycle(Spare spare) {
   const std::lock_guard lock(mutex_);
-  if (!reserve_) {
+  const bool whole = spare.size == segment_size_;
+  if (whole && !reserve_) {
     reserve_ = std::move(spare);
     return;
   }
-  if (next_ && !next_whole_) (void)directory_.remove(next_->name);
+  if (next_) (void)directory_.remove(next_->name);
   next_ = std::move(spare);
-  next_whole_ = true;
+  next_whole_ = whole;
+  filled_ = next_->size;
 }
 
 bool SpareSegments::prepare() {
@@ -135,6 +153,7 @@ bool SpareSegments::prepare() {
     return false;
   }
   next_ = std::move(filling);
+  filled_ = next_->size;
   next_whole_ = next_->size >= segment_size_;
   return !next_whole_;
 }

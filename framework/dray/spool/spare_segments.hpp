@@ -9,6 +9,7 @@
 // Ownership: the Directory outlives it.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -47,16 +48,20 @@ class SpareSegments {
   // Gives the reserve's room back to the disk, for a checkpoint.
   void release_reserve();
 
-  // A file under a new name that was a segment. False if it is not wanted: remove it.
-  bool wants_recycled() const;
+  // Whether a file of so many bytes that was a segment is of use. False: remove it. True: give it
+  // a new name and hand it over.
+  bool wants_recycled(std::uint64_t size) const;
   std::string fresh_name();
   void recycle(Spare spare);
 
-  // Fills the next 256 KiB of `next`. False if nothing is left to fill.
+  // Fills the next 1 MiB of `next`. False if nothing is left to fill.
   bool prepare();
+  // Bytes of `next` that have blocks.
+  std::uint64_t filled() const { return filled_.load(std::memory_order_relaxed); }
 
  private:
   bool make_reserve(std::uint64_t size);
+  bool is_usable(std::uint64_t size) const;
 
   Directory& directory_;
   const std::uint64_t segment_size_;
@@ -65,6 +70,7 @@ class SpareSegments {
   std::optional<Spare> next_;
   bool next_whole_ = false;
   std::uint64_t names_ = 0;
+  std::atomic<std::uint64_t> filled_{0};
 };
 
 }  // namespace dray::spool

@@ -9,8 +9,12 @@ namespace dray::spool {
 namespace {
 
 constexpr auto kRoomRetry = std::chrono::milliseconds(250);
-// Filling a file ahead takes at most this share of the disk's time: 256 KiB, then a pause.
+// A file is filled ahead in slices, each followed by a pause: a short one while the file would
+// not be ready by the time the current segment is full. First writes into a file without blocks
+// cost the file system's own commit each.
 constexpr auto kPreparePause = std::chrono::milliseconds(10);
+constexpr auto kPreparePauseBehind = std::chrono::milliseconds(1);
+constexpr double kPrepareFrom = 0.25;  // of the current segment
 
 }  // namespace
 
@@ -53,18 +57,26 @@ void Spool::checkpoint_at_stop(Snapshot snapshot) {
 }
 
 void Spool::run_upkeep(CommitListener& listener) {
+  std::uint64_t bytes_seen = 0;
   for (;;) {
+    const std::uint64_t bytes = segments_->current_bytes();
+    const bool idle = std::exchange(bytes_seen, bytes) == bytes;
+    const std::uint64_t filled = segments_->spares().filled();
+    const bool behind = filled<bytes&& static_cast<double>(bytes)> kPrepareFrom *
+                        static_cast<double>(options_.log.segment_size);
+    // Where messages are settled as they come, a segment is freed before a file must be made.
+    const bool wanted = idle || behind || filled > 0;
     {
       std::unique_lock lock(upkeep_mutex_);
-      upkeep_work_.wait_for(lock, kPreparePause,
+      upkeep_work_.wait_for(lock, behind ? kPreparePauseBehind : kPreparePause,
                             [&] { return upkeep_closing_ || durable_snapshot_.has_value(); });
       if (upkeep_closing_ && !durable_snapshot_) return;
     }
     upkeep(listener);
     bool more = false;
-    if (!failed_) more = segments_->spares().prepare();
+    if (!failed_ && wanted) more = segments_->spares().prepare();
     std::unique_lock lock(upkeep_mutex_);
-    if (more || upkeep_closing_ || durable_snapshot_) continue;
+    if (more || !wanted || upkeep_closing_ || durable_snapshot_) continue;
     upkeep_work_.wait_for(lock, kRoomRetry,
                           [&] { return upkeep_closing_ || durable_snapshot_.has_value(); });
   }
