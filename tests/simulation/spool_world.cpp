@@ -97,6 +97,7 @@ bool SpoolWorld::open() {
     return false;
   }
   spool_ = std::move(*opened);
+  opened_since_rot_ = true;
   for (const auto& range : spool_->scan_report().damaged) {
     require(rotted_, "damage reported without rot: " + std::to_string(range.first) + " to " +
                          std::to_string(range.last) + ", " + range.what);
@@ -401,6 +402,8 @@ void SpoolWorld::checkpoint() {
   snapshot.dead = plan.dead;
   spool_->checkpoint(std::move(snapshot));
   copy_forward(plan.to_copy);
+  // Go for the instants in which copies are not durable yet.
+  if (!scripted_ && !plan.to_copy.empty() && draw(4) == 0) break_soon(8);
   if (draw(2) == 0) commit();
 }
 
@@ -505,6 +508,9 @@ void SpoolWorld::rot() {
     if (segment_number(name)) segments.push_back(name);
   }
   if (segments.empty() || draw(3) == 0) return;
+  // A second spot in the same tail may take away what said that the first was durable.
+  if (!opened_since_rot_) return;
+  opened_since_rot_ = false;
   rotted_ = true;
   const auto& name = segments[draw(segments.size())];
   const auto size = disk_.bytes(name).size();

@@ -117,6 +117,7 @@ class SpoolWorld : private spool::CommitListener {
   std::vector<std::pair<spool::Lsn, spool::Lsn>> commits_;  // since the last check
   bool power_cut_ = false;                                  // how the last life ended
   bool rotted_ = false;
+  bool opened_since_rot_ = true;
   std::vector<std::pair<spool::Lsn, spool::Lsn>> reported_;
 
   // This life.

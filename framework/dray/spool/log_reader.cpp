@@ -25,8 +25,10 @@ Status SegmentCursor::fill() {
   }
   const Error failed = got.error();
   bool any = false;
-  for (std::size_t at = 0; at < buffer_.size(); at += kBlock) {
-    const std::size_t size = std::min(kBlock, buffer_.size() - at);
+  for (std::size_t at = 0, size = 0; at < buffer_.size(); at += size) {
+    // To the end of a block of the file: two halves of two blocks would lose both.
+    const std::size_t in_block = kBlock - static_cast<std::size_t>((buffer_offset_ + at) % kBlock);
+    size = std::min(in_block, buffer_.size() - at);
     auto block = segment_->file->read_at(buffer_offset_ + at, buffer_.data() + at, size);
     const std::size_t good = block.ok() ? *block : 0;
     std::fill_n(buffer_.data() + at + good, size - good, '\0');
