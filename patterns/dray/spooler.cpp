@@ -183,8 +183,7 @@ DeadLetter read_dead_letter(spool::LogReader& reader, Sequence sequence,
     }
   }
   letter.attempts = history.attempts();
-  const auto attempts =
-      spool::read_attempts(reader, history.record_lsn(), group, kDeadHistoryMax + 1);
+  const auto attempts = spool::read_attempts(reader, history, group, kDeadHistoryMax + 1);
   for (std::size_t i = 0; i < attempts.size(); ++i) {
     const auto& each = attempts[i];
     if (i == 0) {

@@ -580,8 +580,7 @@ void SpoolWorld::check_message(Sequence sequence, ModelMessage& message) {
       }
       const auto* history = state.history(sequence);
       if (history != nullptr && history->record_lsn() != 0 && !rotted_) {
-        const auto attempts =
-            read_attempts(*reader_, history->record_lsn(), static_cast<GroupId>(group), 20);
+        const auto attempts = read_attempts(*reader_, *history, static_cast<GroupId>(group), 20);
         require(!attempts.empty() && attempts[0].reason == "because " + std::to_string(sequence),
                 name + " has lost its history");
       }

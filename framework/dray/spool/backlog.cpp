@@ -177,31 +177,51 @@ Result<std::optional<StoredMessage>> read_message(LogReader& reader, Sequence se
   return std::optional<StoredMessage>(std::move(message));
 }
 
-std::vector<AttemptRecord> read_attempts(LogReader& reader, Lsn record_lsn, GroupId group,
+namespace {
+
+// What a copy says that the records before it did not.
+void add_copied(std::vector<AttemptRecord>& attempts, const CopyRecord& copy, GroupId group) {
+  for (const auto& history : copy.histories) {
+    if (history.group != group) continue;
+    for (const auto& each : history.attempts) {
+      const bool known = std::any_of(attempts.begin(), attempts.end(), [&](const auto& seen) {
+        return seen.at_ms == each.at_ms && seen.attempts == each.attempts;
+      });
+      if (!known) attempts.push_back(each);
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<AttemptRecord> read_attempts(LogReader& reader, const History& history, GroupId group,
                                          std::size_t count_max) {
   std::vector<AttemptRecord> attempts;
-  while (record_lsn != 0 && attempts.size() < count_max) {
-    const auto record = reader.at(record_lsn);
-    if (!record.ok() || !record->has_value()) break;
-    const auto payload = (*record)->payload;
-    record_lsn = 0;
-    if ((*record)->header.type == RecordType::kDead) {
+  Lsn copy_lsn = history.copy_lsn();
+  // Each record names the one before it. Where that went with its segment, the copy goes on.
+  for (Lsn lsn = history.record_lsn() != 0 ? history.record_lsn() : copy_lsn;
+       lsn != 0 && attempts.size() < count_max;) {
+    if (lsn == copy_lsn) copy_lsn = 0;
+    const auto record = reader.at(lsn);
+    const bool there = record.ok() && record->has_value();
+    const auto type = there ? (*record)->header.type : RecordType::kMarker;
+    const auto payload = there ? (*record)->payload : std::string_view();
+    lsn = 0;
+    if (type == RecordType::kDead) {
       const auto dead = from_bytes<DeadRecord>(payload);
       if (!dead.ok()) break;
       attempts.push_back({dead->at_ms, dead->attempts, dead->cause, dead->reason, dead->worker});
-      record_lsn = dead->before;
-    } else if ((*record)->header.type == RecordType::kRetry) {
+      lsn = dead->before;
+    } else if (type == RecordType::kRetry) {
       const auto retry = from_bytes<RetryRecord>(payload);
       if (!retry.ok()) break;
       attempts.push_back({retry->at_ms, retry->attempts, "", retry->reason, retry->worker});
-      record_lsn = retry->before;
-    } else if ((*record)->header.type == RecordType::kCopy) {
+      lsn = retry->before;
+    } else if (type == RecordType::kCopy) {
       const auto copy = from_bytes<CopyRecord>(payload);
-      if (!copy.ok()) break;
-      for (const auto& history : copy->histories) {
-        if (history.group != group) continue;
-        attempts.insert(attempts.end(), history.attempts.begin(), history.attempts.end());
-      }
+      if (copy.ok()) add_copied(attempts, *copy, group);
+    } else {
+      lsn = std::exchange(copy_lsn, 0);
     }
   }
   if (attempts.size() > count_max) attempts.resize(count_max);
@@ -219,8 +239,7 @@ Result<std::optional<CopyRecord>> make_copy(LogReader& reader, Sequence sequence
     if (history == nullptr) continue;
     any = history;
     CopiedHistory copied{group->id(), history->record_lsn(), {}};
-    for (auto& attempt :
-         read_attempts(reader, history->record_lsn(), group->id(), kCopiedAttemptsMax)) {
+    for (auto& attempt : read_attempts(reader, *history, group->id(), kCopiedAttemptsMax)) {
       if (attempt.reason.size() > kCopiedTextMax) attempt.reason.resize(kCopiedTextMax);
       bytes += attempt.reason.size() + attempt.worker.size() + attempt.cause.size() + 64;
       if (bytes > kCopiedHistoriesBytesMax) break;

@@ -64,7 +64,7 @@ Result<std::optional<StoredMessage>> read_message(LogReader& reader, Sequence se
                                                   const History* history);
 
 // How its deliveries ended, newest first, at most `count_max`. What cannot be read ends the list.
-std::vector<AttemptRecord> read_attempts(LogReader& reader, Lsn record_lsn, GroupId group,
+std::vector<AttemptRecord> read_attempts(LogReader& reader, const History& history, GroupId group,
                                          std::size_t count_max);
 
 // A copy of this message for the groups that have an entry for it. Nothing: it can no longer be

@@ -93,6 +93,7 @@ Status SegmentLog::use(SpareSegments::Spare spare) {
   bytes_total_ += kSegmentHeaderSize;
   current_ = segment;
   blank_ = true;
+  growing_ = spare.size < capacity_ - capacity_ / 8;
   opening_due_ = opening_ != nullptr;
   const std::lock_guard lock(mutex_);
   segments_.push_back(std::move(segment));
@@ -164,7 +165,7 @@ Result<std::size_t> SegmentLog::write(Batch& batch, std::size_t from, bool sync)
   for (bool in_reserve = false;;) {
     Status done = opening_due_ ? write_opening() : Status();
     if (done.ok()) {
-      const std::size_t until = fit(batch, from);
+      const std::size_t until = better_segment_ready() ? from : fit(batch, from);
       if (until == from) {
         done = seal();
         if (done.ok()) done = roll(false);
@@ -218,6 +219,12 @@ Status SegmentLog::write_opening() {
   if (planted(Fault::kNoHeaderSync)) unsynced_ = false;  // else the next sync is the header's too
   opening_due_ = false;
   return {};
+}
+
+// A file that grows with every write costs the file system's own commit each time: it is left
+// as soon as there is one whose blocks are all there.
+bool SegmentLog::better_segment_ready() const {
+  return growing_ && !blank_ && spares_.filled() >= options_.segment_size;
 }
 
 // How far the records from `from` on go into this segment, in whole units. One that is larger than

@@ -122,6 +122,8 @@ class SegmentLog {
   std::uint64_t bytes_appended() const { return bytes_appended_; }
   // Of the segment that is being written. Any thread.
   std::uint64_t current_bytes() const { return current_bytes_.load(std::memory_order_relaxed); }
+  // Whether its file grows with every write. Any thread.
+  bool current_grows() const { return growing_.load(std::memory_order_relaxed); }
 
   SpareSegments& spares() { return spares_; }
   std::vector<SegmentSummary> segments() const;
@@ -159,6 +161,7 @@ class SegmentLog {
   Status roll(bool whole);
   Status use(SpareSegments::Spare spare);
   Status write_opening();
+  bool better_segment_ready() const;
   std::size_t fit(const Batch& batch, std::size_t from) const;
   Status write_frames(Batch& batch, std::size_t from, std::size_t until, bool sync);
   Status put(std::string_view bytes, Lsn last, bool sync);
@@ -193,6 +196,7 @@ class SegmentLog {
   SpareSegments spares_;
   std::atomic<std::uint64_t> bytes_total_{0};
   std::atomic<std::uint64_t> current_bytes_{0};
+  std::atomic<bool> growing_{false};  // current_ has no blocks yet where the next record goes
 
   // Guarded by mutex_.
   mutable std::mutex mutex_;

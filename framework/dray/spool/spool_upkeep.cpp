@@ -65,7 +65,7 @@ void Spool::run_upkeep(CommitListener& listener) {
     const bool behind = filled<bytes&& static_cast<double>(bytes)> kPrepareFrom *
                         static_cast<double>(options_.log.segment_size);
     // Where messages are settled as they come, a segment is freed before a file must be made.
-    const bool wanted = idle || behind || filled > 0;
+    const bool wanted = idle || behind || filled > 0 || segments_->current_grows();
     {
       std::unique_lock lock(upkeep_mutex_);
       upkeep_work_.wait_for(lock, behind ? kPreparePauseBehind : kPreparePause,

@@ -13,6 +13,7 @@ constexpr int kFramesPerTurnMax = 1'000;
 constexpr std::size_t kDeferredMax = 100'000;
 constexpr auto kUpkeepEvery = Milliseconds(250);
 constexpr std::size_t kCopyBytesMax = 4U << 20;
+constexpr std::size_t kLostKept = 1'024;
 
 // Windows bound what is on its way to a peer; the marks only have to lie well above.
 transport::SocketOptions router_options() {
@@ -54,6 +55,7 @@ struct Dispatcher::State {
   DispatcherCore core;
   SteadyTime upkeep_at{};
   bool checkpoint_due = false;
+  std::set<Sequence> lost;                    // reported
   std::deque<DispatcherCore::Send> deferred;  // a peer's pipe was full
   std::unordered_map<std::uint64_t, std::function<void()>> finished;
   bool poisoned = false;
@@ -304,7 +306,9 @@ void Dispatcher::upkeep() {
     auto copy = spool::make_copy(state.look_up, sequence, groups);
     if (!copy.ok()) return poison("copying a message forward", copy.error());
     if (!copy->has_value()) {
-      report_lost(sequence);
+      // One that is granted is settled by its answer; until then it is met again and again.
+      if (state.lost.insert(sequence).second) report_lost(sequence);
+      if (state.lost.size() > kLostKept) state.lost.erase(state.lost.begin());
       state.core.on_lost(sequence);
       continue;
     }

@@ -230,9 +230,41 @@ TEST_CASE("recovery: both checkpoints are bad and old segments are gone, with a 
   auto message = read_message(reader, kept, history);
   REQUIRE((message.ok() && message->has_value()));
   CHECK(parse_envelope((*message)->envelope)->body == "kept");
-  const auto attempts = read_attempts(reader, history->record_lsn(), 0, 10);
+  const auto attempts = read_attempts(reader, *history, 0, 10);
   REQUIRE(attempts.size() == 1);
   CHECK(attempts[0].reason == "no such address");
+}
+
+TEST_CASE("attempts of before a copy are still there when a retry overtook the copy") {
+  test::SimulatedDisk disk(8);
+  SpoolOwner owner(disk, small_options());
+  REQUIRE(owner.ok());
+  const Sequence kept = owner.publish("t", "kept")->sequence;
+  const auto retry = [&](std::uint32_t attempts, const std::string& reason) {
+    const auto* history = owner.group(0).history(kept);
+    const Lsn before = history == nullptr ? 0 : history->record_lsn();
+    const RetryRecord record{0, kept, 1, attempts, 0, 1, false, reason, "worker", 5, before};
+    owner.submit(RecordType::kRetry, to_bytes(record));
+    owner.group(0).retry(record, owner.spool().segments().next_lsn() - 1);
+  };
+  retry(1, "first");
+  for (int i = 0; i < 60; ++i) owner.settle(0, owner.publish("t", body_of(i))->sequence);
+  // The copy is made of the first attempt; the second one fails before it is written.
+  LogReader reader(owner.spool().segments());
+  const auto copy = make_copy(reader, kept, {&owner.group(0)});
+  REQUIRE((copy.ok() && copy->has_value()));
+  retry(2, "second");
+  owner.submit(RecordType::kCopy, to_bytes(**copy));
+  owner.group(0).copied(kept, owner.spool().segments().next_lsn() - 1,
+                        (*copy)->histories.at(0).record_lsn);
+  for (int i = 0; i < 60; ++i) owner.settle(0, owner.publish("t", body_of(i))->sequence);
+  for (int i = 0; i < 3; ++i) owner.checkpoint();
+  REQUIRE(owner.spool().segments().segments().front().first_lsn > kept);
+  LogReader later(owner.spool().segments());
+  const auto attempts = read_attempts(later, *owner.group(0).history(kept), 0, 10);
+  REQUIRE(attempts.size() == 2);
+  CHECK(attempts[0].reason == "second");
+  CHECK(attempts[1].reason == "first");
 }
 
 TEST_CASE("recovery: a newer checkpoint is refused") {
