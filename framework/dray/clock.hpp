@@ -34,20 +34,23 @@ class SystemClock final : public Clock {
 // A clock that stands still until a test moves it.
 class VirtualClock final : public Clock {
  public:
-  UtcTime utc() const override { return UtcTime(Milliseconds(utc_ms_.load())); }
+  UtcTime utc() const override {
+    return std::chrono::time_point_cast<Milliseconds>(
+        std::chrono::sys_time<std::chrono::nanoseconds>(std::chrono::nanoseconds(utc_ns_.load())));
+  }
   SteadyTime steady() const override {
     return SteadyTime(std::chrono::nanoseconds(steady_ns_.load()));
   }
   // Moves both clocks forward.
   void advance(std::chrono::nanoseconds by) {
     steady_ns_ += by.count();
-    utc_ms_ += std::chrono::duration_cast<Milliseconds>(by).count();
+    utc_ns_ += by.count();
   }
   // Moves only the wall clock, as an operator or NTP does.
-  void jump_utc(Milliseconds by) { utc_ms_ += by.count(); }
+  void jump_utc(Milliseconds by) { utc_ns_ += std::chrono::nanoseconds(by).count(); }
 
  private:
-  std::atomic<std::int64_t> utc_ms_{1'700'000'000'000};
+  std::atomic<std::int64_t> utc_ns_{1'700'000'000'000'000'000};
   std::atomic<std::int64_t> steady_ns_{1'000'000'000};
 };
 

@@ -331,10 +331,10 @@ void Dispatcher::send(DispatcherCore::Send send) {
     case transport::Sent::kSent:
       return;
     case transport::Sent::kUnreachable:
-      return state.core.on_unreachable(send.peer, state.now());
+      return state.core.on_unsent(send, state.now());
     case transport::Sent::kFull:
       if (state.deferred.size() < kDeferredMax) return state.deferred.push_back(std::move(send));
-      return state.core.on_unreachable(send.peer, state.now());
+      return state.core.on_unsent(send, state.now());
   }
 }
 

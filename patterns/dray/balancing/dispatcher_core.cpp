@@ -123,6 +123,8 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
   }
   Session& session = *slot;
   peers_.erase(session.peer);
+  peers_.erase(session.gone_peer);
+  session.gone_peer.clear();
   session.peer = peer;
   peers_[peer] = &session;
   session.worker = hello.worker;
@@ -237,12 +239,28 @@ void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& 
   }
 }
 
-void DispatcherCore::on_unreachable(const std::string& peer, Now now) {
-  Session* session = session_of_peer(peer);
+void DispatcherCore::on_unsent(const Send& send, Now now) {
+  Session* session = session_of_peer(send.peer);
   if (session == nullptr) return;
-  peers_.erase(session->peer);
-  session->peer.clear();
-  session->broken_at = now.steady;
+  if (!session->peer.empty()) {
+    // The next frames to it come back too: they must still find the session.
+    session->gone_peer = std::exchange(session->peer, {});
+    session->broken_at = now.steady;
+  }
+  const auto frame = decode_frame(send.frame);
+  const auto* deliver = frame.ok() ? std::get_if<Deliver>(&*frame) : nullptr;
+  if (deliver == nullptr) return;
+  // P4: it never arrived, so it is no attempt, and others can have it now.
+  for (const auto& each : deliver->deliveries) {
+    const auto found = session->grants.find(each.sequence);
+    if (found == session->grants.end() || found->second.settling ||
+        found->second.epoch != deliver->epoch || found->second.number != each.number) {
+      continue;
+    }
+    session->answered(found->second);
+    give_back(*groups_[session->group], each.sequence, found->second, now);
+    session->grants.erase(found);
+  }
 }
 
 void DispatcherCore::on_link_broken() {
@@ -436,6 +454,7 @@ void DispatcherCore::end_session(Session& session, const std::string& reason, bo
   actions_.submissions.push_back(std::move(submission));
   recorded_.erase(session.id);
   peers_.erase(session.peer);
+  peers_.erase(session.gone_peer);
   auto& list = group.sessions;
   list.erase(std::remove(list.begin(), list.end(), &session), list.end());
   sessions_.erase(session.id);  // `session` is gone from here on

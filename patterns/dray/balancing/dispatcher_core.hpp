@@ -123,8 +123,8 @@ class DispatcherCore {
   ~DispatcherCore();
 
   void on_frame(const std::string& peer, const ProtocolFrame& frame, Now now);
-  // A send said that this peer is gone.
-  void on_unreachable(const std::string& peer, Now now);
+  // The frame did not go: the peer is gone. What it would have delivered is free at once.
+  void on_unsent(const Send& send, Now now);
   // Some connection broke; which one is not known: ask all.
   void on_link_broken();
   void on_committed(const spool::Committed& committed, Now now);

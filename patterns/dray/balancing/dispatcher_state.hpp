@@ -17,7 +17,8 @@ struct DispatcherCore::Grant {
 
 struct DispatcherCore::Session {
   Uuid id;
-  std::string peer;  // empty while disconnected
+  std::string peer;       // empty while disconnected
+  std::string gone_peer;  // what it was before that
   std::string worker;
   spool::GroupId group = 0;
   RetryPolicy retry;

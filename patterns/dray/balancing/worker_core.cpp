@@ -12,18 +12,31 @@ constexpr std::size_t kResultItemsMax = 4'096;
 constexpr std::size_t kResultBytesMax = 1U << 20;     // of one frame, when there is more to say
 constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
 
+bool asks_again(const ResultItem* result) {
+  return result != nullptr &&
+         (result->kind == ResultKind::kRetry || result->kind == ResultKind::kSnooze ||
+          result->kind == ResultKind::kReturned);
+}
+
 }  // namespace
 
 WorkerCore::WorkerCore(WorkerOptions options, std::size_t links, SteadyTime now)
     : options_(std::move(options)), links_(links) {
   for (auto& link : links_) {
-    link.session = uuid_v4();
+    link.session = options_.make_session_id();
     link.sent_at = now;
   }
 }
 
 bool WorkerCore::welcomed(std::size_t link) const {
   return links_.at(link).welcomed;
+}
+
+std::optional<WorkerCore::Origin> WorkerCore::origin_of(std::uint64_t job) const {
+  const auto found = jobs_.find(job);
+  if (found == jobs_.end()) return std::nullopt;
+  const auto& held = links_[found->second.link].held.at(found->second.sequence);
+  return Origin{found->second.link, held.epoch, held.number};
 }
 
 void WorkerCore::send(std::size_t link, std::string frame, SteadyTime now) {
@@ -119,11 +132,15 @@ void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
     Held& held = slot->second;
     held.epoch = deliver.epoch;
     held.number = delivered.number;
-    if (!fresh) {
-      // Granted again while it is here: the work is not done twice, its answer gets the new token.
+    // Granted again while it is here: the work is not done twice, its answer gets the new token.
+    // But an answer that asks for another delivery was taken if there is one; only its CONFIRM was
+    // lost.
+    if (!fresh && !(held.stage == Stage::kAnswered && asks_again(held.result.get()))) {
       if (held.stage == Stage::kAnswered) state.unsent.push_back(delivered.sequence);
       continue;
     }
+    held.stage = Stage::kHeld;
+    held.result.reset();
     held.job = ++last_job_;
     jobs_[held.job] = {link, delivered.sequence};
     if (draining_) {
@@ -283,7 +300,7 @@ void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
   };
   for (const auto sequence : state.unsent) {
     const auto found = state.held.find(sequence);
-    if (found == state.held.end()) continue;
+    if (found == state.held.end() || found->second.stage != Stage::kAnswered) continue;
     const Held& held = found->second;
     if (!held.result) {
       done[{held.epoch, held.number}].push_back(sequence);

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -37,6 +38,7 @@ struct WorkerOptions {
   // How much work may lie ready per thread: enough that no thread waits for the wire, little
   // enough that others can have it.
   Milliseconds queue_target{20};
+  std::function<Uuid()> make_session_id = uuid_v4;  // a simulation must repeat itself
 };
 
 class WorkerCore {
@@ -82,6 +84,13 @@ class WorkerCore {
   // Deliveries that are queued or running.
   std::size_t held() const { return jobs_.size(); }
   bool welcomed(std::size_t link) const;
+  // By which grant a job is here; nothing if it is not held any more.
+  struct Origin {
+    std::size_t link = 0;
+    std::uint64_t epoch = 0;
+    std::uint32_t number = 0;
+  };
+  std::optional<Origin> origin_of(std::uint64_t job) const;
 
  private:
   enum class Stage : std::uint8_t { kHeld, kAnswered };

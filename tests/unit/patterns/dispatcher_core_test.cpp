@@ -257,11 +257,24 @@ TEST_CASE("a silent session loses its deliveries after one lease: alone counts a
   CHECK(bench.delivered["b"][0].attempt == 2);
 }
 
+TEST_CASE("a delivery that could not be sent is no attempt, and is free for others at once") {
+  Bench bench;
+  bench.hello("a", kOne);
+  const auto sequence = bench.publish();
+  bench.hello("b", kTwo);
+  REQUIRE(bench.delivered["a"].size() == 1);
+  bench.core->on_unsent({"a", encode(Deliver{5, {{sequence, 1, 1, "envelope"}}})}, bench.now());
+  bench.advance(1ms);
+  REQUIRE(bench.delivered["b"].size() == 1);
+  CHECK(bench.delivered["b"][0].attempt == 1);
+  CHECK(bench.delivered["b"][0].number == 2);
+}
+
 TEST_CASE("in company nobody is counted; suspects come back one at a time, alone") {
   Bench bench;
   bench.hello("a", kOne);
   for (int i = 0; i < 3; ++i) bench.publish();
-  bench.core->on_unreachable("a", bench.now());
+  bench.core->on_unsent({"a", ""}, bench.now());
   bench.advance(2s);  // reconnect_grace
   bench.hello("b", kTwo);
   REQUIRE(bench.delivered["b"].size() == 1);
@@ -300,7 +313,7 @@ TEST_CASE(
       }
     }
     if (!alive) {
-      bench.core->on_unreachable(peer, bench.now());
+      bench.core->on_unsent({peer, ""}, bench.now());
       bench.advance(2s);
     }
   }
@@ -313,7 +326,7 @@ TEST_CASE("a reconnect inside the grace keeps what is held, and gives back what 
   bench.hello("a", kOne);
   const auto first = bench.publish();
   const auto second = bench.publish();
-  bench.core->on_unreachable("a", bench.now());
+  bench.core->on_unsent({"a", ""}, bench.now());
   bench.advance(1s);
   bench.hello("a2", kOne, 10, {{5, 1, {first}}});
   REQUIRE(bench.delivered["a2"].size() == 1);

@@ -99,6 +99,26 @@ TEST_CASE("what is granted again while it is here is run once, and answered with
   CHECK(bench.sent<ResultFrame>()[1].items[0].tokens.number == 3);
 }
 
+TEST_CASE("a retry whose CONFIRM was lost is run when it is delivered again") {
+  Bench bench;
+  bench.connect();
+  bench.deliver(7, 1);
+  bench.core->on_outcome(bench.started[0].id, retry("later"), 1ms, bench.clock.utc());
+  bench.act();
+  REQUIRE(bench.sent<ResultFrame>().size() == 1);
+  // The dispatcher took the retry; this is the next attempt. The answer is being repeated.
+  bench.core->on_disconnected(0, bench.clock.steady());
+  bench.core->on_connected(0, bench.clock.steady());
+  bench.core->on_frame(0, Welcome{bench.spool, 1, 10'000, 2'000}, nullptr, bench.clock.steady());
+  bench.deliver(7, 2);
+  REQUIRE(bench.started.size() == 2);
+  CHECK(bench.sent<ResultFrame>().size() == 1);
+  bench.finish(bench.started[1].id);
+  REQUIRE(bench.sent<ResultFrame>().size() == 2);
+  CHECK(bench.sent<ResultFrame>()[1].items[0].tokens.number == 2);
+  CHECK(bench.sent<ResultFrame>()[1].items[0].kind == ResultKind::kDone);
+}
+
 TEST_CASE("a drain returns what did not start, finishes what did, and says BYE") {
   Bench bench;
   bench.connect();

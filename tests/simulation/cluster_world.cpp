@@ -1,0 +1,818 @@
+#include "simulation/cluster_world.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
+namespace dray::test {
+
+using namespace std::chrono_literals;
+using balancing::DispatcherCore;
+using balancing::WorkerCore;
+using spool::GroupId;
+using spool::RecordType;
+
+namespace {
+
+constexpr auto kLease = 1'000ms;
+constexpr auto kGrace = 200ms;
+constexpr auto kFaultsFor = 4s;
+constexpr auto kDrainFor = 120s;  // a wall clock set back holds back what is due by it
+constexpr std::uint32_t kAttemptsMax = 3;
+constexpr std::uint32_t kWindowMax = 8;
+const std::vector<std::string> kGroups{"a", "b"};
+
+spool::SpoolOptions cluster_spool_options() {
+  spool::SpoolOptions options;
+  options.log.segment_size = 8U << 10;
+  options.max_size = 8U << 20;
+  options.groups = std::vector<spool::GroupDeclaration>{{"a", {"t", "u"}}, {"b", {"t"}}};
+  return options;
+}
+
+}  // namespace
+
+struct ClusterWorld::Producer final : spool::CommitListener {
+  Producer(ClusterWorld& world_in, std::size_t index_in, std::uint64_t seed)
+      : world(world_in), index(index_in), disk(seed) {}
+
+  void on_committed(spool::Committed committed) override {
+    world.on_tickets(*this, committed);
+    inbox.push_back(std::move(committed));
+  }
+  void on_failed(const Error&) override { poisoned = true; }
+
+  ClusterWorld& world;
+  const std::size_t index;
+  SimulatedDisk disk;
+  std::uint64_t life = 0;
+  bool up = false;
+  bool poisoned = false;
+  bool step_wanted = false;
+  bool commit_wanted = false;
+  bool checkpoint_due = false;
+  SteadyTime upkeep_at{};
+  std::unique_ptr<Directory> directory;
+  std::unique_ptr<spool::Spool> spool;
+  std::unique_ptr<spool::LogReader> reader;
+  std::unique_ptr<spool::LogReader> look_up;
+  std::unique_ptr<DispatcherCore> core;
+  std::vector<spool::Committed> inbox;
+  std::map<std::string, std::pair<std::size_t, std::uint64_t>> peers;  // to worker, connection
+  // By ticket: what will be settled or dead once it is durable.
+  std::map<std::uint64_t, std::vector<TaskKey>> settling;
+  // The model.
+  std::uint64_t published = 0;  // handed in
+  std::uint64_t received = 0;   // receipts
+};
+
+struct ClusterWorld::WorkerNode {
+  std::size_t index = 0;
+  std::uint64_t life = 0;
+  bool up = false;
+  bool step_wanted = false;
+  bool draining = false;
+  std::uint32_t threads = 1;
+  std::uint32_t busy = 0;
+  std::unique_ptr<WorkerCore> core;
+  std::deque<WorkerCore::Job> queue;
+  std::map<std::uint64_t, std::size_t> links_of_jobs;  // job to producer
+};
+
+struct ClusterWorld::Link {
+  std::size_t producer = 0;
+  std::size_t worker = 0;
+  bool up = false;
+  std::uint64_t connection = 0;
+  std::string peer;
+  SteadyTime to_producer{};  // when the last frame on its way arrives
+  SteadyTime to_worker{};
+  SteadyTime stalled_until{};  // half open: nothing arrives, nobody notices
+  SteadyTime trouble_at{};     // when it last was down or stalled
+};
+
+std::size_t ClusterWorld::Task::count(Outcome::Kind kind) const {
+  return static_cast<std::size_t>(std::count_if(runs.begin(), runs.end(), [&](const Run& run) {
+    return run.finished && run.outcome == kind;
+  }));
+}
+
+std::size_t ClusterWorld::Task::count_lost() const {
+  return static_cast<std::size_t>(
+      std::count_if(grants.begin(), grants.end(), [](const auto& grant) { return grant.second; }));
+}
+
+void ClusterWorld::Task::lose(std::size_t worker, std::uint64_t life) {
+  for (auto& [grant, lost] : grants) {
+    lost = lost || (std::get<0>(grant) == worker && std::get<1>(grant) == life);
+  }
+  for (auto& run : runs) run.lost = run.lost || (run.worker == worker && run.life == life);
+}
+
+ClusterWorld::ClusterWorld(std::uint64_t seed)
+    : random_(seed), trace_(std::getenv("DRAY_TEST_TRACE") != nullptr) {
+  const std::size_t producers = 1 + draw(3);
+  const std::size_t workers = 2 + draw(3);
+  for (std::size_t i = 0; i < producers; ++i) {
+    producers_.push_back(std::make_unique<Producer>(*this, i, random_()));
+  }
+  for (std::size_t i = 0; i < workers; ++i) {
+    workers_.push_back(std::make_unique<WorkerNode>());
+    workers_.back()->index = i;
+    workers_.back()->threads = static_cast<std::uint32_t>(1 + draw(3));
+  }
+  for (std::size_t p = 0; p < producers; ++p) {
+    for (std::size_t w = 0; w < workers; ++w) {
+      links_.push_back(std::make_unique<Link>());
+      links_.back()->producer = p;
+      links_.back()->worker = w;
+    }
+  }
+}
+
+ClusterWorld::~ClusterWorld() = default;
+
+void ClusterWorld::run() {
+  const SteadyTime begun = clock_.steady();
+  for (std::size_t i = 0; i < producers_.size(); ++i) start_producer(i);
+  for (std::size_t i = 0; i < workers_.size(); ++i) start_worker(i);
+  const std::size_t messages = 20 + draw(60);
+  for (std::size_t i = 0; i < messages; ++i) {
+    after(between(0ns, kFaultsFor), [this] { publish(draw(producers_.size())); });
+  }
+  const std::size_t faults = draw(25);
+  for (std::size_t i = 0; i < faults; ++i) {
+    after(between(0ns, kFaultsFor), [this] { break_something(); });
+  }
+  while (turn(begun + kFaultsFor)) {
+  }
+  calm_ = true;
+  for (auto& producer : producers_) producer->disk.heal();
+  const SteadyTime deadline = clock_.steady() + kDrainFor;
+  // A while of quiet after the last settlement: nothing may come back.
+  std::optional<SteadyTime> settled_at;
+  while (turn(deadline)) {
+    if (!all_settled()) {
+      settled_at.reset();
+    } else if (!settled_at) {
+      settled_at = clock_.steady();
+    } else if (clock_.steady() - *settled_at > 2 * kLease) {
+      return check_end();
+    }
+  }
+  require(false, "it does not drain: " + explain());
+}
+
+void ClusterWorld::trace(const std::string& what) const {
+  if (!trace_) return;
+  std::fprintf(stderr, "%9.4f %s\n",
+               std::chrono::duration<double>(clock_.steady().time_since_epoch()).count(),
+               what.c_str());
+}
+
+// --- time -----------------------------------------------------------------------------------
+
+void ClusterWorld::after(Nanoseconds delay, std::function<void()> run) {
+  events_.push({clock_.steady() + delay, ++event_serial_, std::move(run)});
+}
+
+bool ClusterWorld::turn(SteadyTime until) {
+  if (events_.empty() || events_.top().at > until) return false;
+  const auto next = events_.top();
+  events_.pop();
+  if (next.at > clock_.steady()) clock_.advance(next.at - clock_.steady());
+  next.run();
+  return true;
+}
+
+ClusterWorld::Nanoseconds ClusterWorld::between(Nanoseconds least, Nanoseconds most) {
+  return least + Nanoseconds(draw(static_cast<std::uint64_t>((most - least).count()) + 1));
+}
+
+// --- producers ------------------------------------------------------------------------------
+
+void ClusterWorld::start_producer(std::size_t index) {
+  Producer& producer = *producers_[index];
+  producer.directory = producer.disk.directory();
+  auto opened = spool::Spool::open(*producer.directory, clock_, cluster_spool_options(), Log());
+  if (!opened.ok()) {
+    require(!calm_, "a spool does not open: " + opened.error().text());
+    producer.disk.kill();
+    return after(between(50ms, 200ms), [this, index] { start_producer(index); });
+  }
+  producer.spool = std::move(*opened);
+  require(producer.spool->scan_report().damaged.empty(), "damage without rot");
+  producer.reader = std::make_unique<spool::LogReader>(producer.spool->segments(), 16U << 10);
+  producer.look_up = std::make_unique<spool::LogReader>(producer.reader->look_up());
+  balancing::DispatcherOptions options;
+  options.spool = producer.spool->id();
+  options.epoch = producer.spool->epoch();
+  options.boundary = producer.spool->boundary();
+  options.lease = kLease;
+  options.reconnect_grace = kGrace;
+  options.ready_messages_max = 8;
+  options.last_utc_ms = producer.spool->last_utc_ms();
+  options.seed = draw(1'000'000);
+  spool::Spool& spool = *producer.spool;
+  producer.core = std::make_unique<DispatcherCore>(
+      options, spool.take_groups(), spool.recorded_sessions(),
+      [&spool](std::string_view topic) { return spool.route(topic); }, now());
+  producer.up = true;
+  producer.poisoned = false;
+  ++producer.life;
+  producer.inbox.clear();
+  producer.step_wanted = producer.commit_wanted = producer.checkpoint_due = false;
+  trace("producer " + std::to_string(index) + " starts, epoch " +
+        std::to_string(producer.spool->epoch()) + ", boundary " +
+        std::to_string(producer.spool->boundary()));
+  for (std::size_t w = 0; w < workers_.size(); ++w) {
+    after(between(1ms, 20ms), [this, index, w] { try_connect(index, w); });
+  }
+  wake(producer);
+}
+
+void ClusterWorld::crash_producer(std::size_t index, bool power_cut) {
+  Producer& producer = *producers_[index];
+  if (!producer.up) return;
+  trace("producer " + std::to_string(index) + (power_cut ? " loses power" : " is killed"));
+  producer.up = false;
+  producer.core.reset();
+  producer.look_up.reset();
+  producer.reader.reset();
+  producer.spool.reset();
+  producer.settling.clear();
+  producer.peers.clear();
+  if (power_cut) {
+    producer.disk.cut_power();
+  } else {
+    producer.disk.kill();
+  }
+  for (std::size_t w = 0; w < workers_.size(); ++w) disconnect(link(index, w));
+  after(between(20ms, 500ms), [this, index] { start_producer(index); });
+}
+
+void ClusterWorld::publish(std::size_t index) {
+  Producer& producer = *producers_[index];
+  if (!producer.up) return;
+  constexpr std::string_view kKinds = "dddddddddddd112sspkx";
+  const std::string body =
+      kKinds[draw(kKinds.size())] + std::to_string(++last_message_) + std::string(draw(300), '.');
+  ++producer.published;
+  Draft draft{draw(2) == 0 ? "t" : "u", body, {}};
+  if (draw(8) == 0) draft.options.deliver_at = clock_.utc() + Milliseconds(draw(800));
+  producer.spool->publish_draft(draft, [this, &producer, draft](const Result<Receipt>& receipt) {
+    if (!receipt.ok()) return;
+    ++producer.received;
+    for (GroupId group = 0; group < (draft.topic == "t" ? 2 : 1); ++group) {
+      Task& task = tasks_[{producer.index, group, receipt->sequence}];
+      task.behaviour = static_cast<Behaviour>(draft.body[0]);
+      task.accepted = true;
+    }
+  });
+  request_commit(producer);
+}
+
+void ClusterWorld::request_commit(Producer& producer) {
+  if (producer.commit_wanted) return;
+  producer.commit_wanted = true;
+  after(between(100us, 2ms), [this, &producer, life = producer.life] {
+    if (!producer.up || producer.life != life) return;
+    producer.commit_wanted = false;
+    producer.spool->commit_pending(producer);
+    if (!producer.poisoned) producer.spool->upkeep(producer);
+    if (producer.poisoned) return crash_producer(producer.index, draw(2) == 0);
+    wake(producer);
+  });
+}
+
+void ClusterWorld::wake(Producer& producer) {
+  if (producer.step_wanted) return;
+  producer.step_wanted = true;
+  after(10us, [this, &producer, life = producer.life] {
+    if (!producer.up || producer.life != life) return;
+    producer.step_wanted = false;
+    step(producer);
+  });
+}
+
+void ClusterWorld::step(Producer& producer) {
+  for (auto& committed : std::exchange(producer.inbox, {})) {
+    producer.core->on_committed(committed, now());
+    producer.checkpoint_due = producer.checkpoint_due || committed.checkpoint_due;
+  }
+  producer.core->tick(now());
+  perform(producer);
+  upkeep(producer);
+  check_counts(producer);
+  const auto wait = producer.core->next_deadline(now()) - clock_.steady();
+  after(std::clamp<Nanoseconds>(wait, 1ms, 100ms), [this, &producer, life = producer.life] {
+    if (producer.up && producer.life == life) wake(producer);
+  });
+}
+
+void ClusterWorld::perform(Producer& producer) {
+  auto& core = *producer.core;
+  for (auto actions = core.take_actions(now()); !actions.empty();
+       actions = core.take_actions(now())) {
+    for (const auto& each : actions.sends) send(producer, each);
+    for (auto& each : actions.submissions) submit(producer, std::move(each));
+    for (const auto& each : actions.refills) {
+      auto slice =
+          spool::read_backlog(*producer.reader, core.group_state(each.group), each.request);
+      require(slice.ok() && slice->lost.empty() && slice->damaged.empty(), "the backlog has gaps");
+      core.on_refilled(each.group, each.lane, std::move(*slice));
+    }
+    for (const auto& each : actions.fetches) {
+      auto message = spool::read_message(*producer.look_up, each.sequence,
+                                         core.group_state(each.group).history(each.sequence));
+      require(message.ok() && message->has_value(), "a message cannot be read again");
+      core.on_fetched(each.group, each.sequence, std::move(*message));
+    }
+  }
+}
+
+void ClusterWorld::upkeep(Producer& producer) {
+  if (clock_.steady() < producer.upkeep_at && !producer.checkpoint_due) return;
+  if (producer.spool->checkpoint_under_way()) return;
+  producer.upkeep_at = clock_.steady() + 250ms;
+  auto todo = producer.core->upkeep(producer.spool->segments().segments(),
+                                    producer.checkpoint_due || draw(4) == 0, now());
+  if (todo.snapshot) {
+    producer.checkpoint_due = false;
+    producer.spool->checkpoint(std::move(*todo.snapshot));
+    request_commit(producer);
+  }
+  const auto groups = producer.core->group_states();
+  for (const auto sequence : todo.to_copy) {
+    auto copy = spool::make_copy(*producer.look_up, sequence, groups);
+    require(copy.ok() && copy->has_value(), "an open message cannot be copied");
+    producer.core->on_copied(**copy);
+  }
+  if (!todo.to_copy.empty()) perform(producer);
+}
+
+void ClusterWorld::submit(Producer& producer, spool::Submission submission) {
+  for (const auto& entry : submission.entries) {
+    std::vector<TaskKey> keys;
+    if (entry.type == RecordType::kSettlement) {
+      const auto record = spool::decode_settlement(entry.payload);
+      require(record.ok(), "a settlement cannot be read");
+      for (const auto sequence : record->sequences) {
+        keys.emplace_back(producer.index, record->group, sequence);
+      }
+    } else if (entry.type == RecordType::kDead) {
+      const auto record = from_bytes<spool::DeadRecord>(entry.payload);
+      require(record.ok(), "a death cannot be read");
+      keys.emplace_back(producer.index, record->group, record->sequence);
+    } else if (entry.type == RecordType::kSessionEnd) {
+      const auto record = from_bytes<spool::SessionEndRecord>(entry.payload);
+      require(record.ok(), "a session's end cannot be read");
+      on_session_end(producer, record->session.bytes, record->reason);
+    }
+    if (keys.empty()) continue;
+    require(submission.ticket != 0, "a settlement nobody waits for");
+    auto& pending = producer.settling[submission.ticket];
+    pending.insert(pending.end(), keys.begin(), keys.end());
+  }
+  producer.spool->submit(std::move(submission));
+  request_commit(producer);
+}
+
+void ClusterWorld::on_tickets(Producer& producer, const spool::Committed& committed) {
+  for (const auto& [ticket, lsn] : committed.tickets) {
+    const auto found = producer.settling.find(ticket);
+    if (found == producer.settling.end()) continue;
+    for (const auto& key : found->second) {
+      Task& task = tasks_[key];
+      trace("message " + std::to_string(std::get<2>(key)) + " of producer " +
+            std::to_string(producer.index) + " is settled for group " + kGroups[std::get<1>(key)]);
+      require(!task.settled, "message " + std::to_string(std::get<2>(key)) + " is settled twice");
+      task.settled = true;
+    }
+    producer.settling.erase(found);
+  }
+}
+
+// A session is lost for a reason: its worker is gone, or its link was in trouble for long enough.
+void ClusterWorld::on_session_end(Producer& producer, const std::string& session,
+                                  const std::string& reason) {
+  const auto found = sessions_.find(session);
+  require(found != sessions_.end(), "a session that no worker made");
+  trace("session of worker " + std::to_string(std::get<0>(found->second)) + " with producer " +
+        std::to_string(producer.index) + " ends: " + reason);
+  if (reason == "bye") return;
+  const auto [worker_index, life, producer_index] = found->second;
+  require(producer_index == producer.index, "a session of another dispatcher");
+  const WorkerNode& worker = *workers_[worker_index];
+  const Link& via = link(producer.index, worker_index);
+  const bool gone = !worker.up || worker.life != life;
+  const auto since =
+      clock_.steady() -
+      (via.up && via.stalled_until <= clock_.steady() ? via.trouble_at : clock_.steady());
+  const bool restart = reason == "silent after a restart";
+  const Nanoseconds allowed = restart ? Nanoseconds(kLease - 100ms) : Nanoseconds(kLease + 100ms);
+  require(gone || since <= allowed,
+          "worker " + std::to_string(worker_index) + " lost its session without cause: " + reason);
+  for (auto& [key, task] : tasks_) {
+    if (std::get<0>(key) != producer.index) continue;
+    task.lose(worker_index, life);
+  }
+}
+
+void ClusterWorld::send(Producer& producer, const DispatcherCore::Send& send) {
+  const auto peer = producer.peers.find(send.peer);
+  if (peer == producer.peers.end()) return producer.core->on_unsent(send, now());
+  const auto [worker_index, connection] = peer->second;
+  check_delivery(producer, worker_index, send.frame);
+  Link& via = link(producer.index, worker_index);
+  if (!via.up || via.connection != connection) return;  // taken, and lost
+  const auto at = arrival(via, via.to_worker);
+  events_.push(
+      {at, ++event_serial_,
+       [this, &via, connection = connection, bytes = std::make_shared<std::string>(send.frame),
+        life = workers_[worker_index]->life] {
+         WorkerNode& worker = *workers_[via.worker];
+         if (!via.up || via.connection != connection || !worker.up || worker.life != life) {
+           return;
+         }
+         auto frame = balancing::decode_frame(*bytes);
+         require(frame.ok(), "a dispatcher sent a bad frame");
+         worker.core->on_frame(via.producer, std::move(*frame), bytes, clock_.steady());
+         wake(worker);
+       }});
+}
+
+// --- workers --------------------------------------------------------------------------------
+
+void ClusterWorld::start_worker(std::size_t index) {
+  WorkerNode& worker = *workers_[index];
+  ++worker.life;
+  balancing::WorkerOptions options;
+  options.name = "worker " + std::to_string(index);
+  options.group = kGroups[index % kGroups.size()];
+  options.threads = worker.threads;
+  options.window_max = kWindowMax;
+  options.retry = {kAttemptsMax, Milliseconds(20), Milliseconds(100), 0.2};
+  std::size_t next_link = 0;
+  options.make_session_id = [&] {
+    Uuid id;
+    const std::uint64_t number = ++last_session_;
+    for (std::size_t i = 0; i < 8; ++i) id.bytes[i] = static_cast<std::uint8_t>(number >> (8 * i));
+    id.bytes[15] = 1;
+    sessions_[std::string(id.view())] = {index, worker.life, next_link++};
+    return id;
+  };
+  worker.core = std::make_unique<WorkerCore>(options, producers_.size(), clock_.steady());
+  worker.up = true;
+  worker.draining = false;
+  worker.busy = 0;
+  worker.queue.clear();
+  worker.links_of_jobs.clear();
+  worker.step_wanted = false;
+  for (std::size_t p = 0; p < producers_.size(); ++p) {
+    after(between(1ms, 20ms), [this, index, p] { try_connect(p, index); });
+  }
+  wake(worker);
+}
+
+void ClusterWorld::crash_worker(std::size_t index) {
+  WorkerNode& worker = *workers_[index];
+  if (!worker.up) return;
+  trace("worker " + std::to_string(index) + " crashes");
+  worker.up = false;
+  for (auto& [key, task] : tasks_) task.lose(index, worker.life);
+  for (std::size_t p = 0; p < producers_.size(); ++p) disconnect(link(p, index));
+  worker.core.reset();
+  after(between(20ms, 400ms), [this, index] { start_worker(index); });
+}
+
+void ClusterWorld::wake(WorkerNode& worker) {
+  if (worker.step_wanted) return;
+  worker.step_wanted = true;
+  after(10us, [this, &worker, life = worker.life] {
+    if (!worker.up || worker.life != life) return;
+    worker.step_wanted = false;
+    step(worker);
+  });
+}
+
+void ClusterWorld::step(WorkerNode& worker) {
+  auto& core = *worker.core;
+  core.tick(clock_.steady());
+  auto actions = core.take_actions(clock_.steady());
+  for (auto& job : actions.start) worker.queue.push_back(std::move(job));
+  bool returned = false;
+  for (const auto job : actions.cancel) {
+    const auto queued = std::find_if(worker.queue.begin(), worker.queue.end(),
+                                     [&](const auto& each) { return each.id == job; });
+    if (queued == worker.queue.end()) continue;
+    worker.queue.erase(queued);
+    core.on_returned(job);
+    returned = true;
+  }
+  for (const auto& each : actions.sends) {
+    Link& via = link(each.link, worker.index);
+    if (!via.up) {
+      core.on_disconnected(each.link, clock_.steady());
+      continue;
+    }
+    const auto at = arrival(via, via.to_producer);
+    events_.push({at, ++event_serial_,
+                  [this, &via, connection = via.connection, frame = each.frame,
+                   life = producers_[each.link]->life] {
+                    Producer& producer = *producers_[via.producer];
+                    if (!via.up || via.connection != connection || !producer.up ||
+                        producer.life != life) {
+                      return;
+                    }
+                    auto decoded = balancing::decode_frame(frame);
+                    require(decoded.ok(), "a worker sent a bad frame");
+                    producer.core->on_frame(via.peer, *decoded, now());
+                    wake(producer);
+                  }});
+  }
+  start_jobs(worker);
+  if (worker.draining && core.drained()) {
+    worker.up = false;
+    for (std::size_t p = 0; p < producers_.size(); ++p) {
+      after(5ms, [this, p, &worker, life = worker.life] {
+        if (worker.life == life) disconnect(link(p, worker.index));
+      });
+    }
+    return after(between(50ms, 400ms), [this, &worker] { start_worker(worker.index); });
+  }
+  after(returned ? Nanoseconds(1ms) : Nanoseconds(50ms), [this, &worker, life = worker.life] {
+    if (worker.up && worker.life == life) wake(worker);
+  });
+}
+
+void ClusterWorld::start_jobs(WorkerNode& worker) {
+  while (worker.up && worker.busy < worker.threads && !worker.queue.empty()) {
+    const auto job = std::move(worker.queue.front());
+    worker.queue.pop_front();
+    begin(worker, job);
+  }
+}
+
+void ClusterWorld::begin(WorkerNode& worker, const WorkerCore::Job& job) {
+  const auto origin = worker.core->origin_of(job.id);
+  if (!origin) return;  // forgotten meanwhile
+  const GroupId group = static_cast<GroupId>(worker.index % kGroups.size());
+  const TaskKey key{origin->link, group, job.sequence};
+  Task& task = tasks_[key];
+  const auto envelope = parse_envelope(job.envelope);
+  require(envelope.ok(), "a delivery has no envelope");
+  task.behaviour = static_cast<Behaviour>(envelope->body[0]);
+  const std::string name = "message " + std::to_string(job.sequence) + " of producer " +
+                           std::to_string(origin->link) + " for group " + kGroups[group];
+  if (trace_ && !task.runs.empty()) trace(name + " again");
+  // What was still on its way when the session was lost may be run elsewhere too.
+  const bool lost = task.grants[{worker.index, worker.life, origin->epoch, origin->number}];
+  require(!task.settled || lost, name + " is run though it is settled");
+  for (const auto& run : task.runs) {
+    const bool again = run.lost || (run.finished && (run.outcome == Outcome::Kind::kRetry ||
+                                                     run.outcome == Outcome::Kind::kSnooze));
+    require(again || lost, name + " is run a second time, by worker " +
+                               std::to_string(worker.index) + ", first by " +
+                               std::to_string(run.worker) +
+                               (run.finished ? ", which finished it" : ", which holds it"));
+  }
+  require(job.attempt <= 1 + task.count(Outcome::Kind::kRetry) + task.count_lost(),
+          name + " is said to be at attempt " + std::to_string(job.attempt));
+  trace("worker " + std::to_string(worker.index) + " runs " + name + ", attempt " +
+        std::to_string(job.attempt));
+  task.runs.push_back({worker.index, worker.life, false, Outcome::Kind::kDone, lost});
+  ++worker.busy;
+  const Nanoseconds took = draw(12) == 0 ? between(100ms, 600ms) : between(100us, 15ms);
+  after(took,
+        [this, &worker, id = job.id, key, run = task.runs.size() - 1, took, life = worker.life] {
+          if (worker.up && worker.life == life) finish(worker, id, key, run, took);
+        });
+}
+
+void ClusterWorld::finish(WorkerNode& worker, std::uint64_t job, const TaskKey& key,
+                          std::size_t run, Nanoseconds took) {
+  Task& task = tasks_[key];
+  if (task.behaviour == Behaviour::kKiller) return crash_worker(worker.index);
+  const Outcome outcome = outcome_of(task);
+  task.runs[run].finished = true;
+  task.runs[run].outcome = outcome.kind();
+  trace("worker " + std::to_string(worker.index) + " ends " + std::to_string(std::get<2>(key)) +
+        " of " + std::to_string(std::get<0>(key)) + " with " +
+        std::to_string(static_cast<int>(outcome.kind())));
+  --worker.busy;
+  worker.core->on_outcome(job, outcome, took, clock_.utc());
+  start_jobs(worker);
+  wake(worker);
+}
+
+Outcome ClusterWorld::outcome_of(Task& task) const {
+  switch (task.behaviour) {
+    case Behaviour::kFailsOnce:
+      if (task.count(Outcome::Kind::kRetry) < 1) return retry("once");
+      return done();
+    case Behaviour::kFailsTwice:
+      if (task.count(Outcome::Kind::kRetry) < 2) return retry("twice");
+      return done();
+    case Behaviour::kSnoozesOnce:
+      if (task.count(Outcome::Kind::kSnooze) < 1) return snooze(Milliseconds(50));
+      return done();
+    case Behaviour::kPoison:
+      return retry("poison");
+    case Behaviour::kRejected:
+      return reject("no");
+    case Behaviour::kDone:
+    case Behaviour::kKiller:
+      break;
+  }
+  return done();
+}
+
+// --- network --------------------------------------------------------------------------------
+
+ClusterWorld::Link& ClusterWorld::link(std::size_t producer, std::size_t worker) {
+  return *links_[producer * workers_.size() + worker];
+}
+
+void ClusterWorld::try_connect(std::size_t producer_index, std::size_t worker_index) {
+  Link& via = link(producer_index, worker_index);
+  Producer& producer = *producers_[producer_index];
+  WorkerNode& worker = *workers_[worker_index];
+  if (via.up || !producer.up || !worker.up) return;  // whoever comes up tries again
+  via.up = true;
+  ++via.connection;
+  trace("worker " + std::to_string(worker_index) + " connects to producer " +
+        std::to_string(producer_index));
+  via.peer = "w" + std::to_string(worker_index) + "c" + std::to_string(via.connection);
+  via.to_producer = via.to_worker = via.stalled_until = via.trouble_at = clock_.steady();
+  producer.peers[via.peer] = {worker_index, via.connection};
+  worker.core->on_connected(producer_index, clock_.steady());
+  wake(worker);
+}
+
+// Both sides hear of it, each in its time.
+void ClusterWorld::disconnect(Link& via) {
+  via.trouble_at = clock_.steady();
+  if (!via.up) return;
+  via.up = false;
+  trace("link of worker " + std::to_string(via.worker) + " with producer " +
+        std::to_string(via.producer) + " breaks");
+  WorkerNode& worker = *workers_[via.worker];
+  if (worker.up && worker.core != nullptr) {
+    worker.core->on_disconnected(via.producer, clock_.steady());
+    wake(worker);
+  }
+  Producer& producer = *producers_[via.producer];
+  after(between(0ns, 5ms), [this, &producer, life = producer.life, peer = via.peer] {
+    if (!producer.up || producer.life != life) return;
+    producer.peers.erase(peer);
+    producer.core->on_link_broken();
+    wake(producer);
+  });
+  after(between(6ms, draw(4) == 0 ? Nanoseconds(500ms) : Nanoseconds(50ms)),
+        [this, p = via.producer, w = via.worker] { try_connect(p, w); });
+}
+
+SteadyTime ClusterWorld::arrival(Link& via, SteadyTime& last) {
+  const auto earliest = std::max(clock_.steady(), via.stalled_until);
+  last = std::max(last, earliest + between(20us, 1ms));
+  return last;
+}
+
+// --- faults and checks ----------------------------------------------------------------------
+
+void ClusterWorld::break_something() {
+  Link& via = *links_[draw(links_.size())];
+  switch (draw(10)) {
+    case 0:
+    case 1:
+      return disconnect(via);
+    case 2:
+    case 3: {
+      // Half open; afterwards what was on its way arrives, or the connection breaks.
+      trace("link of worker " + std::to_string(via.worker) + " with producer " +
+            std::to_string(via.producer) + " stalls");
+      const Nanoseconds length = draw(3) == 0 ? between(kLease, 3 * kLease) : between(5ms, kLease);
+      via.stalled_until = std::max(via.stalled_until, clock_.steady() + length);
+      after(length, [this, &via, connection = via.connection] {
+        via.trouble_at = clock_.steady();
+        if (via.connection == connection && draw(2) == 0) disconnect(via);
+      });
+      return;
+    }
+    case 4:
+    case 5:
+      return crash_worker(draw(workers_.size()));
+    case 6:
+      return crash_producer(draw(producers_.size()), false);
+    case 7:
+      return crash_producer(draw(producers_.size()), true);
+    case 8:
+      if (auto& producer = *producers_[draw(producers_.size())]; producer.up) {
+        producer.disk.fail_at(1 + draw(20), ErrorCode::kIo);
+      }
+      return;
+    default: {
+      if (draw(3) == 0) {
+        if (std::exchange(clock_jumped_, true)) return;
+        const auto seconds = static_cast<std::int64_t>(draw(300)) - 75;
+        return clock_.jump_utc(Milliseconds(1'000 * seconds));
+      }
+      auto& worker = *workers_[draw(workers_.size())];
+      if (!worker.up || worker.draining) return;
+      worker.draining = true;
+      worker.core->drain();
+      wake(worker);
+    }
+  }
+}
+
+// P3, and the window.
+void ClusterWorld::check_delivery(Producer& producer, std::size_t worker,
+                                  const std::string& bytes) {
+  const auto frame = balancing::decode_frame(bytes);
+  require(frame.ok(), "a bad frame");
+  const auto* deliver = std::get_if<balancing::Deliver>(&*frame);
+  if (deliver == nullptr) return;
+  for (const auto& session : producer.core->session_status()) {
+    require(session.outstanding <= kWindowMax, "more is granted than any window allows");
+  }
+  const Sequence durable = producer.spool->segments().durable_lsn();
+  for (const auto& each : deliver->deliveries) {
+    const auto group = static_cast<GroupId>(worker % kGroups.size());
+    Task& task = tasks_[{producer.index, group, each.sequence}];
+    task.grants.try_emplace({worker, workers_[worker]->life, deliver->epoch, each.number}, false);
+    trace("message " + std::to_string(each.sequence) + " of producer " +
+          std::to_string(producer.index) + " goes to worker " + std::to_string(worker) +
+          ", number " + std::to_string(each.number));
+    require(each.sequence <= durable, "a message is delivered before it is durable");
+    require(!task.settled, "message " + std::to_string(each.sequence) + " for group " +
+                               kGroups[group] + " is delivered though it is settled");
+  }
+}
+
+void ClusterWorld::check_counts(Producer& producer) {
+  for (const auto& status : producer.core->group_status()) {
+    require(status.counts.balanced(), "the counts of group " + status.name + " do not balance");
+  }
+}
+
+bool ClusterWorld::all_settled() const {
+  for (const auto& producer : producers_) {
+    if (!producer->up) return false;
+    for (const auto& status : producer->core->group_status()) {
+      if (status.counts.pending != 0) return false;
+    }
+  }
+  return true;
+}
+
+void ClusterWorld::check_end() {
+  for (auto& producer : producers_) {
+    for (const auto* state : producer->core->group_states()) {
+      const auto& counts = state->counts();
+      const std::string name = "group " + state->name();
+      require(counts.damaged == 0 && counts.expired == 0 && counts.dropped == 0,
+              name + " counts what did not happen");
+      std::uint64_t accepted = 0;
+      for (const auto& [key, task] : tasks_) {
+        const auto& [index, group, sequence] = key;
+        if (index != producer->index || group != state->id()) continue;
+        ++accepted;
+        const auto* history = state->history(sequence);
+        const bool dead = history != nullptr && history->dead();
+        const std::string message = "message " + std::to_string(sequence) + " of " + name;
+        require(dead || state->is_settled(sequence), message + " is lost");
+        const bool may_die = task.behaviour == Behaviour::kPoison ||
+                             task.behaviour == Behaviour::kKiller ||
+                             task.behaviour == Behaviour::kRejected;
+        const auto failures = task.count(Outcome::Kind::kRetry) + task.count_lost();
+        require(!dead || may_die || failures >= kAttemptsMax, message + " died of nothing");
+        require(dead || !may_die, message + " is done though it always fails");
+        require(dead || task.count(Outcome::Kind::kDone) > 0, message + " is done without a run");
+        require(task.behaviour != Behaviour::kPoison ||
+                    task.count(Outcome::Kind::kRetry) <= kAttemptsMax + task.count_lost(),
+                message + " was tried too often");
+      }
+      require(counts.accepted == accepted, name + " accepted " + std::to_string(counts.accepted) +
+                                               ", there were " + std::to_string(accepted));
+    }
+    require(producer->received <= producer->published, "receipts for nothing");
+  }
+}
+
+std::string ClusterWorld::explain() const {
+  std::string text;
+  for (const auto& producer : producers_) {
+    text += "producer " + std::to_string(producer->index) + (producer->up ? "" : " is down") + ": ";
+    if (!producer->up) continue;
+    for (const auto& status : producer->core->group_status()) {
+      text += status.name + " pending " + std::to_string(status.counts.pending) + ", in flight " +
+              std::to_string(status.in_flight) + ", delayed " + std::to_string(status.delayed) +
+              ", workers " + std::to_string(status.workers) + (status.gated ? ", gated; " : "; ");
+    }
+  }
+  return text;
+}
+
+}  // namespace dray::test
