@@ -812,6 +812,16 @@ std::string ClusterWorld::explain() const {
               ", workers " + std::to_string(status.workers) + (status.gated ? ", gated; " : "; ");
     }
   }
+  for (const auto& worker : workers_) {
+    text += "worker " + std::to_string(worker->index) + (worker->up ? "" : " is down") +
+            (worker->draining ? " drains" : "");
+    if (!worker->up) continue;
+    text += " holds " + std::to_string(worker->core->held()) + ", welcomed by";
+    for (std::size_t p = 0; p < producers_.size(); ++p) {
+      if (worker->core->welcomed(p)) text += " " + std::to_string(p);
+    }
+    text += "; ";
+  }
   return text;
 }
 

@@ -126,6 +126,7 @@ void WorkerCore::forget_all(std::size_t link) {
 void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
                             const std::shared_ptr<const void>& owner, SteadyTime now) {
   auto& state = links_[link];
+  if (state.said_bye) return;  // it crossed the BYE, which gives it back
   state.active_at = now;
   for (const auto& delivered : deliver.deliveries) {
     const auto [slot, fresh] = state.held.try_emplace(delivered.sequence);

@@ -140,6 +140,17 @@ TEST_CASE("a drain returns what did not start, finishes what did, and says BYE")
   CHECK(bench.core->drained());
 }
 
+TEST_CASE("a delivery that crosses the BYE does not keep a drained worker") {
+  Bench bench;
+  bench.connect();
+  bench.core->drain();
+  bench.act();
+  REQUIRE(bench.sent<Bye>().size() == 1);
+  bench.deliver(1);
+  CHECK(bench.started.empty());
+  CHECK(bench.core->drained());
+}
+
 TEST_CASE("a stale claim is forgotten: its job is cancelled and its outcome is not sent") {
   Bench bench;
   bench.connect();
