@@ -51,6 +51,7 @@ struct ClusterWorld::Producer final : spool::CommitListener {
   bool step_wanted = false;
   bool commit_wanted = false;
   bool checkpoint_due = false;
+  SteadyTime timer_at{};
   SteadyTime upkeep_at{};
   std::unique_ptr<Directory> directory;
   std::unique_ptr<spool::Spool> spool;
@@ -71,6 +72,7 @@ struct ClusterWorld::WorkerNode {
   std::uint64_t life = 0;
   bool up = false;
   bool step_wanted = false;
+  SteadyTime timer_at{};
   bool draining = false;
   std::uint32_t threads = 1;
   std::uint32_t busy = 0;
@@ -140,7 +142,7 @@ void ClusterWorld::run() {
   for (std::size_t i = 0; i < messages; ++i) {
     after(between(0ns, kFaultsFor), [this] { publish(draw(producers_.size())); });
   }
-  const std::size_t faults = draw(25);
+  const std::size_t faults = draw(50);
   for (std::size_t i = 0; i < faults; ++i) {
     after(between(0ns, kFaultsFor), [this] { break_something(); });
   }
@@ -151,7 +153,10 @@ void ClusterWorld::run() {
   const SteadyTime deadline = clock_.steady() + kDrainFor;
   // A while of quiet after the last settlement: nothing may come back.
   std::optional<SteadyTime> settled_at;
+  SteadyTime looked_at{};
   while (turn(deadline)) {
+    if (clock_.steady() - looked_at < 20ms) continue;
+    looked_at = clock_.steady();
     if (!all_settled()) {
       settled_at.reset();
     } else if (!settled_at) {
@@ -275,7 +280,9 @@ void ClusterWorld::publish(std::size_t index) {
 void ClusterWorld::request_commit(Producer& producer) {
   if (producer.commit_wanted) return;
   producer.commit_wanted = true;
-  after(between(100us, 2ms), [this, &producer, life = producer.life] {
+  // Now and then the disk takes its time.
+  const Nanoseconds takes = draw(25) == 0 ? between(20ms, 400ms) : between(100us, 2ms);
+  after(takes, [this, &producer, life = producer.life] {
     if (!producer.up || producer.life != life) return;
     producer.commit_wanted = false;
     producer.spool->commit_pending(producer);
@@ -305,9 +312,7 @@ void ClusterWorld::step(Producer& producer) {
   upkeep(producer);
   check_counts(producer);
   const auto wait = producer.core->next_deadline(now()) - clock_.steady();
-  after(std::clamp<Nanoseconds>(wait, 1ms, 100ms), [this, &producer, life = producer.life] {
-    if (producer.up && producer.life == life) wake(producer);
-  });
+  wake_in(producer, std::clamp<Nanoseconds>(wait, 1ms, 100ms));
 }
 
 void ClusterWorld::perform(Producer& producer) {
@@ -359,6 +364,7 @@ void ClusterWorld::submit(Producer& producer, spool::Submission submission) {
       require(record.ok(), "a settlement cannot be read");
       for (const auto sequence : record->sequences) {
         keys.emplace_back(producer.index, record->group, sequence);
+        check_cause(keys.back());
       }
     } else if (entry.type == RecordType::kDead) {
       const auto record = from_bytes<spool::DeadRecord>(entry.payload);
@@ -376,6 +382,17 @@ void ClusterWorld::submit(Producer& producer, spool::Submission submission) {
   }
   producer.spool->submit(std::move(submission));
   request_commit(producer);
+}
+
+// P3: what settles a message is the outcome of a run whose session was not lost.
+void ClusterWorld::check_cause(const TaskKey& key) {
+  const Task& task = tasks_[key];
+  const bool caused = std::any_of(task.runs.begin(), task.runs.end(), [](const Run& run) {
+    return run.finished && run.outcome == Outcome::Kind::kDone && !run.lost;
+  });
+  require(caused, "message " + std::to_string(std::get<2>(key)) + " of producer " +
+                      std::to_string(std::get<0>(key)) + " for group " + kGroups[std::get<1>(key)] +
+                      " is done by a run that was lost");
 }
 
 void ClusterWorld::on_tickets(Producer& producer, const spool::Committed& committed) {
@@ -541,8 +558,17 @@ void ClusterWorld::step(WorkerNode& worker) {
     }
     return after(between(50ms, 400ms), [this, &worker] { start_worker(worker.index); });
   }
-  after(returned ? Nanoseconds(1ms) : Nanoseconds(50ms), [this, &worker, life = worker.life] {
-    if (worker.up && worker.life == life) wake(worker);
+  wake_in(worker, returned ? Nanoseconds(1ms) : Nanoseconds(50ms));
+}
+
+// One timer per node: a step that comes sooner sets it anew.
+template <typename Node>
+void ClusterWorld::wake_in(Node& node, Nanoseconds delay) {
+  const SteadyTime at = clock_.steady() + delay;
+  if (node.timer_at > clock_.steady() && node.timer_at <= at) return;
+  node.timer_at = at;
+  after(delay, [this, &node, life = node.life, at] {
+    if (node.up && node.life == life && node.timer_at == at) wake(node);
   });
 }
 
@@ -683,7 +709,7 @@ SteadyTime ClusterWorld::arrival(Link& via, SteadyTime& last) {
 
 void ClusterWorld::break_something() {
   Link& via = *links_[draw(links_.size())];
-  switch (draw(10)) {
+  switch (draw(12)) {
     case 0:
     case 1:
       return disconnect(via);
@@ -713,7 +739,7 @@ void ClusterWorld::break_something() {
       }
       return;
     default: {
-      if (draw(3) == 0) {
+      if (draw(6) == 0) {
         if (std::exchange(clock_jumped_, true)) return;
         const auto seconds = static_cast<std::int64_t>(draw(300)) - 75;
         return clock_.jump_utc(Milliseconds(1'000 * seconds));
@@ -752,16 +778,16 @@ void ClusterWorld::check_delivery(Producer& producer, std::size_t worker,
 }
 
 void ClusterWorld::check_counts(Producer& producer) {
-  for (const auto& status : producer.core->group_status()) {
-    require(status.counts.balanced(), "the counts of group " + status.name + " do not balance");
+  for (const auto* state : producer.core->group_states()) {
+    require(state->counts().balanced(), "the counts of a group do not balance");
   }
 }
 
 bool ClusterWorld::all_settled() const {
   for (const auto& producer : producers_) {
     if (!producer->up) return false;
-    for (const auto& status : producer->core->group_status()) {
-      if (status.counts.pending != 0) return false;
+    for (const auto* state : producer->core->group_states()) {
+      if (state->counts().pending != 0) return false;
     }
   }
   return true;

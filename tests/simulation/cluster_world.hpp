@@ -83,6 +83,8 @@ class ClusterWorld {
   // Time.
   void after(Nanoseconds delay, std::function<void()> run);
   bool turn(SteadyTime until);
+  template <typename Node>
+  void wake_in(Node& node, Nanoseconds delay);
   Nanoseconds between(Nanoseconds least, Nanoseconds most);
   std::uint64_t draw(std::uint64_t below) { return random_() % below; }
   balancing::Now now() const { return {clock_.steady(), clock_.utc()}; }
@@ -121,6 +123,7 @@ class ClusterWorld {
   // Faults and checks.
   void break_something();
   void check_delivery(Producer& producer, std::size_t worker, const std::string& frame);
+  void check_cause(const TaskKey& key);
   void check_counts(Producer& producer);
   bool all_settled() const;
   void check_end();

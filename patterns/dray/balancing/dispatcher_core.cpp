@@ -59,7 +59,8 @@ DispatcherCore::DispatcherCore(const DispatcherOptions& options,
   for (const auto& session : recorded) {
     recorded_[session.id] = session;
     expected_.insert(session.id);
-    if (session.group < groups_.size()) groups_[session.group]->gated = true;
+    if (session.group >= groups_.size() || planted(Fault::kGateIgnored)) continue;
+    groups_[session.group]->gated = true;
   }
   for (const auto& group : groups_) {
     std::vector<std::pair<std::int64_t, Sequence>> waiting;
@@ -90,7 +91,8 @@ void DispatcherCore::on_frame(const std::string& peer, const ProtocolFrame& fram
     actions_.sends.push_back({peer, encode(Refused{"unknown-session", "say HELLO first"})});
     return;
   }
-  session->heard_at = now.steady;
+  const bool heartbeat = std::holds_alternative<Heartbeat>(frame);
+  if (!heartbeat || !planted(Fault::kLeaseNotRenewed)) session->heard_at = now.steady;
   if (const auto* window = std::get_if<Window>(&frame)) {
     session->window_messages = std::max<std::uint32_t>(window->messages, 0);
     session->window_bytes = window->bytes;
@@ -143,6 +145,10 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
     session.recorded = true;
     return welcome(session);
   }
+  if (planted(Fault::kSessionNotRecorded)) {
+    session.recorded = true;
+    return welcome(session);
+  }
   Ticket ticket;
   ticket.kind = Ticket::Kind::kSession;
   ticket.session = session.id;
@@ -174,8 +180,8 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
            history->number() > range.number ||
            (history->ended() && history->number() == range.number));
       if (held_elsewhere(group, session, sequence, range) || !group.gated || !expected ||
-          sequence >= options_.boundary || later_grant || group.state->is_settled(sequence) ||
-          session.grants.count(sequence) != 0) {
+          planted(Fault::kHeldNotBelieved) || sequence >= options_.boundary || later_grant ||
+          group.state->is_settled(sequence) || session.grants.count(sequence) != 0) {
         session.confirm[{range.epoch, range.number}].push_back(sequence);
         continue;
       }
@@ -229,7 +235,8 @@ void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& 
     }
   }
   for (auto each = session.grants.begin(); each != session.grants.end();) {
-    if (each->second.settling || holds.count(each->first) != 0) {
+    if (each->second.settling || holds.count(each->first) != 0 ||
+        planted(Fault::kHeldNotReconciled)) {
       ++each;
       continue;
     }
@@ -248,6 +255,7 @@ void DispatcherCore::on_unsent(const Send& send, Now now) {
     session->broken_at = now.steady;
   }
   const auto frame = decode_frame(send.frame);
+  if (planted(Fault::kUnsentCounts)) return;
   const auto* deliver = frame.ok() ? std::get_if<Deliver>(&*frame) : nullptr;
   if (deliver == nullptr) return;
   // P4: it never arrived, so it is no attempt, and others can have it now.
@@ -287,8 +295,17 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
                                   Now now) {
   Group& group = *groups_[session.group];
   const auto found = session.grants.find(sequence);
-  if (found == session.grants.end() || found->second.epoch != item.tokens.epoch ||
-      found->second.number != item.tokens.number) {
+  if (found == session.grants.end() && planted(Fault::kStaleResultAccepted)) {
+    for (auto* other : group.sessions) {
+      const auto theirs = other->grants.find(sequence);
+      if (theirs == other->grants.end() || theirs->second.settling) continue;
+      other->answered(theirs->second);
+      return finish_done(*other, group, theirs->second, sequence, item, now);
+    }
+  }
+  const bool same = found != session.grants.end() && found->second.epoch == item.tokens.epoch &&
+                    found->second.number == item.tokens.number;
+  if (!same) {
     ++stale_results_;  // P3: told to forget, nothing changes
     session.confirm[{item.tokens.epoch, item.tokens.number}].push_back(sequence);
     return;
@@ -298,6 +315,9 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
   session.answered(grant);
   switch (item.kind) {
     case ResultKind::kDone:
+      if (planted(Fault::kConfirmBeforeCommit)) {
+        session.confirm[{grant.epoch, grant.number}].push_back(sequence);
+      }
       return finish_done(session, group, grant, sequence, item, now);
     case ResultKind::kRetry: {
       std::optional<Milliseconds> delay;
@@ -365,7 +385,7 @@ Milliseconds DispatcherCore::back_off(const RetryPolicy& policy, std::uint32_t a
 void DispatcherCore::fail_attempt(Session& session, Group& group, Grant& grant, Sequence sequence,
                                   const std::string& cause, const std::string& reason,
                                   std::optional<Milliseconds> delay, Now now) {
-  const std::uint32_t attempts = grant.attempts + 1;
+  const std::uint32_t attempts = grant.attempts + (planted(Fault::kAttemptNotCounted) ? 0 : 1);
   if (attempts >= session.retry.max_attempts) {
     return write_dead(group, session, grant, sequence, attempts, cause, reason, now);
   }
@@ -466,7 +486,9 @@ void DispatcherCore::lose_grants(Session& session, const std::string& reason, No
   Group& group = *groups_[session.group];
   const bool alone = session.outstanding == 1;
   for (auto& [sequence, grant] : session.grants) {
-    if (grant.settling) continue;
+    if ((grant.settling && !planted(Fault::kSettlingLost)) || planted(Fault::kLostNotReturned)) {
+      continue;
+    }
     if (alone) {
       fail_attempt(session, group, grant, sequence, "lost", reason, std::nullopt, now);
     } else {
@@ -731,7 +753,7 @@ void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& m
   grant.epoch = options_.epoch;
   grant.bytes = static_cast<std::uint32_t>(message.envelope.size());
   if (history != nullptr) {
-    grant.number = history->number() + 1;
+    grant.number = history->number() + (planted(Fault::kNumberStands) ? 0 : 1);
     grant.attempts = history->attempts();
     grant.losses = static_cast<std::uint16_t>(history->losses());
     grant.suspect = history->suspect();
@@ -781,7 +803,7 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
         continue;
       }
       reserved = reserved || session->reserved;
-      if (session->outstanding == 0) idle = session;
+      if (session->outstanding == 0 || planted(Fault::kSuspectsInCompany)) idle = session;
       if (least == nullptr || session->outstanding < least->outstanding) least = session;
     }
     if (idle == nullptr) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dray/balancing/dispatcher_core.hpp"
+#include "dray/balancing/planted_fault.hpp"
 
 namespace dray::balancing {
 
@@ -47,6 +48,7 @@ struct DispatcherCore::Session {
   void answered(Grant& grant) {
     if (grant.settling) return;
     grant.settling = true;
+    if (planted(Fault::kWindowLeak)) return;
     --outstanding;
     outstanding_bytes -= grant.bytes;
     if (grant.suspect) exclusive = false;

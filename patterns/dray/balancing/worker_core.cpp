@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "dray/balancing/planted_fault.hpp"
+
 namespace dray::balancing {
 namespace {
 
@@ -13,7 +15,7 @@ constexpr std::size_t kResultBytesMax = 1U << 20;     // of one frame, when ther
 constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
 
 bool asks_again(const ResultItem* result) {
-  return result != nullptr &&
+  return result != nullptr && !planted(Fault::kRetryAnsweredAgain) &&
          (result->kind == ResultKind::kRetry || result->kind == ResultKind::kSnooze ||
           result->kind == ResultKind::kReturned);
 }
@@ -108,7 +110,9 @@ void WorkerCore::on_welcome(std::size_t link, const Welcome& welcome) {
   state.welcomed = true;
   state.unsent.clear();  // P5: all that is not confirmed is said again
   for (const auto& [sequence, held] : state.held) {
-    if (held.stage == Stage::kAnswered) state.unsent.push_back(sequence);
+    if (held.stage == Stage::kAnswered && !planted(Fault::kResultNotRepeated)) {
+      state.unsent.push_back(sequence);
+    }
   }
 }
 
@@ -126,7 +130,8 @@ void WorkerCore::forget_all(std::size_t link) {
 void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
                             const std::shared_ptr<const void>& owner, SteadyTime now) {
   auto& state = links_[link];
-  if (state.said_bye) return;  // it crossed the BYE, which gives it back
+  if (state.said_bye && !planted(Fault::kByeCrossed))
+    return;  // it crossed the BYE, which gives it back
   state.active_at = now;
   for (const auto& delivered : deliver.deliveries) {
     const auto [slot, fresh] = state.held.try_emplace(delivered.sequence);
@@ -136,7 +141,8 @@ void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
     // Granted again while it is here: the work is not done twice, its answer gets the new token.
     // But an answer that asks for another delivery was taken if there is one; only its CONFIRM was
     // lost.
-    if (!fresh && !(held.stage == Stage::kAnswered && asks_again(held.result.get()))) {
+    const bool again = held.stage == Stage::kAnswered && asks_again(held.result.get());
+    if (!fresh && !again) {
       if (held.stage == Stage::kAnswered) state.unsent.push_back(delivered.sequence);
       continue;
     }
