@@ -104,11 +104,15 @@ std::size_t ClusterWorld::Task::count_lost() const {
       std::count_if(grants.begin(), grants.end(), [](const auto& grant) { return grant.second; }));
 }
 
-void ClusterWorld::Task::lose(std::size_t worker, std::uint64_t life) {
+void ClusterWorld::Task::lose(std::size_t worker, std::uint64_t life, bool fenced) {
   for (auto& [grant, lost] : grants) {
     lost = lost || (std::get<0>(grant) == worker && std::get<1>(grant) == life);
   }
-  for (auto& run : runs) run.lost = run.lost || (run.worker == worker && run.life == life);
+  for (auto& run : runs) {
+    if (run.worker != worker || run.life != life) continue;
+    run.lost = true;
+    run.fenced = run.fenced || fenced;
+  }
 }
 
 ClusterWorld::ClusterWorld(std::uint64_t seed)
@@ -245,6 +249,11 @@ void ClusterWorld::crash_producer(std::size_t index, bool power_cut) {
   producer.look_up.reset();
   producer.reader.reset();
   producer.spool.reset();
+  // Whether the end of a session was durable is not known: after a restart it may be believed.
+  for (auto& [key, task] : tasks_) {
+    if (std::get<0>(key) != index) continue;
+    for (auto& run : task.runs) run.fenced = false;
+  }
   producer.settling.clear();
   producer.peers.clear();
   if (power_cut) {
@@ -388,7 +397,7 @@ void ClusterWorld::submit(Producer& producer, spool::Submission submission) {
 void ClusterWorld::check_cause(const TaskKey& key) {
   const Task& task = tasks_[key];
   const bool caused = std::any_of(task.runs.begin(), task.runs.end(), [](const Run& run) {
-    return run.finished && run.outcome == Outcome::Kind::kDone && !run.lost;
+    return run.finished && run.outcome == Outcome::Kind::kDone && !run.fenced;
   });
   require(caused, "message " + std::to_string(std::get<2>(key)) + " of producer " +
                       std::to_string(std::get<0>(key)) + " for group " + kGroups[std::get<1>(key)] +
@@ -432,7 +441,7 @@ void ClusterWorld::on_session_end(Producer& producer, const std::string& session
           "worker " + std::to_string(worker_index) + " lost its session without cause: " + reason);
   for (auto& [key, task] : tasks_) {
     if (std::get<0>(key) != producer.index) continue;
-    task.lose(worker_index, life);
+    task.lose(worker_index, life, true);
   }
 }
 
@@ -497,7 +506,7 @@ void ClusterWorld::crash_worker(std::size_t index) {
   if (!worker.up) return;
   trace("worker " + std::to_string(index) + " crashes");
   worker.up = false;
-  for (auto& [key, task] : tasks_) task.lose(index, worker.life);
+  for (auto& [key, task] : tasks_) task.lose(index, worker.life, false);
   for (std::size_t p = 0; p < producers_.size(); ++p) disconnect(link(p, index));
   worker.core.reset();
   after(between(20ms, 400ms), [this, index] { start_worker(index); });
@@ -607,7 +616,7 @@ void ClusterWorld::begin(WorkerNode& worker, const WorkerCore::Job& job) {
           name + " is said to be at attempt " + std::to_string(job.attempt));
   trace("worker " + std::to_string(worker.index) + " runs " + name + ", attempt " +
         std::to_string(job.attempt));
-  task.runs.push_back({worker.index, worker.life, false, Outcome::Kind::kDone, lost});
+  task.runs.push_back({worker.index, worker.life, false, Outcome::Kind::kDone, lost, lost});
   ++worker.busy;
   const Nanoseconds took = draw(12) == 0 ? between(100ms, 600ms) : between(100us, 15ms);
   after(took,

@@ -55,7 +55,8 @@ class ClusterWorld {
     std::uint64_t life = 0;
     bool finished = false;
     Outcome::Kind outcome = Outcome::Kind::kDone;
-    bool lost = false;  // its session was lost, or its worker: it may be run again
+    bool lost = false;    // its session was lost, or its worker: it may be run again
+    bool fenced = false;  // its session was lost: its outcome counts no more
   };
   // Worker, life, epoch, delivery number.
   using Grant = std::tuple<std::size_t, std::uint64_t, std::uint64_t, std::uint32_t>;
@@ -68,7 +69,7 @@ class ClusterWorld {
     bool accepted = false;
     std::size_t count(Outcome::Kind kind) const;
     std::size_t count_lost() const;
-    void lose(std::size_t worker, std::uint64_t life);
+    void lose(std::size_t worker, std::uint64_t life, bool fenced);
   };
   using TaskKey = std::tuple<std::size_t, spool::GroupId, Sequence>;
   struct Event {

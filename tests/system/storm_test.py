@@ -143,8 +143,18 @@ class Faults(Storm):
         code = writer.process.poll()
         subprocess.run(["pkill", "-KILL", "-f", f"spool_storm write {self.spool}"], check=False)
         self.promises.hear(writer.kill())
+        self.wait_for_end()
         self.check(inject)
         return code
+
+    def wait_for_end(self):
+        """The traced process may outlive its tracer by a moment, and holds the lock until then."""
+        for _ in range(1000):
+            left = subprocess.run(["pgrep", "-f", f"spool_storm write {self.spool}"],
+                                  stdout=subprocess.DEVNULL, check=False)
+            if left.returncode != 0:
+                return
+            time.sleep(0.01)
 
     def test_a_failed_call_ends_the_process_and_breaks_no_promise(self):
         self.assertEqual(self.run_with("pwritev2:error=EIO:when=5+", 30), 3)
