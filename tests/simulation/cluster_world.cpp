@@ -700,9 +700,13 @@ void ClusterWorld::disconnect(Link& via) {
   Producer& producer = *producers_[via.producer];
   after(between(0ns, 5ms), [this, &producer, life = producer.life, peer = via.peer] {
     if (!producer.up || producer.life != life) return;
+    // From here on what is sent to it comes back; the monitor says so a little later.
     producer.peers.erase(peer);
-    producer.core->on_link_broken();
-    wake(producer);
+    after(between(0ns, 5ms), [this, &producer, life] {
+      if (!producer.up || producer.life != life) return;
+      producer.core->on_link_broken();
+      wake(producer);
+    });
   });
   after(between(6ms, draw(4) == 0 ? Nanoseconds(500ms) : Nanoseconds(50ms)),
         [this, p = via.producer, w = via.worker] { try_connect(p, w); });

@@ -124,6 +124,7 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
     groups_[*group_id]->sessions.push_back(slot.get());
   }
   Session& session = *slot;
+  const bool same_connection = session.peer == peer;
   peers_.erase(session.peer);
   peers_.erase(session.gone_peer);
   session.gone_peer.clear();
@@ -136,7 +137,7 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
   session.heard_at = session.pinged_at = now.steady;
   session.broken_at.reset();
   if (!fresh) {
-    reconcile(session, hello.held, now);
+    reconcile(session, hello.held, same_connection, now);
     if (session.recorded) welcome(session);
     return;
   }
@@ -219,8 +220,10 @@ bool DispatcherCore::held_elsewhere(Group& group, const Session& session, Sequen
   return false;
 }
 
-// A session of this epoch reconnected: what it does not hold never reached it.
-void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& held, Now now) {
+// A session of this epoch reconnected: what it does not hold never reached it. Unless it only
+// repeats itself: then it may be on its way.
+void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& held,
+                               bool same_connection, Now now) {
   Group& group = *groups_[session.group];
   std::set<Sequence> holds;
   for (const auto& range : held) {
@@ -234,6 +237,7 @@ void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& 
       }
     }
   }
+  if (same_connection) return;
   for (auto each = session.grants.begin(); each != session.grants.end();) {
     if (each->second.settling || holds.count(each->first) != 0 ||
         planted(Fault::kHeldNotReconciled)) {

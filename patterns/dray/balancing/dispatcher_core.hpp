@@ -175,7 +175,8 @@ class DispatcherCore {
   void adopt(Session& session, const std::vector<TokenRange>& held, Now now);
   bool held_elsewhere(Group& group, const Session& session, Sequence sequence,
                       const TokenRange& range);
-  void reconcile(Session& session, const std::vector<TokenRange>& held, Now now);
+  void reconcile(Session& session, const std::vector<TokenRange>& held, bool same_connection,
+                 Now now);
   void welcome(Session& session);
   void on_result(Session& session, const ResultFrame& frame, Now now);
   void apply_result(Session& session, const ResultItem& item, Sequence sequence, Now now);

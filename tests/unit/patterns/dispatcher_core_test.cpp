@@ -257,6 +257,18 @@ TEST_CASE("a silent session loses its deliveries after one lease: alone counts a
   CHECK(bench.delivered["b"][0].attempt == 2);
 }
 
+TEST_CASE("a HELLO that is repeated by the same connection takes nothing back") {
+  Bench bench;
+  bench.hello("a", kOne);
+  bench.publish();
+  REQUIRE(bench.delivered["a"].size() == 1);  // it may still be on its way
+  bench.hello("a", kOne);
+  CHECK(bench.delivered["a"].size() == 1);
+  bench.hello("a2", kOne);  // a new connection: it never arrived
+  REQUIRE(bench.delivered["a2"].size() == 1);
+  CHECK(bench.delivered["a2"][0].number == 2);
+}
+
 TEST_CASE("a delivery that could not be sent is no attempt, and is free for others at once") {
   Bench bench;
   bench.hello("a", kOne);
