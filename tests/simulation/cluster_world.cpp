@@ -399,8 +399,16 @@ void ClusterWorld::submit(Producer& producer, spool::Submission submission) {
 // P3: what settles a message is the outcome of a run whose session was not lost.
 void ClusterWorld::check_cause(const TaskKey& key) {
   const Task& task = tasks_[key];
-  const bool caused = std::any_of(task.runs.begin(), task.runs.end(), [](const Run& run) {
-    return run.finished && run.outcome == Outcome::Kind::kDone && !run.fenced;
+  // A worker that is granted again what it runs already answers with the new token.
+  const auto granted_again = [&](const Run& run) {
+    return std::any_of(task.grants.begin(), task.grants.end(), [&](const auto& grant) {
+      return std::get<0>(grant.first) == run.worker && std::get<1>(grant.first) == run.life &&
+             !grant.second;
+    });
+  };
+  const bool caused = std::any_of(task.runs.begin(), task.runs.end(), [&](const Run& run) {
+    return run.finished && run.outcome == Outcome::Kind::kDone &&
+           (!run.fenced || granted_again(run));
   });
   require(caused, "message " + std::to_string(std::get<2>(key)) + " of producer " +
                       std::to_string(std::get<0>(key)) + " for group " + kGroups[std::get<1>(key)] +
