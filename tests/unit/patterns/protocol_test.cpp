@@ -1,0 +1,96 @@
+#include "dray/balancing/protocol.hpp"
+
+#include <catch2/catch.hpp>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+using namespace dray;
+using namespace dray::balancing;
+
+namespace {
+
+struct Example {
+  std::string title;
+  std::string bytes;
+};
+
+// The blocks of PROTOCOL.md that begin with ```hex.
+std::vector<Example> examples() {
+  std::ifstream file(DRAY_PROTOCOL_MD);
+  REQUIRE(file);
+  std::vector<Example> all;
+  bool inside = false;
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("```hex ", 0) == 0) {
+      all.push_back({line.substr(7), {}});
+      inside = true;
+    } else if (line == "```") {
+      inside = false;
+    } else if (inside) {
+      std::istringstream bytes(line);
+      for (unsigned value = 0; bytes >> std::hex >> value;) {
+        all.back().bytes += static_cast<char>(value);
+      }
+    }
+  }
+  return all;
+}
+
+std::string encode_again(const ProtocolFrame& frame) {
+  return std::visit([](const auto& each) { return encode(each); }, frame);
+}
+
+}  // namespace
+
+TEST_CASE("every example of PROTOCOL.md decodes, encodes to the same bytes, and none is missing") {
+  std::set<std::size_t> kinds;
+  for (const auto& example : examples()) {
+    INFO(example.title);
+    const auto frame = decode_frame(example.bytes);
+    REQUIRE(frame.ok());
+    CHECK(encode_again(*frame) == example.bytes);
+    kinds.insert(frame->index());
+  }
+  CHECK(kinds.size() == std::variant_size_v<ProtocolFrame>);
+}
+
+TEST_CASE("the examples of PROTOCOL.md say what they are said to say") {
+  for (const auto& [title, bytes] : examples()) {
+    const auto frame = decode_frame(bytes);
+    REQUIRE(frame.ok());
+    if (const auto* hello = std::get_if<Hello>(&*frame)) {
+      CHECK(hello->group == "email");
+      CHECK(hello->held.at(0).sequences == std::vector<Sequence>{7, 8});
+    } else if (const auto* result = std::get_if<ResultFrame>(&*frame)) {
+      CHECK(result->items.at(1).kind == ResultKind::kRetry);
+      CHECK(result->items.at(1).delay_ms == 30'000);
+    } else if (const auto* welcome = std::get_if<Welcome>(&*frame)) {
+      CHECK(welcome->lease_ms == 10'000);
+    }
+  }
+}
+
+TEST_CASE("no frame that is cut short or altered in one byte crashes the decoder") {
+  for (const auto& [title, bytes] : examples()) {
+    for (std::size_t size = 0; size < bytes.size(); ++size) {
+      CHECK(!decode_frame(std::string_view(bytes).substr(0, size)).ok());
+    }
+    for (std::size_t at = 0; at < bytes.size(); ++at) {
+      std::string altered = bytes;
+      for (const int bit : {0, 3, 7}) {
+        altered[at] = static_cast<char>(bytes[at] ^ (1 << bit));
+        (void)decode_frame(altered);
+      }
+    }
+  }
+}
+
+TEST_CASE("a frame of another version is refused by its number") {
+  std::string bytes = encode(Heartbeat{});
+  bytes[2] = 9;
+  const auto frame = decode_frame(bytes);
+  REQUIRE(!frame.ok());
+  CHECK(frame.error().code == ErrorCode::kUnsupported);
+  CHECK(frame.error().text().find("version 9") != std::string::npos);
+}
