@@ -103,13 +103,15 @@ std::size_t ClusterWorld::Task::count(Outcome::Kind kind) const {
 }
 
 std::size_t ClusterWorld::Task::count_lost() const {
-  return static_cast<std::size_t>(
-      std::count_if(grants.begin(), grants.end(), [](const auto& grant) { return grant.second; }));
+  return static_cast<std::size_t>(std::count_if(grants.begin(), grants.end(),
+                                                [](const auto& each) { return each.second.lost; }));
 }
 
 void ClusterWorld::Task::lose(std::size_t worker, std::uint64_t life, bool fenced) {
-  for (auto& [grant, lost] : grants) {
-    lost = lost || (std::get<0>(grant) == worker && std::get<1>(grant) == life);
+  for (auto& [grant, end] : grants) {
+    if (std::get<0>(grant) != worker || std::get<1>(grant) != life) continue;
+    end.lost = true;
+    end.fenced = end.fenced || fenced;
   }
   for (auto& run : runs) {
     if (run.worker != worker || run.life != life) continue;
@@ -256,6 +258,7 @@ void ClusterWorld::crash_producer(std::size_t index, bool power_cut) {
   for (auto& [key, task] : tasks_) {
     if (std::get<0>(key) != index) continue;
     for (auto& run : task.runs) run.fenced = false;
+    for (auto& [grant, end] : task.grants) end.fenced = false;
   }
   producer.settling.clear();
   producer.peers.clear();
@@ -403,7 +406,7 @@ void ClusterWorld::check_cause(const TaskKey& key) {
   const auto granted_again = [&](const Run& run) {
     return std::any_of(task.grants.begin(), task.grants.end(), [&](const auto& grant) {
       return std::get<0>(grant.first) == run.worker && std::get<1>(grant.first) == run.life &&
-             !grant.second;
+             !grant.second.lost;
     });
   };
   const bool caused = std::any_of(task.runs.begin(), task.runs.end(), [&](const Run& run) {
@@ -612,7 +615,8 @@ void ClusterWorld::begin(WorkerNode& worker, const WorkerCore::Job& job) {
                            std::to_string(origin->link) + " for group " + kGroups[group];
   if (trace_ && !task.runs.empty()) trace(name + " again");
   // What was still on its way when the session was lost may be run elsewhere too.
-  const bool lost = task.grants[{worker.index, worker.life, origin->epoch, origin->number}];
+  const auto grant = task.grants[{worker.index, worker.life, origin->epoch, origin->number}];
+  const bool lost = grant.lost;
   require(!task.settled || lost, name + " is run though it is settled");
   for (const auto& run : task.runs) {
     const bool again = run.lost || (run.finished && (run.outcome == Outcome::Kind::kRetry ||
@@ -626,7 +630,7 @@ void ClusterWorld::begin(WorkerNode& worker, const WorkerCore::Job& job) {
           name + " is said to be at attempt " + std::to_string(job.attempt));
   trace("worker " + std::to_string(worker.index) + " runs " + name + ", attempt " +
         std::to_string(job.attempt));
-  task.runs.push_back({worker.index, worker.life, false, Outcome::Kind::kDone, lost, lost});
+  task.runs.push_back({worker.index, worker.life, false, Outcome::Kind::kDone, lost, grant.fenced});
   ++worker.busy;
   const Nanoseconds took = draw(12) == 0 ? between(100ms, 600ms) : between(100us, 15ms);
   after(took,
@@ -800,7 +804,8 @@ void ClusterWorld::check_delivery(Producer& producer, std::size_t worker,
   for (const auto& each : deliver->deliveries) {
     const auto group = static_cast<GroupId>(worker % kGroups.size());
     Task& task = tasks_[{producer.index, group, each.sequence}];
-    task.grants.try_emplace({worker, workers_[worker]->life, deliver->epoch, each.number}, false);
+    task.grants.try_emplace({worker, workers_[worker]->life, deliver->epoch, each.number},
+                            Task::GrantEnd{});
     trace("message " + std::to_string(each.sequence) + " of producer " +
           std::to_string(producer.index) + " goes to worker " + std::to_string(worker) +
           ", number " + std::to_string(each.number));

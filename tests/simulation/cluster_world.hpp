@@ -64,8 +64,12 @@ class ClusterWorld {
   struct Task {
     Behaviour behaviour = Behaviour::kDone;
     std::vector<Run> runs;
-    std::map<Grant, bool> grants;  // whether its session was lost
-    bool settled = false;          // its settlement, or its death, is durable
+    struct GrantEnd {
+      bool lost = false;    // its session was lost
+      bool fenced = false;  // and the dispatcher still knows that
+    };
+    std::map<Grant, GrantEnd> grants;
+    bool settled = false;  // its settlement, or its death, is durable
     bool accepted = false;
     std::size_t count(Outcome::Kind kind) const;
     std::size_t count_lost() const;
