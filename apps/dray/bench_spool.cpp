@@ -169,7 +169,8 @@ Result<Measured> publish_once(const BenchOptions& options, const std::string& fo
   const double took = seconds_since(started);
   for (const auto& outcome : outcomes) DRAY_TRY(outcome);
   Measured measured;
-  const auto count = static_cast<double>(options.messages / options.threads * options.threads);
+  const std::uint64_t messages_each = options.messages / options.threads;
+  const auto count = static_cast<double>(messages_each * options.threads);
   measured.per_second = count / took;
   measured.cpu_per_million = (cpu_seconds(RUSAGE_SELF) - cpu_before) * 1e6 / count;
   for (auto& publisher : publishers) {  // the slowest thread's

@@ -171,19 +171,26 @@ void add_limit(json& report, double limit_per_second, double limit_p50_us) {
   if (limit_p50_us > 0) report["limit_p50_us"] = limit_p50_us;
 }
 
+namespace {
+
+std::string value_text(const json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (!value.is_number_float()) return value.dump();
+  std::array<char, 32> digits{};
+  const double number = value.get<double>();
+  std::snprintf(digits.data(), digits.size(), number >= 1000 ? "%.0f" : "%.3f", number);
+  return digits.data();
+}
+
+}  // namespace
+
 void print_report(const json& report, bool as_json) {
   if (as_json) {
     std::cout << report.dump(2) << "\n";
     return;
   }
-  for (const auto& [name, value] : report.items()) {
-    const std::string text = value.is_number_float() ? [&] {
-      std::array<char, 32> digits{};
-      const double number = value.get<double>();
-      std::snprintf(digits.data(), digits.size(), number >= 1000 ? "%.0f" : "%.3f", number);
-      return std::string(digits.data());
-    }() : value.is_string() ? value.get<std::string>() : value.dump();
-    std::printf("  %-32s %16s\n", name.c_str(), text.c_str());
+  for (const auto& each : report.items()) {
+    std::printf("  %-32s %16s\n", each.key().c_str(), value_text(each.value()).c_str());
   }
 }
 
