@@ -61,7 +61,7 @@ class StateOwner final : public spool::CommitListener {
     submission.entries.push_back(
         {spool::RecordType::kSettlement, 0,
          spool::encode(spool::SettlementRecord{0, spool::Settlement::kDone, settling_}), 0});
-    spool.submit(std::move(submission));
+    spool.submit(submission);
   }
   void checkpoint_if_due(spool::Spool& spool, const Clock& clock) {
     if (!last_.checkpoint_due || spool.checkpoint_under_way()) return;

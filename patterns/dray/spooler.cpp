@@ -105,7 +105,7 @@ void Spooler::stop() {
   state_->spool->stop();
   state_->dispatcher->stop();
   auto snapshot = state_->dispatcher->last_snapshot();
-  if (snapshot.lsn != 0) state_->spool->checkpoint_at_stop(std::move(snapshot));
+  if (snapshot.lsn != 0) state_->spool->checkpoint_at_stop(snapshot);
 }
 
 Status Spooler::bind(const std::string& endpoint) {

@@ -395,7 +395,7 @@ void ClusterWorld::submit(Producer& producer, spool::Submission submission) {
     auto& pending = producer.settling[submission.ticket];
     pending.insert(pending.end(), keys.begin(), keys.end());
   }
-  producer.spool->submit(std::move(submission));
+  producer.spool->submit(submission);
   request_commit(producer);
 }
 

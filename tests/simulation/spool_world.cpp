@@ -261,7 +261,7 @@ void SpoolWorld::submit(Submission submission, Sequence sequence, std::size_t gr
     if (durability_ == Durability::kDisk) durable_ = std::max(durable_, lsn);
     busy_.erase({sequence, group});
   };
-  spool_->submit(std::move(submission));
+  spool_->submit(submission);
 }
 
 std::optional<Sequence> SpoolWorld::pick_open(std::size_t group) {
@@ -425,7 +425,7 @@ void SpoolWorld::copy_forward(const std::vector<Sequence>& sequences) {
         groups_[each.group]->state->copied(sequence, lsn, each.record_lsn);
       }
     };
-    spool_->submit(std::move(submission));
+    spool_->submit(submission);
   }
 }
 

@@ -60,7 +60,7 @@ class SpoolOwner final : public spool::CommitListener {
   void submit(spool::RecordType type, std::string payload) {
     spool::Submission submission;
     submission.entries.push_back({type, 0, std::move(payload), 0});
-    spool_->submit(std::move(submission));
+    spool_->submit(submission);
     spool_->commit_pending(*this);
   }
   void settle(std::size_t group, Sequence sequence) {

@@ -173,7 +173,7 @@ class Storm final : public CommitListener {
     submission.ticket = 1;
     submission.lazy = true;
     settling_.push_back(std::move(some));
-    spool_.submit(std::move(submission));
+    spool_.submit(submission);
   }
 
   void checkpoint(const Committed& committed) {

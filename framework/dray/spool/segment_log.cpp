@@ -53,7 +53,7 @@ Status SegmentLog::roll(bool whole) {
   if (!whole) {
     auto fresh = spares_.create();
     if (fresh.ok()) {
-      const Status used = use(*fresh);
+      Status used = use(*fresh);
       if (used.ok() || used.error().code != ErrorCode::kFull) return used;
       fresh->file.reset();
       (void)directory_.remove(fresh->name);
@@ -125,7 +125,7 @@ std::vector<SegmentEntry> SegmentLog::entries(Lsn lsn, const LogPosition& positi
   return all;
 }
 
-Status SegmentLog::free(const std::set<std::uint64_t>& numbers) {
+Status SegmentLog::release(const std::set<std::uint64_t>& numbers) {
   std::vector<std::shared_ptr<Segment>> freed;
   {
     const std::lock_guard lock(mutex_);

@@ -6,7 +6,7 @@
 // its first record; S5 a failed write or sync latches: nothing is written after it; S7 the tail of
 // an unclean log is written again and synced before it is served.
 //
-// Threading: open, start, write and sync belong to one thread (the committer). free() and
+// Threading: open, start, write and sync belong to one thread (the committer). release() and
 // spares() belong to the upkeep thread. LogReaders and segments() may run beside them on any
 // thread, on records that were committed.
 // Failure: returns errors; after one from write or sync every later call returns it again. A write
@@ -131,7 +131,7 @@ class SegmentLog {
   std::vector<SegmentEntry> entries(Lsn lsn, const LogPosition& position,
                                     const std::set<std::uint64_t>& dead) const;
   // Recycles or removes these segments (S9: the caller knows that nothing needs them).
-  Status free(const std::set<std::uint64_t>& numbers);
+  Status release(const std::set<std::uint64_t>& numbers);
 
  private:
   friend class LogReader;

@@ -189,7 +189,7 @@ void Spool::answer_dedup(const Dedup& dedup, const Result<Receipt>& result) {
   for (const auto& waiter : waiters) waiter(repeated);
 }
 
-void Spool::submit(Submission submission) {
+void Spool::submit(const Submission& submission) {
   if (submission.entries.empty()) return;
   Item item;
   item.records = static_cast<std::uint32_t>(submission.entries.size());

@@ -120,7 +120,7 @@ class Spool final : public Publisher {
   // Commits what is queued, writes a marker and joins; later publishes get kClosed. Idempotent.
   void stop();
   // After stop(): writes a last checkpoint, so that the next open has nothing to replay.
-  void checkpoint_at_stop(Snapshot snapshot);
+  void checkpoint_at_stop(const Snapshot& snapshot);
   // The upkeep thread alone, beside commit_pending(). stop() ends it.
   void start_upkeep(CommitListener& listener);
   // Without start(): what the threads would do, on this one. For simulations.
@@ -129,7 +129,7 @@ class Spool final : public Publisher {
   void upkeep(CommitListener& listener);  // one round
 
   void publish_draft(Draft draft, ReceiptCallback done) override;
-  void submit(Submission submission);
+  void submit(const Submission& submission);
   // Ignored while another is on its way.
   void checkpoint(Snapshot snapshot);
   bool checkpoint_under_way() const { return checkpoint_under_way_; }

@@ -47,7 +47,7 @@ void Spool::pass_checkpoint_on(CommitListener& listener) {
   upkeep_work_.notify_one();
 }
 
-void Spool::checkpoint_at_stop(Snapshot snapshot) {
+void Spool::checkpoint_at_stop(const Snapshot& snapshot) {
   struct Ignore final : CommitListener {
     void on_committed(Committed) override {}
     void on_failed(const Error&) override {}
@@ -128,7 +128,7 @@ void Spool::write_checkpoint(const Snapshot& snapshot, CommitListener& listener)
   }
   dead_before_ = snapshot.dead;
   if (freed.empty()) return;
-  if (auto done = segments_->free(freed); !done.ok()) fail(done.error(), listener);
+  if (auto done = segments_->release(freed); !done.ok()) fail(done.error(), listener);
 }
 
 void Spool::refresh_room() {

@@ -239,7 +239,7 @@ void Dispatcher::perform() {
        actions = state.core.take_actions(state.now())) {
     // Frames first: the sooner a worker has its delivery the better; nothing depends on order.
     for (auto& each : actions.sends) send(std::move(each));
-    for (auto& submission : actions.submissions) state.spool.submit(std::move(submission));
+    for (const auto& submission : actions.submissions) state.spool.submit(submission);
     for (const auto& each : actions.refills) refill(each);
     for (const auto& each : actions.fetches) fetch(each);
     for (const auto ticket : actions.finished) {

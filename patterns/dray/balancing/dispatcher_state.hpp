@@ -6,6 +6,18 @@
 
 namespace dray::balancing {
 
+inline constexpr std::int64_t kClockJumpMs = 60'000;
+// A wall clock that has not jumped for so long is believed again.
+inline constexpr auto kClockSteady = std::chrono::minutes(5);
+
+inline std::int64_t to_ms(UtcTime time) {
+  return time.time_since_epoch().count();
+}
+
+inline spool::LogEntry log_entry(spool::RecordType type, std::string payload) {
+  return {type, 0, std::move(payload), 0};
+}
+
 struct DispatcherCore::Grant {
   std::uint64_t epoch = 0;
   std::uint32_t number = 1;

@@ -7,8 +7,6 @@ namespace dray::balancing {
 namespace {
 
 constexpr std::size_t kCopiesMax = 1'024;
-constexpr std::int64_t kClockJumpMs = 60'000;
-constexpr auto kClockSteady = std::chrono::minutes(5);
 
 }  // namespace
 

@@ -273,7 +273,7 @@ TEST_CASE("a full disk refuses new messages, goes on settling, and recovers by i
   settlement.entries.push_back({RecordType::kSettlement, 0,
                                 encode(SettlementRecord{0, spool::Settlement::kDone, {first}}), 0});
   const auto before = (*spool)->segments().next_lsn();
-  (*spool)->submit(std::move(settlement));
+  (*spool)->submit(settlement);
   (*spool)->commit_pending(listener);
   CHECK((*spool)->segments().next_lsn() == before + 1);
   CHECK(!listener.failure);
@@ -323,7 +323,7 @@ TEST_CASE("a unit of records counts together or not at all") {
   }
   SECTION("the second record is lost") {}
   const bool whole = unit.entries.size() == 2;
-  (*spool)->submit(std::move(unit));
+  (*spool)->submit(unit);
   (*spool)->commit_pending(listener);
   spool = Error{};
   spool = Spool::open(*directory, clock, small_options(), Log());

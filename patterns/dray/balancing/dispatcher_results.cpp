@@ -1,0 +1,181 @@
+// DispatcherCore: what becomes of an answer.
+#include <algorithm>
+#include <cmath>
+
+#include "dray/balancing/dispatcher_state.hpp"
+
+namespace dray::balancing {
+
+using spool::LogEntry;
+using spool::RecordType;
+using spool::Submission;
+
+void DispatcherCore::on_result(Session& session, const ResultFrame& frame, Now now) {
+  for (const auto& item : frame.items) {
+    for (const auto sequence : item.tokens.sequences) apply_result(session, item, sequence, now);
+  }
+}
+
+void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequence sequence,
+                                  Now now) {
+  Group& group = *groups_[session.group];
+  const auto found = session.grants.find(sequence);
+  if (found == session.grants.end() && planted(Fault::kStaleResultAccepted)) {
+    for (auto* other : group.sessions) {
+      const auto theirs = other->grants.find(sequence);
+      if (theirs == other->grants.end() || theirs->second.settling) continue;
+      other->answered(theirs->second);
+      return finish_done(*other, group, theirs->second, sequence, item, now);
+    }
+  }
+  const bool same = found != session.grants.end() && found->second.epoch == item.tokens.epoch &&
+                    found->second.number == item.tokens.number;
+  if (!same) {
+    ++stale_results_;  // P3: told to forget, nothing changes
+    session.confirm[{item.tokens.epoch, item.tokens.number}].push_back(sequence);
+    return;
+  }
+  Grant& grant = found->second;
+  if (grant.settling) return;  // repeated; the confirmation comes with the commit
+  session.answered(grant);
+  switch (item.kind) {
+    case ResultKind::kDone:
+      if (planted(Fault::kConfirmBeforeCommit)) {
+        session.confirm[{grant.epoch, grant.number}].push_back(sequence);
+      }
+      return finish_done(session, group, grant, sequence, item, now);
+    case ResultKind::kRetry: {
+      std::optional<Milliseconds> delay;
+      if (item.delay_ms >= 0) {
+        delay =
+            Milliseconds(std::min<std::int64_t>(item.delay_ms, options_.snooze_age_max.count()));
+      }
+      return fail_attempt(session, group, grant, sequence, "attempts", item.reason, delay, now);
+    }
+    case ResultKind::kSnooze:
+      return snooze(session, group, grant, sequence, item, now);
+    case ResultKind::kReject:
+      return write_dead(group, session, grant, sequence, grant.attempts + 1, "rejected",
+                        item.reason, now);
+    case ResultKind::kReturned:
+      give_back(group, sequence, grant, now);
+      session.confirm[{grant.epoch, grant.number}].push_back(sequence);
+      session.grants.erase(found);
+  }
+}
+
+void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, Sequence sequence,
+                                 const ResultItem& item, Now now) {
+  if (item.follow_ups.empty()) {
+    group.done.emplace_back(session.id, sequence);
+    return;
+  }
+  Submission submission;
+  for (const auto& envelope : item.follow_ups) {
+    const auto parsed = parse_envelope(envelope);
+    const auto route = parsed.ok() ? router_(parsed->topic) : 0;
+    if (route == 0) {
+      return fail_attempt(session, group, grant, sequence, "unroutable",
+                          "unroutable: no group takes the follow-up's topic" +
+                              (parsed.ok() ? " '" + std::string(parsed->topic) + "'" : ""),
+                          std::nullopt, now);
+    }
+    LogEntry message = log_entry(RecordType::kMessage, envelope);
+    const bool has_options = !parsed->dedup.empty() || parsed->deliver_at || parsed->expires_at;
+    message.flags = static_cast<std::uint8_t>(spool::message_flags(parsed->priority, has_options) |
+                                              spool::kContinues);
+    message.groups = route;
+    submission.entries.push_back(std::move(message));
+  }
+  // S6: the follow-ups and the settlement count together or not at all.
+  submission.entries.push_back(log_entry(
+      RecordType::kSettlement,
+      spool::encode(spool::SettlementRecord{session.group, spool::Settlement::kDone, {sequence}})));
+  submission.lazy = true;
+  Ticket ticket;
+  ticket.group = session.group;
+  ticket.sequences.emplace_back(session.id, sequence);
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
+}
+
+Milliseconds DispatcherCore::back_off(const RetryPolicy& policy, std::uint32_t attempts) {
+  const double doubled =
+      static_cast<double>(policy.initial.count()) * std::exp2(std::min(attempts - 1, 40U));
+  const double bounded = std::min(doubled, static_cast<double>(policy.max.count()));
+  std::uniform_real_distribution<double> spread(1 - policy.jitter, 1 + policy.jitter);
+  return Milliseconds(std::llround(bounded * spread(random_)));
+}
+
+void DispatcherCore::fail_attempt(Session& session, Group& group, Grant& grant, Sequence sequence,
+                                  const std::string& cause, const std::string& reason,
+                                  std::optional<Milliseconds> delay, Now now) {
+  const std::uint32_t attempts = grant.attempts + (planted(Fault::kAttemptNotCounted) ? 0 : 1);
+  if (attempts >= session.retry.max_attempts) {
+    return write_dead(group, session, grant, sequence, attempts, cause, reason, now);
+  }
+  const auto wait = delay.value_or(back_off(session.retry, attempts));
+  write_retry(group, session, grant, sequence, attempts, grant.losses, to_ms(now.utc + wait), false,
+              reason, now);
+}
+
+void DispatcherCore::snooze(Session& session, Group& group, Grant& grant, Sequence sequence,
+                            const ResultItem& item, Now now) {
+  const auto delay =
+      Milliseconds(std::clamp<std::int64_t>(item.delay_ms, 0, options_.snooze_age_max.count()));
+  write_retry(group, session, grant, sequence, grant.attempts, grant.losses, to_ms(now.utc + delay),
+              false, item.reason.empty() ? "snoozed" : "snoozed: " + item.reason, now);
+}
+
+void DispatcherCore::write_dead(Group& group, Session& session, const Grant& grant,
+                                Sequence sequence, std::uint32_t attempts, const std::string& cause,
+                                const std::string& reason, Now now) {
+  const auto* history = group.state->history(sequence);
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kDead;
+  ticket.group = group.state->id();
+  ticket.sequences.emplace_back(session.id, sequence);
+  ticket.dead = {group.state->id(), sequence,       grant.number,
+                 attempts,          cause,          reason,
+                 session.worker,    to_ms(now.utc), history != nullptr ? history->record_lsn() : 0};
+  Submission submission;
+  submission.entries.push_back(log_entry(RecordType::kDead, to_bytes(ticket.dead)));
+  submission.lazy = true;
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
+}
+
+void DispatcherCore::write_retry(Group& group, Session& session, const Grant& grant,
+                                 Sequence sequence, std::uint32_t attempts, std::uint32_t losses,
+                                 std::int64_t due_ms, bool suspect, const std::string& reason,
+                                 Now now) {
+  const auto* history = group.state->history(sequence);
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kRetry;
+  ticket.group = group.state->id();
+  ticket.sequences.emplace_back(session.id, sequence);
+  ticket.retry = {group.state->id(),
+                  sequence,
+                  grant.number,
+                  attempts,
+                  losses,
+                  due_ms,
+                  suspect,
+                  reason,
+                  session.worker,
+                  to_ms(now.utc),
+                  history != nullptr ? history->record_lsn() : 0};
+  Submission submission;
+  submission.entries.push_back(log_entry(RecordType::kRetry, to_bytes(ticket.retry)));
+  submission.lazy = true;
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
+}
+
+// The grant ends without an attempt: returned, or it never arrived.
+void DispatcherCore::give_back(Group& group, Sequence sequence, const Grant& grant, Now now) {
+  group.state->delivered(sequence, grant.number, static_cast<std::uint32_t>(grant.epoch));
+  schedule(group, sequence, to_ms(now.utc));
+}
+
+}  // namespace dray::balancing

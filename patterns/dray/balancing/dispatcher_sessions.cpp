@@ -1,0 +1,256 @@
+// DispatcherCore: sessions: HELLO, what they hold, how they end, and the gate after a restart.
+#include <algorithm>
+
+#include "dray/balancing/dispatcher_state.hpp"
+
+namespace dray::balancing {
+
+using spool::RecordType;
+using spool::Submission;
+
+void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now now) {
+  const auto group_id = find_group(hello.group);
+  if (!group_id) {
+    actions_.sends.push_back(
+        {peer, encode(Refused{"unknown-group", "this spool has no group '" + hello.group + "'"})});
+    return;
+  }
+  const auto known = sessions_.find(hello.session);
+  if (known == sessions_.end() && sessions_.size() >= options_.sessions_max) {
+    actions_.sends.push_back({peer, encode(Refused{"too-many-sessions", "try again later"})});
+    return;
+  }
+  const bool fresh = known == sessions_.end();
+  auto& slot = sessions_[hello.session];
+  if (fresh) {
+    slot = std::make_unique<Session>();
+    slot->id = hello.session;
+    slot->group = *group_id;
+    groups_[*group_id]->sessions.push_back(slot.get());
+  }
+  Session& session = *slot;
+  const bool same_connection = session.peer == peer;
+  peers_.erase(session.peer);
+  peers_.erase(session.gone_peer);
+  session.gone_peer.clear();
+  session.peer = peer;
+  peers_[peer] = &session;
+  session.worker = hello.worker;
+  session.retry = hello.retry;
+  session.window_messages = hello.window_messages;
+  session.window_bytes = hello.window_bytes;
+  session.heard_at = session.pinged_at = now.steady;
+  session.broken_at.reset();
+  if (!fresh) {
+    reconcile(session, hello.held, same_connection, now);
+    if (session.recorded) welcome(session);
+    return;
+  }
+  adopt(session, hello.held, now);
+  if (recorded_.count(session.id) != 0) {  // the log knows it from an earlier epoch
+    session.recorded = true;
+    return welcome(session);
+  }
+  if (planted(Fault::kSessionNotRecorded)) {
+    session.recorded = true;
+    return welcome(session);
+  }
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kSession;
+  ticket.session = session.id;
+  Submission submission;
+  submission.entries.push_back(log_entry(
+      RecordType::kSession, to_bytes(spool::SessionRecord{Binary{std::string(session.id.view())},
+                                                          session.group, session.worker})));
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
+}
+
+void DispatcherCore::welcome(Session& session) {
+  send(session, encode(Welcome{options_.spool, options_.epoch,
+                               static_cast<std::uint32_t>(options_.lease.count()),
+                               static_cast<std::uint32_t>(options_.reconnect_grace.count())}));
+}
+
+// A session that this epoch does not know yet says what it holds (P5). Behind the gate its word
+// is taken, if the log grants it no later delivery to anyone; else it is told to forget.
+void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held, Now) {
+  Group& group = *groups_[session.group];
+  const bool expected = expected_.erase(session.id) != 0;
+  for (const auto& range : held) {
+    for (const auto sequence : range.sequences) {
+      const auto* history = group.state->history(sequence);
+      const bool later_grant =
+          history != nullptr &&
+          (history->dead() || history->number_epoch() > static_cast<std::uint32_t>(range.epoch) ||
+           history->number() > range.number ||
+           (history->ended() && history->number() == range.number));
+      if (held_elsewhere(group, session, sequence, range) || !group.gated || !expected ||
+          planted(Fault::kHeldNotBelieved) || sequence >= options_.boundary || later_grant ||
+          group.state->is_settled(sequence) || session.grants.count(sequence) != 0) {
+        session.confirm[{range.epoch, range.number}].push_back(sequence);
+        continue;
+      }
+      Grant grant;
+      grant.epoch = range.epoch;
+      grant.number = range.number;
+      if (history != nullptr) {
+        grant.attempts = history->attempts();
+        grant.losses = static_cast<std::uint16_t>(history->losses());
+      }
+      // With an entry at hand neither the old lane nor the waiting queue takes it.
+      group.state->delivered(sequence, range.number, static_cast<std::uint32_t>(range.epoch));
+      group.state->take(sequence);
+      session.grants.emplace(sequence, grant);
+      ++session.outstanding;
+    }
+  }
+}
+
+// Both may say that they hold it: the delivery record of the later grant was lost in the crash. The
+// later grant counts; its elder is told to forget.
+bool DispatcherCore::held_elsewhere(Group& group, const Session& session, Sequence sequence,
+                                    const TokenRange& range) {
+  for (auto* other : group.sessions) {
+    if (other == &session) continue;
+    const auto found = other->grants.find(sequence);
+    if (found == other->grants.end()) continue;
+    const bool later =
+        std::pair(range.epoch, range.number) > std::pair(found->second.epoch, found->second.number);
+    if (!later || found->second.settling) return true;
+    other->answered(found->second);
+    other->confirm[{found->second.epoch, found->second.number}].push_back(sequence);
+    other->grants.erase(found);
+  }
+  return false;
+}
+
+// A session of this epoch reconnected: what it does not hold never reached it. Unless it only
+// repeats itself: then it may be on its way.
+void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& held,
+                               bool same_connection, Now now) {
+  Group& group = *groups_[session.group];
+  std::set<Sequence> holds;
+  for (const auto& range : held) {
+    for (const auto sequence : range.sequences) {
+      const auto found = session.grants.find(sequence);
+      if (found != session.grants.end() && found->second.epoch == range.epoch &&
+          found->second.number == range.number) {
+        holds.insert(sequence);
+      } else {
+        session.confirm[{range.epoch, range.number}].push_back(sequence);
+      }
+    }
+  }
+  if (same_connection) return;
+  for (auto each = session.grants.begin(); each != session.grants.end();) {
+    if (each->second.settling || holds.count(each->first) != 0 ||
+        planted(Fault::kHeldNotReconciled)) {
+      ++each;
+      continue;
+    }
+    session.answered(each->second);
+    give_back(group, each->first, each->second, now);
+    each = session.grants.erase(each);
+  }
+}
+
+void DispatcherCore::on_unsent(const Send& send, Now now) {
+  Session* session = session_of_peer(send.peer);
+  if (session == nullptr) return;
+  if (!session->peer.empty()) {
+    // The next frames to it come back too: they must still find the session.
+    session->gone_peer = std::exchange(session->peer, {});
+    session->broken_at = now.steady;
+  }
+  const auto frame = decode_frame(send.frame);
+  if (planted(Fault::kUnsentCounts)) return;
+  const auto* deliver = frame.ok() ? std::get_if<Deliver>(&*frame) : nullptr;
+  if (deliver == nullptr) return;
+  // P4: it never arrived, so it is no attempt, and others can have it now.
+  for (const auto& each : deliver->deliveries) {
+    const auto found = session->grants.find(each.sequence);
+    if (found == session->grants.end() || found->second.settling ||
+        found->second.epoch != deliver->epoch || found->second.number != each.number) {
+      continue;
+    }
+    session->answered(found->second);
+    give_back(*groups_[session->group], each.sequence, found->second, now);
+    session->grants.erase(found);
+  }
+}
+
+void DispatcherCore::end_session(Session& session, const std::string& reason, bool lost, Now now) {
+  Group& group = *groups_[session.group];
+  if (lost) {
+    lose_grants(session, reason, now);
+  } else {
+    for (auto& [sequence, grant] : session.grants) {
+      if (grant.settling) continue;
+      session.answered(grant);
+      give_back(group, sequence, grant, now);
+    }
+  }
+  Submission submission;
+  submission.entries.push_back(
+      log_entry(RecordType::kSessionEnd,
+                to_bytes(spool::SessionEndRecord{Binary{std::string(session.id.view())}, reason})));
+  submission.lazy = true;
+  actions_.submissions.push_back(std::move(submission));
+  recorded_.erase(session.id);
+  peers_.erase(session.peer);
+  peers_.erase(session.gone_peer);
+  auto& list = group.sessions;
+  list.erase(std::remove(list.begin(), list.end(), &session), list.end());
+  sessions_.erase(session.id);  // `session` is gone from here on
+}
+
+// P4: a message that was alone with the worker when it died counts an attempt; those that were in
+// company are suspects and come back one at a time.
+void DispatcherCore::lose_grants(Session& session, const std::string& reason, Now now) {
+  Group& group = *groups_[session.group];
+  const bool alone = session.outstanding == 1;
+  for (auto& [sequence, grant] : session.grants) {
+    if ((grant.settling && !planted(Fault::kSettlingLost)) || planted(Fault::kLostNotReturned)) {
+      continue;
+    }
+    if (alone) {
+      fail_attempt(session, group, grant, sequence, "lost", reason, std::nullopt, now);
+    } else {
+      write_retry(group, session, grant, sequence, grant.attempts, grant.losses + 1U,
+                  to_ms(now.utc), true, reason + ", in company", now);
+    }
+  }
+}
+
+void DispatcherCore::open_gates(Now now) {
+  const bool over = now.steady - started_ >= options_.lease;
+  for (const auto& group : groups_) {
+    if (!group->gated) continue;
+    const bool waiting = std::any_of(expected_.begin(), expected_.end(), [&](const Uuid& id) {
+      return recorded_.at(id).group == group->state->id();
+    });
+    if (waiting && !over) continue;
+    group->gated = false;
+    for (; !group->waiting_old.empty(); group->waiting_old.pop()) {
+      group->waiting.push(group->waiting_old.top());
+    }
+    for (auto each = expected_.begin(); each != expected_.end();) {
+      if (recorded_.at(*each).group != group->state->id()) {
+        ++each;
+        continue;
+      }
+      Submission submission;
+      submission.entries.push_back(
+          log_entry(RecordType::kSessionEnd,
+                    to_bytes(spool::SessionEndRecord{Binary{std::string(each->view())},
+                                                     "silent after a restart"})));
+      submission.lazy = true;
+      actions_.submissions.push_back(std::move(submission));
+      recorded_.erase(*each);
+      each = expected_.erase(each);
+    }
+  }
+}
+
+}  // namespace dray::balancing
