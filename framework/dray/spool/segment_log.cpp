@@ -264,6 +264,8 @@ Status SegmentLog::write_frames(Batch& batch, std::size_t from, std::size_t unti
 // Writes behind the last record; `last` is the number of the last one in `bytes`.
 Status SegmentLog::put(std::string_view bytes, Lsn last, bool sync) {
   const auto index = std::exchange(fresh_index_, {});
+  // One call writes and syncs these bytes alone: all before them is durable. So it may be repeated
+  // elsewhere if the disk is full, whichever half of it found that out.
   const bool one_call = sync && !unsynced_;
   DRAY_TRY(one_call && !planted(Fault::kNoCommitSync)
                ? current_->file->write_durable_at(end_, bytes)

@@ -6,9 +6,9 @@
 // its first record; S5 a failed write or sync latches: nothing is written after it; S7 the tail of
 // an unclean log is written again and synced before it is served.
 //
-// Threading: open, start, write and sync belong to one thread (the committer). release() and
-// spares() belong to the upkeep thread. LogReaders and segments() may run beside them on any
-// thread, on records that were committed.
+// Threading: open, start, write and sync belong to one thread (the committer). release() belongs to
+// the upkeep thread; spares() may be used by both. LogReaders and segments() may run beside them on
+// any thread, on records that were committed.
 // Failure: returns errors; after one from write or sync every later call returns it again. A write
 // that finds the disk full goes to the reserve instead.
 // Ownership: the Directory and the Clock outlive the log; readers share segments and may outlive
@@ -122,7 +122,7 @@ class SegmentLog {
   std::uint64_t bytes_appended() const { return bytes_appended_; }
   // Of the segment that is being written. Any thread.
   std::uint64_t current_bytes() const { return current_bytes_.load(std::memory_order_relaxed); }
-  // Whether its file grows with every write. Any thread.
+  // Whether its file grows with its records, as far as is known. Any thread.
   bool current_grows() const { return growing_.load(std::memory_order_relaxed); }
 
   SpareSegments& spares() { return spares_; }
@@ -196,7 +196,7 @@ class SegmentLog {
   SpareSegments spares_;
   std::atomic<std::uint64_t> bytes_total_{0};
   std::atomic<std::uint64_t> current_bytes_{0};
-  std::atomic<bool> growing_{false};  // current_ has no blocks yet where the next record goes
+  std::atomic<bool> growing_{false};  // current_ had few blocks or none when it was begun
 
   // Guarded by mutex_.
   mutable std::mutex mutex_;

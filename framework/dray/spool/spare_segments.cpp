@@ -30,6 +30,7 @@ void SpareSegments::adopt(const std::string& name) {
   const bool whole = size.ok() && *size >= segment_size_;
   if (whole && !reserve_) {
     reserve_ = Spare{std::move(*file), name, *size, false};
+    has_reserve_ = true;
   } else if (size.ok() && is_usable(*size) && !next_) {
     next_ = Spare{std::move(*file), name, *size, false};
     next_whole_ = whole;
@@ -50,8 +51,9 @@ std::optional<SpareSegments::Spare> SpareSegments::take(bool whole) {
     filled_ = 0;
     return std::exchange(next_, std::nullopt);
   }
-  if (whole) return std::exchange(reserve_, std::nullopt);
-  return std::nullopt;
+  if (!whole) return std::nullopt;
+  has_reserve_ = false;
+  return std::exchange(reserve_, std::nullopt);
 }
 
 Result<SpareSegments::Spare> SpareSegments::create() {
@@ -75,6 +77,7 @@ bool SpareSegments::make_reserve(std::uint64_t size) {
     spare->confined = size < segment_size_;
     const std::lock_guard lock(mutex_);
     reserve_ = std::move(*spare);
+    has_reserve_ = true;
     return true;
   }
   spare->file.reset();
@@ -96,15 +99,17 @@ bool SpareSegments::ensure_some_reserve() {
 }
 
 bool SpareSegments::has_reserve() const {
-  const std::lock_guard lock(mutex_);
-  return reserve_.has_value();
+  return has_reserve_;
 }
 
 void SpareSegments::release_reserve() {
-  const std::lock_guard lock(mutex_);
-  if (!reserve_) return;
-  (void)directory_.remove(reserve_->name);
-  reserve_.reset();
+  std::optional<Spare> released;
+  {
+    const std::lock_guard lock(mutex_);
+    released = std::exchange(reserve_, std::nullopt);
+    has_reserve_ = false;
+  }
+  if (released) (void)directory_.remove(released->name);
 }
 
 bool SpareSegments::is_usable(std::uint64_t size) const {
@@ -118,16 +123,20 @@ bool SpareSegments::wants_recycled(std::uint64_t size) const {
 }
 
 void SpareSegments::recycle(Spare spare) {
-  const std::lock_guard lock(mutex_);
   const bool whole = spare.size == segment_size_;
-  if (whole && !reserve_) {
-    reserve_ = std::move(spare);
-    return;
+  std::optional<Spare> replaced;
+  {
+    const std::lock_guard lock(mutex_);
+    if (whole && !reserve_) {
+      reserve_ = std::move(spare);
+      has_reserve_ = true;
+      return;
+    }
+    replaced = std::exchange(next_, std::move(spare));
+    next_whole_ = whole;
+    filled_ = next_->size;
   }
-  if (next_) (void)directory_.remove(next_->name);
-  next_ = std::move(spare);
-  next_whole_ = whole;
-  filled_ = next_->size;
+  if (replaced) (void)directory_.remove(replaced->name);
 }
 
 bool SpareSegments::prepare() {
@@ -147,15 +156,19 @@ bool SpareSegments::prepare() {
                           '\0');
   const bool filled = filling->file->write_durable_at(filling->size, zeros).ok();
   filling->size += zeros.size();
-  const std::lock_guard lock(mutex_);
-  if (!filled || next_) {  // a full disk: leave what room there is to others; or one was recycled
-    (void)directory_.remove(filling->name);
-    return false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (filled && !next_) {
+      next_ = std::move(filling);
+      next_whole_ = next_->size >= segment_size_;
+      filled_ = next_->size;
+      return !next_whole_;
+    }
+    filled_ = next_ ? next_->size : 0;
   }
-  next_ = std::move(filling);
-  filled_ = next_->size;
-  next_whole_ = next_->size >= segment_size_;
-  return !next_whole_;
+  // A full disk: leave what room there is to others. Or one was recycled meanwhile.
+  (void)directory_.remove(filling->name);
+  return false;
 }
 
 }  // namespace dray::spool

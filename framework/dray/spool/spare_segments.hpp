@@ -71,6 +71,7 @@ class SpareSegments {
   bool next_whole_ = false;
   std::uint64_t names_ = 0;
   std::atomic<std::uint64_t> filled_{0};
+  std::atomic<bool> has_reserve_{false};
 };
 
 }  // namespace dray::spool

@@ -30,7 +30,7 @@ void Spool::Chunk::clear() {
   batch.clear();
   items.clear();
   sync = false;
-  urgent = lazy_entries = 0;
+  bytes = urgent = lazy_entries = 0;
 }
 
 Spool::Spool(Directory& directory, const Clock& clock, SpoolOptions options, Log log)
@@ -125,6 +125,7 @@ void Spool::publish_draft(Draft draft, ReceiptCallback done) {
   chunk.sync = chunk.sync || wants_disk;
   ++chunk.urgent;
   ++queue_items_;
+  chunk.bytes += envelope.size();
   queue_bytes_ += envelope.size();
   const bool wake = ++queue_urgent_ == 1;
   lock.unlock();
@@ -354,10 +355,10 @@ std::unique_ptr<Spool::Chunk> Spool::take_chunk() {
   auto chunk = std::move(queue_.front());
   queue_.pop_front();
   queue_items_ -= chunk->items.size();
-  queue_bytes_ -= std::min(queue_bytes_, chunk->batch.bytes());
-  if (queue_.empty()) queue_bytes_ = 0;
+  queue_bytes_ -= chunk->bytes;
   queue_urgent_ -= chunk->urgent;
   queue_lazy_entries_ -= chunk->lazy_entries;
+  DRAY_ASSERT(!queue_.empty() || queue_items_ + queue_bytes_ + queue_urgent_ == 0);
   return chunk;
 }
 

@@ -172,12 +172,14 @@ class Spool final : public Publisher {
     ReceiptCallback done;
     std::unique_ptr<Dedup> dedup;
   };
-  // What goes into one commit: about 1,024 records or 512 KiB at most.
+  // What goes into one commit: it takes messages until it has 1,024 records or 512 KiB, and
+  // submissions, whole, until it has twice that.
   struct Chunk {
     explicit Chunk(std::shared_ptr<BatchBuffers> buffers) : batch(std::move(buffers)) {}
     Batch batch;
     std::vector<Item> items;  // in the order of their records
     bool sync = false;
+    std::size_t bytes = 0;   // of queue_bytes_
     std::size_t urgent = 0;  // items that are not lazy
     std::size_t lazy_entries = 0;
     void clear();

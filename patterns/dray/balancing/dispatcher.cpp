@@ -10,7 +10,7 @@ namespace dray::balancing {
 namespace {
 
 constexpr int kFramesPerTurnMax = 1'000;
-constexpr std::size_t kDeferredMax = 100'000;
+constexpr std::size_t kDeferredPerPeerMax = 1'000;
 constexpr auto kUpkeepEvery = Milliseconds(250);
 constexpr std::size_t kCopyBytesMax = 4U << 20;
 constexpr std::size_t kLostKept = 1'024;
@@ -57,6 +57,7 @@ struct Dispatcher::State {
   bool checkpoint_due = false;
   std::set<Sequence> lost;                    // reported
   std::deque<DispatcherCore::Send> deferred;  // a peer's pipe was full
+  std::unordered_map<std::string, std::size_t> deferred_of;
   std::unordered_map<std::uint64_t, std::function<void()>> finished;
   bool poisoned = false;
 
@@ -333,13 +334,17 @@ void Dispatcher::send(DispatcherCore::Send send) {
     case transport::Sent::kUnreachable:
       return state.core.on_unsent(send, state.now());
     case transport::Sent::kFull:
-      if (state.deferred.size() < kDeferredMax) return state.deferred.push_back(std::move(send));
-      return state.core.on_unsent(send, state.now());
+      // P9: one peer that does not read must not use up what is kept for the others.
+      if (++state.deferred_of[send.peer] <= kDeferredPerPeerMax) {
+        return state.deferred.push_back(std::move(send));
+      }
+      return state.core.on_stuck(send, state.now());
   }
 }
 
 void Dispatcher::retry_deferred() {
   auto deferred = std::exchange(state_->deferred, {});
+  state_->deferred_of.clear();
   for (auto& each : deferred) send(std::move(each));
 }
 

@@ -153,6 +153,9 @@ void DispatcherCore::on_committed(const spool::Committed& committed, Now now) {
 
 DispatcherCore::Actions DispatcherCore::take_actions(Now now) {
   open_gates(now);
+  // Before the next delivery of the same message: a worker must not take it for the one it
+  // answered.
+  if (!planted(Fault::kRetryAnsweredAgain)) flush_confirms();
   for (const auto& group : groups_) {
     move_due(*group, now);
     dispatch(*group, now);

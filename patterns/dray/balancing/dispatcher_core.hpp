@@ -125,6 +125,8 @@ class DispatcherCore {
   void on_frame(const std::string& peer, const ProtocolFrame& frame, Now now);
   // The frame did not go: the peer is gone. What it would have delivered is free at once.
   void on_unsent(const Send& send, Now now);
+  // The same, but the peer is there and takes nothing: if it speaks, it has to say HELLO.
+  void on_stuck(const Send& send, Now now);
   // Some connection broke; which one is not known: ask all.
   void on_link_broken();
   void on_committed(const spool::Committed& committed, Now now);

@@ -53,7 +53,7 @@ void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
     if ((message.groups & bit) != 0) own_bytes += message.envelope.size();
   }
   const auto keep = [&](const spool::AcceptedMessage& message) -> ReadyMessage {
-    if (own_bytes * 4 >= committed.bytes->size()) {
+    if (own_bytes * 4 >= committed.bytes->capacity()) {
       return {message.sequence, message.deliver_at_ms, message.expires_at_ms, committed.bytes,
               message.envelope};
     }

@@ -180,6 +180,11 @@ void DispatcherCore::on_unsent(const Send& send, Now now) {
   }
 }
 
+void DispatcherCore::on_stuck(const Send& send, Now now) {
+  on_unsent(send, now);
+  peers_.erase(send.peer);
+}
+
 void DispatcherCore::end_session(Session& session, const std::string& reason, bool lost, Now now) {
   Group& group = *groups_[session.group];
   if (lost) {

@@ -14,10 +14,11 @@ constexpr std::size_t kResultItemsMax = 4'096;
 constexpr std::size_t kResultBytesMax = 1U << 20;     // of one frame, when there is more to say
 constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
 
+// Follow-ups may be refused, which makes the delivery a failed attempt.
 bool asks_again(const ResultItem* result) {
   return result != nullptr && !planted(Fault::kRetryAnsweredAgain) &&
          (result->kind == ResultKind::kRetry || result->kind == ResultKind::kSnooze ||
-          result->kind == ResultKind::kReturned);
+          result->kind == ResultKind::kReturned || !result->follow_ups.empty());
 }
 
 }  // namespace

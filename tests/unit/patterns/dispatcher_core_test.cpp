@@ -257,6 +257,21 @@ TEST_CASE("a silent session loses its deliveries after one lease: alone counts a
   CHECK(bench.delivered["b"][0].attempt == 2);
 }
 
+TEST_CASE("a peer that takes nothing has to say HELLO when it speaks again, and loses nothing") {
+  Bench bench;
+  bench.hello("a", kOne);
+  const auto sequence = bench.publish();
+  bench.core->on_stuck({"a", encode(Heartbeat{})}, bench.now());
+  bench.core->on_frame("a", Heartbeat{}, bench.now());
+  bench.settle_down();
+  CHECK(bench.refusals == std::vector<std::string>{"unknown-session"});
+  bench.hello("a", kOne, 10, {{5, 1, {sequence}}});
+  bench.advance(3s);  // more than reconnect_grace
+  bench.answer("a", sequence, ResultKind::kDone);
+  CHECK(bench.counts().done == 1);
+  CHECK(bench.delivered["a"].size() == 1);
+}
+
 TEST_CASE("a HELLO that is repeated by the same connection takes nothing back") {
   Bench bench;
   bench.hello("a", kOne);
