@@ -139,10 +139,10 @@ class Faults(Storm):
         wrap = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={inject.partition(':')[0]}",
                 "-e", f"inject={inject}"]
         writer = Writer(self.spool, wrap=wrap)
-        try:
-            writer.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pass
+        deadline = time.monotonic() + seconds
+        while writer.process.poll() is None and time.monotonic() < deadline:
+            self.promises.hear(writer.heard())  # a full pipe would stop it before the fault
+            time.sleep(0.005)
         code = writer.process.poll()
         subprocess.run(["pkill", "-KILL", "-f", f"spool_storm write {self.spool}"], check=False)
         self.promises.hear(writer.kill())
