@@ -127,6 +127,7 @@ std::string Socket::bound_endpoint() const {
 }
 
 Status Socket::watch_links() {
+  if (impl_->monitor) return {};  // a second bind: the old name may not be free again yet
   // One name per socket: inproc names are global to the context.
   const std::string name =
       "inproc://dray-monitor-" + std::to_string(reinterpret_cast<std::uintptr_t>(this));
