@@ -151,8 +151,10 @@ Result<Measured> publish_once(const BenchOptions& options, const std::string& fo
   spooler_options.durability = options.durability;
   spooler_options.max_size = 1ULL << 40;
   spooler_options.groups = {{"group", {"bench"}}};
+  if (!options.growing) spooler_options.preallocate = room_for(options);
   auto spooler = Spooler::open(spooler_options);
   if (!spooler.ok()) return spooler.error();
+  DRAY_TRY(wait_for_room(**spooler, spooler_options.preallocate));
   std::vector<std::unique_ptr<WindowedPublisher>> publishers;
   for (std::uint32_t i = 0; i < options.threads; ++i) {
     publishers.push_back(std::make_unique<WindowedPublisher>(
@@ -297,6 +299,7 @@ int bench_publish(const BenchOptions& options) {
   json report = base_report(options, "publish");
   report["window"] = options.window;
   report["threads"] = options.threads;
+  report["growing"] = options.growing;
   return alternate(options, report, publish_once, [&](const std::string& folder, const auto&) {
     return run_limits(options, "composite", folder);
   });
@@ -334,7 +337,7 @@ int bench_backlog_fill(const BenchOptions& options) {
 int bench_backlog_serve(const BenchOptions& options) {
   block_signals();
   const auto serving = backlog_options(options);
-  const pid_t worker = start_self({"bench", "worker", serving.bind + "2", "group", "1"});
+  const pid_t worker = start_self({"bench", "worker", serving.bind + "2", "group"});
   const auto started = std::chrono::steady_clock::now();
   auto spooler = Spooler::open(serving);
   if (!spooler.ok()) return fail(spooler.error());

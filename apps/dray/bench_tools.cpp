@@ -10,11 +10,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <sstream>
+#include <thread>
 
 namespace dray::app {
 
@@ -22,6 +25,7 @@ using nlohmann::json;
 
 namespace {
 constexpr std::size_t kLatenciesMax = 1U << 20;
+constexpr std::uint64_t kTimedEvery = 16;
 constexpr std::uint64_t kSectorBytes = 512;  // of /sys/dev/block/*/stat, whatever the device's
 }  // namespace
 
@@ -32,6 +36,20 @@ double cpu_seconds(int who) {
     return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
   };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+double cpu_seconds_of(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(file, text);
+  // Behind the name, which may hold anything: the 12th and 13th field.
+  std::istringstream fields(text.substr(std::min(text.size(), text.rfind(')') + 1)));
+  std::string skipped;
+  for (int i = 0; i < 11; ++i) fields >> skipped;
+  double user = 0;
+  double system = 0;
+  fields >> user >> system;
+  return (user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
 }
 
 std::uint64_t rss_bytes() {
@@ -46,6 +64,12 @@ std::uint64_t rss_bytes_peak() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+std::uint64_t open_descriptors() {
+  std::error_code ignored;
+  const std::filesystem::directory_iterator all("/proc/self/fd", ignored);
+  return static_cast<std::uint64_t>(std::distance(begin(all), end(all)));
 }
 
 double seconds_since(std::chrono::steady_clock::time_point started) {
@@ -92,39 +116,104 @@ double Latencies::percentile_us(double p) {
   return static_cast<double>(kept_[static_cast<std::size_t>(p * last)]) / 100;
 }
 
+std::string Latencies::text() const {
+  std::string out;
+  for (const auto each : kept_) out += std::to_string(each) + "\n";
+  return out;
+}
+
+void Latencies::take(const std::string& text) {
+  std::istringstream lines(text);
+  for (std::uint32_t each = 0; lines >> each;) add(std::chrono::nanoseconds(each) * 10);
+}
+
 Status WindowedPublisher::run() {
   const std::string body = to_bytes(Binary{std::string(size_, 'x')});
+  const auto wait_for = [&](std::uint64_t below) {
+    std::unique_lock lock(mutex_);
+    room_.wait(lock, [&] { return outstanding_ < below; });
+  };
   for (std::uint64_t i = 0; i < messages_; ++i) {
-    {
-      std::unique_lock lock(mutex_);
-      room_.wait(lock, [&] { return outstanding_ < window_; });
-      ++outstanding_;
+    if (outstanding_ >= window_) wait_for(window_);
+    ++outstanding_;
+    const Draft draft{"bench", body, {}};
+    if (i % kTimedEvery != 0) {
+      publisher_.publish_draft(draft, [this](const auto& receipt) { on_receipt(receipt); });
+      continue;
     }
     const auto started = std::chrono::steady_clock::now();
-    publisher_.publish_draft(Draft{"bench", body, {}}, [this, started](const auto& receipt) {
-      on_receipt(receipt, std::chrono::steady_clock::now() - started);
+    publisher_.publish_draft(draft, [this, started](const auto& receipt) {
+      {
+        const std::lock_guard lock(mutex_);
+        latencies_.add(std::chrono::steady_clock::now() - started);
+      }
+      on_receipt(receipt);
     });
   }
-  std::unique_lock lock(mutex_);
-  room_.wait(lock, [&] { return outstanding_ == 0; });
+  wait_for(1);
+  const std::lock_guard lock(mutex_);
   return failed_;
 }
 
-void WindowedPublisher::on_receipt(const Result<Receipt>& receipt, std::chrono::nanoseconds took) {
-  const std::lock_guard lock(mutex_);
-  if (!receipt.ok()) failed_ = receipt.error();
-  latencies_.add(took);
-  --outstanding_;
-  if (outstanding_ == 0 || outstanding_ == window_ / 2) room_.notify_one();
+void WindowedPublisher::on_receipt(const Result<Receipt>& receipt) {
+  if (!receipt.ok()) {
+    const std::lock_guard lock(mutex_);
+    failed_ = receipt.error();
+  }
+  const std::uint64_t left = --outstanding_;
+  if (left != 0 && left != window_ - std::max<std::uint64_t>(1, window_ / 4)) return;
+  const std::lock_guard lock(mutex_);  // the publisher is waiting, or has not looked yet
+  room_.notify_one();
+}
+
+Status PacedPublisher::run(
+    const std::function<std::string(std::chrono::steady_clock::time_point due)>& body) {
+  const auto started = std::chrono::steady_clock::now();
+  for (std::uint64_t i = 0; i < messages_; ++i) {
+    const auto due = started + std::chrono::nanoseconds(1'000'000'000 / rate_) * i;
+    std::this_thread::sleep_until(due);
+    // Measured from when it was due: one that waits for the one before it is late as well.
+    publisher_.publish_draft(Draft{"bench", body(due), {}}, [this, due](const auto& receipt) {
+      const std::lock_guard lock(mutex_);
+      if (!receipt.ok()) failed_ = receipt.error();
+      latencies_.add(std::chrono::steady_clock::now() - due);
+      if (++receipts_ == messages_) changed_.notify_one();
+    });
+  }
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return receipts_ == messages_; });
+  return failed_;
+}
+
+std::uint64_t room_for(const BenchOptions& options) {
+  constexpr std::uint64_t kRecordOverhead = 160;  // headers, envelope, settlements, padding: less
+  constexpr std::uint64_t kSegment = 64U << 20;
+  const std::uint64_t bytes = options.messages * (options.size + kRecordOverhead);
+  return (bytes + kSegment - 1) / kSegment * kSegment;
+}
+
+Status wait_for_room(Spooler& spooler, std::uint64_t room) {
+  for (const auto started = std::chrono::steady_clock::now(); seconds_since(started) < 600;) {
+    const auto status = spooler.status();
+    if (!status.ok()) return status.error();
+    if (status->ready_bytes >= room) return {};
+    std::this_thread::sleep_for(Milliseconds(5));
+  }
+  return Error{ErrorCode::kFull, "no room for a run of this size was made within 600s", "", 0};
 }
 
 std::optional<json> run_limits(const BenchOptions& options, const std::string& mode,
                                const std::string& folder, const std::string& more) {
-  if (options.limits.empty()) return std::nullopt;
+  std::string program = options.limits;
+  if (program.empty()) {
+    std::error_code ignored;
+    program = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path() / "limits";
+    if (!std::filesystem::exists(program, ignored)) return std::nullopt;
+  }
   const std::string command =
-      "'" + options.limits + "' " + mode + " --messages " + std::to_string(options.messages) +
-      " --size " + std::to_string(options.size) + " --window " + std::to_string(options.window) +
-      " --batch " + std::to_string(options.batch) + " --dir '" + folder + "' " + more +
+      "'" + program + "' " + mode + " --messages " + std::to_string(options.messages) + " --size " +
+      std::to_string(options.size) + " --window " + std::to_string(options.window) + " --batch " +
+      std::to_string(options.batch) + " --dir '" + folder + "' " + more +
       (options.durability == Durability::kDisk ? "" : " --no-sync");
   FILE* pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) return std::nullopt;
@@ -173,13 +262,47 @@ void add_limit(json& report, double limit_per_second, double limit_p50_us) {
 
 namespace {
 
-std::string value_text(const json& value) {
+constexpr int kBarWidth = 40;
+constexpr int kNameWidth = 34;
+
+// 1234567.8 as "1,234,568"; small numbers with three digits behind the point.
+std::string number_text(double number) {
+  std::array<char, 48> digits{};
+  std::snprintf(digits.data(), digits.size(), std::abs(number) >= 1'000 ? "%.0f" : "%.3f", number);
+  std::string text = digits.data();
+  const auto point = text.find('.');
+  if (point != std::string::npos) {
+    text.erase(text.find_last_not_of('0') + 1);
+    if (text.back() == '.') text.pop_back();
+    return text;
+  }
+  for (int at = static_cast<int>(text.size()) - 3; at > (text[0] == '-' ? 1 : 0); at -= 3) {
+    text.insert(static_cast<std::size_t>(at), ",");
+  }
+  return text;
+}
+
+std::string value_text(const std::string& name, const json& value) {
   if (value.is_string()) return value.get<std::string>();
-  if (!value.is_number_float()) return value.dump();
-  std::array<char, 32> digits{};
+  if (!value.is_number()) return value.dump();
   const double number = value.get<double>();
-  std::snprintf(digits.data(), digits.size(), number >= 1000 ? "%.0f" : "%.3f", number);
-  return digits.data();
+  if (name.starts_with("rss_bytes")) return number_text(number / (1 << 20)) + " MiB";
+  if (name.ends_with("_us")) return number_text(number) + " us";
+  if (name.ends_with("_seconds")) return number_text(number) + " s";
+  return number_text(number);
+}
+
+std::string name_text(std::string name) {
+  for (const char* unit : {"_us", "_seconds"}) {
+    if (name.ends_with(unit)) name.resize(name.size() - std::string_view(unit).size());
+  }
+  if (name.starts_with("rss_bytes")) name.replace(0, 9, "memory");
+  std::replace(name.begin(), name.end(), '_', ' ');
+  return name;
+}
+
+bool is_speed(const std::string& name) {
+  return name.ends_with("per_second");
 }
 
 }  // namespace
@@ -189,8 +312,23 @@ void print_report(const json& report, bool as_json) {
     std::cout << report.dump(2) << "\n";
     return;
   }
-  for (const auto& each : report.items()) {
-    std::printf("  %-32s %16s\n", each.key().c_str(), value_text(each.value()).c_str());
+  double most = 0;
+  for (const auto& [name, value] : report.items()) {
+    if (is_speed(name)) most = std::max(most, value.get<double>());
+  }
+  std::printf("%s\n", report.value("workload", "").c_str());
+  for (const bool speeds : {true, false}) {
+    for (const auto& [name, value] : report.items()) {
+      if (is_speed(name) != speeds || name == "workload") continue;
+      std::printf("  %-*s %16s", kNameWidth, name_text(name).c_str(),
+                  value_text(name, value).c_str());
+      if (speeds && most > 0) {
+        std::printf("  ");
+        const int length = static_cast<int>(std::lround(value.get<double>() / most * kBarWidth));
+        for (int i = 0; i < length; ++i) std::printf("\u2588");
+      }
+      std::printf("\n");
+    }
   }
 }
 

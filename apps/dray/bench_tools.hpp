@@ -6,8 +6,10 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -15,13 +17,16 @@
 #include <vector>
 
 #include "dray/bench.hpp"
+#include "dray/spooler.hpp"
 
 namespace dray::app {
 
 // Of this process, or of its children that have ended.
 double cpu_seconds(int who);
-std::uint64_t rss_bytes();       // now
-std::uint64_t rss_bytes_peak();  // of this process
+double cpu_seconds_of(pid_t pid);  // a process that lives, in steps of 10 ms
+std::uint64_t rss_bytes();         // now
+std::uint64_t rss_bytes_peak();    // of this process
+std::uint64_t open_descriptors();
 double seconds_since(std::chrono::steady_clock::time_point started);
 
 // A fresh folder in `parent` (or here), removed at the end.
@@ -48,6 +53,9 @@ class Latencies {
  public:
   void add(std::chrono::nanoseconds took);
   double percentile_us(double p);
+  // One number per line, in units of 10 ns; what take() reads.
+  std::string text() const;
+  void take(const std::string& text);
 
  private:
   std::vector<std::uint32_t> kept_;  // units of 10 ns
@@ -55,7 +63,7 @@ class Latencies {
   std::uint64_t every_ = 1;
 };
 
-// Publishes with at most `window` receipts outstanding; notes how long each receipt took.
+// Publishes with at most `window` receipts outstanding; notes how long every 16th receipt took.
 class WindowedPublisher {
  public:
   WindowedPublisher(Publisher& publisher, std::uint64_t messages, std::uint64_t size,
@@ -66,16 +74,46 @@ class WindowedPublisher {
   Latencies& latencies() { return latencies_; }
 
  private:
-  void on_receipt(const Result<Receipt>& receipt, std::chrono::nanoseconds took);
+  void on_receipt(const Result<Receipt>& receipt);
 
   Publisher& publisher_;
   const std::uint64_t messages_, size_, window_;
+  std::atomic<std::uint64_t> outstanding_{0};
+
+  // Guarded by mutex_.
   std::mutex mutex_;
   std::condition_variable room_;
-  std::uint64_t outstanding_ = 0;
   Latencies latencies_;
   Status failed_;
 };
+
+// Publishes so many a second, whatever becomes of them; notes how long every receipt took.
+class PacedPublisher {
+ public:
+  PacedPublisher(Publisher& publisher, std::uint64_t messages, std::uint32_t rate)
+      : publisher_(publisher), messages_(messages), rate_(rate) {}
+  // Returns when the last receipt is there.
+  Status run(const std::function<std::string(std::chrono::steady_clock::time_point due)>& body);
+  Latencies& latencies() { return latencies_; }
+
+ private:
+  Publisher& publisher_;
+  const std::uint64_t messages_;
+  const std::uint32_t rate_;
+
+  // Guarded by mutex_.
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::uint64_t receipts_ = 0;
+  Latencies latencies_;
+  Status failed_;
+};
+
+// Room for all that a run will write, as the bare program has: what a spool reaches by itself once
+// its segments are recycled.
+std::uint64_t room_for(const BenchOptions& options);
+// Until that is made.
+Status wait_for_room(Spooler& spooler, std::uint64_t room);
 
 // Runs the bare program; nothing if there is none.
 std::optional<nlohmann::json> run_limits(const BenchOptions& options, const std::string& mode,
@@ -85,6 +123,7 @@ pid_t start_self(const std::vector<std::string>& arguments, int* out = nullptr);
 
 double median(std::vector<double> values);
 void add_limit(nlohmann::json& report, double limit_per_second, double limit_p50_us);
+// As JSON, or a table with a bar for each speed.
 void print_report(const nlohmann::json& report, bool as_json);
 
 }  // namespace dray::app

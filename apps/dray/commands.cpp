@@ -11,6 +11,7 @@
 #include "dray/plugin/plugin_library.hpp"
 #include "dray/supervisor.hpp"
 #include "dray/text.hpp"
+#include "dray/transport/curve.hpp"
 
 namespace dray::app {
 namespace {
@@ -240,6 +241,21 @@ int dead_change_command(const SpoolChoice& choice, const std::string& group,
   if (!answer.ok()) return fail(answer.error());
   std::printf("%s %s\n", text_of((*answer)["changed"]).c_str(),
               action == "retry" ? "pending again" : "dropped");
+  return 0;
+}
+
+int keygen_command(const std::string& folder, const std::string& name) {
+  if (const auto fault = name_fault(name)) {
+    return fail(Error{ErrorCode::kInvalid, "name '" + name + "': " + *fault, "", 0});
+  }
+  const auto keys = transport::make_curve_keys();
+  if (const auto written = transport::write_curve_keys(folder, name, keys); !written.ok()) {
+    return fail(written.error());
+  }
+  std::cout << folder << "/" << name << ".secret  keep it on this machine, mode 0600\n"
+            << folder << "/" << name << ".public  give it to those who connect to it\n\n"
+            << "In the allow list of a spool, to let it work for it:\n"
+            << "[worker]\n\"" << name << "\" = \"" << keys.public_key << "\"\n";
   return 0;
 }
 

@@ -29,4 +29,6 @@ int dead_change_command(const SpoolChoice& choice, const std::string& group,
                         const std::string& action, const std::vector<std::uint64_t>& sequences,
                         bool all);
 
+int keygen_command(const std::string& folder, const std::string& name);
+
 }  // namespace dray::app

@@ -37,27 +37,30 @@ int main(int argc, char** argv) {
 
   std::string file;
   std::vector<std::string> apps;
-  std::string spool_directory;
-  std::string bind;
+  RunSpool spool_alone;
   auto* run = cli.add_subcommand("run",
                                  "Example: dray run shop.toml --app email\n\n"
                                  "Run the apps of a config, each as a process of its own.");
   auto* run_file = run->add_option("file", file, "config file");
   run->add_option("--app", apps, "only this app (in the foreground); several: only these");
-  auto* run_spool_option =
-      run->add_option("--spool", spool_directory, "serve this spool alone, without its producer");
-  run->add_option("--bind", bind, "endpoint for --spool (default ipc://DIR/dray.sock)")
+  auto* run_spool_option = run->add_option("--spool", spool_alone.directory,
+                                           "serve this spool alone, without its producer");
+  run->add_option("--bind", spool_alone.bind, "endpoint for --spool (default ipc://DIR/dray.sock)")
       ->needs(run_spool_option);
+  auto* secret = run->add_option("--secret", spool_alone.secret,
+                                 "CURVE keys for --spool, as dray keygen makes them")
+                     ->needs(run_spool_option);
+  run->add_option("--allow", spool_alone.allow, "allow list of the workers' keys")->needs(secret);
   run_file->excludes(run_spool_option);
   run->callback([&] {
-    if (spool_directory.empty() && file.empty()) {
+    if (spool_alone.directory.empty() && file.empty()) {
       throw CLI::RequiredError("give a config file, or --spool DIR");
     }
-    if (spool_directory.empty()) {
+    if (spool_alone.directory.empty()) {
       code = run_command(file, apps);
     } else {
       block_signals();
-      code = run_spool(spool_directory, bind, standard_error_log("spool"));
+      code = run_spool(spool_alone, standard_error_log("spool"));
     }
   });
 
@@ -145,6 +148,16 @@ int main(int argc, char** argv) {
             "Serve a copied or restored spool here. The original must not be served any more.",
             spool_adopt_command);
 
+  std::string key_name;
+  std::string key_folder = "keys";
+  auto* keygen = cli.add_subcommand("keygen",
+                                    "Example: dray keygen orders\n\n"
+                                    "Make CURVE keys: keys/orders.secret (keep it) and "
+                                    "keys/orders.public (give it to others).");
+  keygen->add_option("name", key_name, "name of the files")->required();
+  keygen->add_option("--dir", key_folder, "folder (default: keys)");
+  keygen->callback([&] { code = keygen_command(key_folder, key_name); });
+
   BenchOptions measured;
   std::string durability = "disk";
   auto* bench = cli.add_subcommand("bench",
@@ -162,7 +175,9 @@ int main(int argc, char** argv) {
     command->add_option("--durability", durability, "disk or os")
         ->check(CLI::IsMember({"disk", "os"}));
     command->add_option("--dir", measured.directory, "where to put the spool (default: here)");
-    command->add_option("--limits", measured.limits, "the bare program, for the ratio");
+    command->add_option("--limits", measured.limits,
+                        "the bare program, for the ratio (default: `limits` beside this program)");
+    command->add_flag("--growing", measured.growing, "no disk is made ready before the run");
     command->add_flag("--json", measured.json, "for programs");
     command->callback([&, measure] {
       measured.durability = durability == "disk" ? Durability::kDisk : Durability::kOs;
@@ -175,11 +190,55 @@ int main(int argc, char** argv) {
                 "Example: dray bench end-to-end --messages 1000000 --size 256 --json\n\n"
                 "Published, committed, delivered, handled and settled, by real processes.",
                 bench_end_to_end);
-  end_to_end->add_option("--workers", measured.workers, "worker processes per group")
-      ->check(CLI::Range(1, 64));
-  end_to_end->add_option("--threads", measured.threads, "handler threads per worker")
-      ->check(CLI::Range(1, 64));
-  end_to_end->add_option("--groups", measured.groups, "groups")->check(CLI::Range(1, 64));
+  const auto add_handler = [&](CLI::App& command) {
+    command.add_option("--threads", measured.threads, "handler threads per worker")
+        ->check(CLI::Range(1, 64));
+    command.add_option("--sleep-us", measured.sleep_us, "the handler sleeps so many microseconds")
+        ->check(CLI::Range(0, 60'000'000));
+    command.add_option("--spin-us", measured.spin_us, "the handler works so many microseconds")
+        ->check(CLI::Range(0, 60'000'000));
+    command
+        .add_option("--worker-window", measured.worker_window,
+                    "deliveries that a worker takes ahead; 0: sized by itself")
+        ->check(CLI::Range(0, 60'000));
+  };
+  const auto add_flow = [&](CLI::App& command) {
+    add_handler(command);
+    command.add_option("--groups", measured.groups, "groups")->check(CLI::Range(1, 64));
+    command.add_option("--workers", measured.workers, "worker processes per group")
+        ->check(CLI::Range(1, 64));
+    command.add_option("--transport", measured.transport, "ipc or tcp (over loopback)")
+        ->check(CLI::IsMember({"ipc", "tcp"}));
+  };
+  add_flow(*end_to_end);
+  auto* fan_out = add_bench("fan-out",
+                            "Example: dray bench fan-out --groups 2\n\n"
+                            "End to end to several groups and to one, alternating.",
+                            bench_fan_out);
+  add_flow(*fan_out);
+  fan_out->add_option("--runs", measured.runs, "of each")->check(CLI::Range(1, 100));
+  auto* latency = add_bench("latency",
+                            "Example: dray bench latency --rate 1000 --seconds 10\n\n"
+                            "From publish to the handler, at a given rate.",
+                            bench_latency);
+  add_flow(*latency);
+  latency->remove_option(latency->get_option("--messages"));
+  latency->remove_option(latency->get_option("--window"));
+  latency->add_option("--rate", measured.rate, "messages a second")
+      ->check(CLI::Range(1, 1'000'000));
+  latency->add_option("--seconds", measured.seconds, "for so long")->check(CLI::Range(1, 86'400));
+  auto* soak = add_bench("soak",
+                         "Example: dray bench soak --seconds 1800\n\n"
+                         "Load without end: whether speed, memory and descriptors stay.",
+                         bench_soak);
+  add_flow(*soak);
+  soak->remove_option(soak->get_option("--messages"));
+  soak->add_option("--seconds", measured.seconds, "for so long")->check(CLI::Range(1, 86'400));
+  auto* limits = add_bench("limits",
+                           "Example: dray bench limits --size 256\n\n"
+                           "What a bare program without Dray code does on this machine.",
+                           bench_limits);
+  limits->remove_option(limits->get_option("--window"));
   auto* append = add_bench("append",
                            "Example: dray bench append --batch 1024\n\n"
                            "One thread: a batch, one commit, the next.",
@@ -204,12 +263,12 @@ int main(int argc, char** argv) {
   add_bench("backlog-fill", "a process of backlog", bench_backlog_fill)->group("");
   add_bench("backlog-serve", "a process of backlog", bench_backlog_serve)->group("");
   std::string endpoint;
-  std::uint32_t threads = 1;
   auto* worker = bench->add_subcommand("worker", "the worker process of end-to-end")->group("");
   worker->add_option("endpoint", endpoint)->required();
   worker->add_option("group", group)->required();
-  worker->add_option("threads", threads)->required();
-  worker->callback([&] { code = bench_worker(endpoint, group, threads); });
+  add_handler(*worker);
+  worker->add_flag("--stamps", measured.stamps);
+  worker->callback([&] { code = bench_worker(measured, endpoint, group); });
 
   try {
     cli.parse(argc, argv);

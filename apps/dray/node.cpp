@@ -14,6 +14,7 @@
 #include "dray/admin_server.hpp"
 #include "dray/plugin/plugin_library.hpp"
 #include "dray/spooler.hpp"
+#include "dray/transport/curve.hpp"
 #include "dray/worker.hpp"
 
 namespace dray::app {
@@ -96,6 +97,7 @@ SpoolerOptions spooler_options(const config::SpoolConfig& spool, Ending& ending,
   options.bind = spool.bind;
   options.durability = spool.durability;
   options.max_size = spool.max_size;
+  options.preallocate = spool.preallocate;
   options.held_max = spool.held_max;
   options.dedup_age = spool.dedup_age;
   options.dedup_count = spool.dedup_count;
@@ -104,6 +106,9 @@ SpoolerOptions spooler_options(const config::SpoolConfig& spool, Ending& ending,
   options.retain_topics = spool.retain_topics;
   options.lease = spool.lease;
   options.reconnect_grace = spool.reconnect_grace;
+  if (const auto& keys = spool.keys) {
+    options.keys = SpoolerKeys{keys->public_key, keys->secret_key, keys->allow_file};
+  }
   for (const auto& group : spool.groups) options.groups.push_back({group.name, group.topics});
   options.log = log;
   // P7: the restart recovers.
@@ -118,6 +123,9 @@ WorkerSettings worker_settings(const config::AppConfig& app, Ending& ending, con
   settings.name = std::string(host) + "/" + app.name + "/" + std::to_string(getpid());
   settings.group = app.consume->group;
   settings.endpoints = app.consume->endpoints;
+  if (const auto& keys = app.keys) {
+    settings.keys = WorkerSettings::Keys{keys->public_key, keys->secret_key, keys->servers};
+  }
   settings.threads = app.threads;
   settings.window_max = app.window;
   settings.timeout = app.timeout;
@@ -217,11 +225,20 @@ int run_app(const config::Config& config, const config::AppConfig& app, const Lo
   return code;
 }
 
-int run_spool(const std::string& directory, const std::string& bind, const Log& log) {
+int run_spool(const RunSpool& wanted, const Log& log) {
+  const std::string& directory = wanted.directory;
   Ending ending;
   SpoolerOptions options;
   options.directory = directory;
-  options.bind = bind.empty() ? "ipc://" + directory + "/dray.sock" : bind;
+  options.bind = wanted.bind.empty() ? "ipc://" + directory + "/dray.sock" : wanted.bind;
+  if (!wanted.secret.empty()) {
+    const auto keys = transport::read_curve_secret(wanted.secret);
+    if (!keys.ok()) {
+      log.error(keys.error().text());
+      return kExitWrong;
+    }
+    options.keys = SpoolerKeys{keys->public_key, keys->secret_key, wanted.allow};
+  }
   options.keep_groups = true;
   options.log = log;
   options.on_failure = [&ending](const Error&) { ending.request(kExitFailed); };

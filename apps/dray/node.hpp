@@ -24,7 +24,13 @@ void block_signals();
 int run_app(const config::Config& config, const config::AppConfig& app, const Log& log);
 
 // Serves a spool alone, with the groups it has, until asked to stop.
-int run_spool(const std::string& directory, const std::string& bind, const Log& log);
+struct RunSpool {
+  std::string directory;
+  std::string bind;    // empty: ipc://DIRECTORY/dray.sock
+  std::string secret;  // a .secret file: with CURVE; empty: without
+  std::string allow;   // its allow list
+};
+int run_spool(const RunSpool& wanted, const Log& log);
 
 // Folders searched for plugins: those of the config, then that of this program.
 std::vector<std::string> plugin_folders(const config::Config& config);

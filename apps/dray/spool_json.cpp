@@ -42,6 +42,7 @@ nlohmann::json to_json(const SpoolStatus& status) {
           {"durability", durability_name(status.durability)},
           {"size_bytes", status.size_bytes},
           {"max_size_bytes", status.max_size_bytes},
+          {"ready_bytes", status.ready_bytes},
           {"stale_results", status.stale_results},
           {"damaged_ranges", status.damaged_ranges},
           {"segments", status.segments},

@@ -239,7 +239,7 @@ def run(options, data, shop, port):
     started = time.monotonic()
     say(f"==> shop without e-mail and invoice, on port {port}")
     shop.start("order", "view")
-    wait_until("the shop's start", lambda: answers(port), 20)
+    wait_until("the shop's start", lambda: answers(port), 60)
     say(f"==> placing {options.first} orders over {CONNECTIONS} connections; nobody consumes them")
     for thread in placer.place(options.first):
         thread.join()
@@ -309,6 +309,9 @@ def main():
         held = run(options, data, shop, port)
     except TimeoutError as late:
         say(f"  FAIL  {late}; status: {json.dumps(shop.status())}")
+        say("  the log's end:")
+        for line in open(f"{data}/dray.log", errors="replace").read().splitlines()[-40:]:
+            say(f"    {line}")
     finally:
         shop.stop()
         if held:

@@ -7,7 +7,10 @@
 namespace dray {
 
 UtcTime SystemClock::utc() const {
-  return std::chrono::time_point_cast<Milliseconds>(std::chrono::system_clock::now());
+  // The kernel's last tick, at most 4 ms ago: a tenth of the cost, and every publish asks.
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  return UtcTime(Milliseconds(now.tv_sec * 1'000 + now.tv_nsec / 1'000'000));
 }
 
 SteadyTime SystemClock::steady() const {

@@ -1,7 +1,7 @@
 // Clock: the only way to learn the time, so that tests and simulations own it.
 //
 // UTC is for what users name (deliver_at, expires_at); steady time is for leases, time-outs and
-// rates and never jumps.
+// rates and never jumps. UTC may lag by 4 ms.
 //
 // Threading: all functions may be called from any thread. Ownership: callers keep the Clock alive
 // for as long as anything built on it.

@@ -154,18 +154,6 @@ void pack_time(Packer& packer, const std::optional<UtcTime>& time) {
   }
 }
 
-std::string encode_headers(const Headers& headers) {
-  std::string bytes;
-  if (headers.empty()) return bytes;
-  Encoder encoder(bytes);
-  encoder.map(headers.size());
-  for (const auto& [name, value] : headers) {
-    encoder.text(name);
-    encoder.text(value);
-  }
-  return bytes;
-}
-
 Error over_limit(const std::string& what, std::size_t size, std::size_t limit) {
   return Error{
       ErrorCode::kInvalid,
@@ -284,6 +272,18 @@ Result<EnvelopeView> parse_envelope(std::string_view bytes) {
     return Error{ErrorCode::kCorrupt, "not an envelope (FORMATS.md, Envelope)", "", 0};
   }
   return visitor.view;
+}
+
+std::string encode_headers(const Headers& headers) {
+  std::string bytes;
+  if (headers.empty()) return bytes;
+  Encoder encoder(bytes);
+  encoder.map(headers.size());
+  for (const auto& [name, value] : headers) {
+    encoder.text(name);
+    encoder.text(value);
+  }
+  return bytes;
 }
 
 Result<Headers> parse_headers(std::string_view bytes) {

@@ -96,6 +96,8 @@ std::string_view envelope_topic(std::string_view bytes);
 // Reads an envelope without copying and without decoding the body. kCorrupt on any fault.
 Result<EnvelopeView> parse_envelope(std::string_view bytes);
 
+// A MessagePack map of text to text; nothing for no headers.
+std::string encode_headers(const Headers& headers);
 Result<Headers> parse_headers(std::string_view bytes);
 
 }  // namespace dray

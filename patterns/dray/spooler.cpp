@@ -31,7 +31,9 @@ struct Spooler::State {
   transport::Context context;
   std::unique_ptr<Directory> directory;
   std::unique_ptr<spool::Spool> spool;
+  std::unique_ptr<transport::Authenticator> authenticator;
   std::unique_ptr<balancing::Dispatcher> dispatcher;
+  std::string endpoint;  // with the port that was chosen for "tcp://127.0.0.1:*"
   bool stopped = false;
 };
 
@@ -50,6 +52,7 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   spool::SpoolOptions spool_options;
   spool_options.durability = wanted.durability;
   spool_options.max_size = wanted.max_size;
+  spool_options.log.preallocate = wanted.preallocate;
   spool_options.held_max = wanted.held_max;
   spool_options.dedup = {wanted.dedup_count, wanted.dedup_age};
   spool_options.retain = {wanted.retain_age, wanted.retain_size};
@@ -72,13 +75,35 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   dispatcher_options.retain = state->spool->options().retain;
   dispatcher_options.last_utc_ms = state->spool->last_utc_ms();
   dispatcher_options.seed = random_u64();
-  state->dispatcher = std::make_unique<balancing::Dispatcher>(
-      state->context, state->clock, *state->spool, dispatcher_options,
-      [failed = wanted.on_failure](const Error& error) {
-        if (failed) failed(error);
-      },
-      wanted.log);
-  if (!wanted.bind.empty()) DRAY_TRY(state->dispatcher->bind(wanted.bind));
+  std::optional<balancing::DispatcherSecurity> security;
+  if (const auto& keys = wanted.keys) {
+    if (!transport::is_curve_key(keys->public_key) || !transport::is_curve_key(keys->secret_key)) {
+      return Error{ErrorCode::kInvalid, "a key has 40 characters of Z85; make keys by dray keygen",
+                   wanted.bind, 0};
+    }
+    auto started = transport::Authenticator::start(state->context, keys->allow_file,
+                                                   keys->public_key, wanted.log);
+    if (!started.ok()) return started.error();
+    state->authenticator = std::move(*started);
+    security = {{keys->secret_key}, state->authenticator.get()};
+  }
+  try {
+    state->dispatcher = std::make_unique<balancing::Dispatcher>(
+        state->context, state->clock, *state->spool, dispatcher_options,
+        [failed = wanted.on_failure](const Error& error) {
+          if (failed) failed(error);
+        },
+        wanted.log, std::move(security));
+  } catch (const std::exception& exception) {  // no descriptor is left, or a libzmq without CURVE
+    return Error{ErrorCode::kIo, std::string("no socket: ") + exception.what(), wanted.bind, 0};
+  }
+  if (!wanted.bind.empty()) {
+    DRAY_TRY(state->dispatcher->bind(wanted.bind));
+    state->endpoint = state->dispatcher->bound_endpoint();
+    if (wanted.keys) {
+      DRAY_TRY(transport::check_strangers_are_refused(state->endpoint, wanted.keys->public_key));
+    }
+  }
   state->dispatcher->start();
   state->spool->start(*state->dispatcher);
   wanted.log.info("spool is open",
@@ -134,11 +159,12 @@ Result<SpoolStatus> Spooler::status() {
   auto& spool = *state_->spool;
   status.id = spool.id().text();
   status.directory = state_->options.directory;
-  status.endpoint = state_->options.bind;
+  status.endpoint = state_->endpoint;
   status.epoch = spool.epoch();
   status.durability = spool.durability();
   status.size_bytes = spool.size_bytes();
   status.max_size_bytes = spool.max_size();
+  status.ready_bytes = spool.segments().spares().filled();
   status.damaged_ranges = spool.scan_report().damaged.size();
   status.detached_groups = spool.detached_groups();
   status.segments = spool.segments().segments().size();

@@ -14,6 +14,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,12 +28,24 @@ struct SpoolerGroup {
   std::vector<std::string> topics;
 };
 
+// CURVE keys of a spool: with them all its endpoints ask for CURVE, and may lie beyond this
+// machine.
+struct SpoolerKeys {
+  std::string public_key, secret_key;  // Z85, as `dray keygen` makes them
+  // Who may be a worker (transport/curve.hpp); read again when it changes. Empty: only those who
+  // have this very key.
+  std::string allow_file = {};
+};
+
 struct SpoolerOptions {
   std::string directory;  // made if missing
   std::string bind = {};  // endpoint for workers; empty: no worker can come
   Durability durability = Durability::kDisk;
   std::uint64_t max_size = 8ULL << 30;  // bytes
-  std::uint64_t held_max = 1'000'000;   // dead, delayed and retrying messages: 64 bytes each
+  // Bytes of disk made ready ahead of their use, beside what is in use: a burst of so much is
+  // written at full speed. Counts in whole segments of 64 MiB; one is always made ready in time.
+  std::uint64_t preallocate = 0;
+  std::uint64_t held_max = 1'000'000;  // dead, delayed and retrying messages: 64 bytes each
   // A publish with a dedup id inside this window is the first one again.
   Milliseconds dedup_age{86'400'000};
   std::size_t dedup_count = 1'000'000;
@@ -42,7 +55,8 @@ struct SpoolerOptions {
   std::uint64_t retain_size = 0;
   std::vector<std::string> retain_topics = {};
   std::vector<SpoolerGroup> groups = {};  // these decide
-  bool keep_groups = false;               // ignore `groups`, serve those that the spool has
+  std::optional<SpoolerKeys> keys = {};
+  bool keep_groups = false;  // ignore `groups`, serve those that the spool has
   Milliseconds lease{10'000};
   Milliseconds reconnect_grace{2'000};
   std::function<void(const Error&)> on_failure = {};
@@ -72,6 +86,7 @@ struct SpoolStatus {
   std::uint64_t epoch = 0;
   Durability durability = Durability::kDisk;
   std::uint64_t size_bytes = 0, max_size_bytes = 0;
+  std::uint64_t ready_bytes = 0;  // of disk ahead of their use
   std::uint64_t stale_results = 0;
   std::uint64_t damaged_ranges = 0;
   std::uint64_t segments = 0;

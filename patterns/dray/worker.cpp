@@ -1,5 +1,6 @@
 #include "dray/worker.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <deque>
@@ -9,6 +10,7 @@
 #include <thread>
 
 #include "dray/balancing/worker_core.hpp"
+#include "dray/endpoint_watch.hpp"
 #include "dray/transport/socket.hpp"
 
 namespace dray {
@@ -17,7 +19,12 @@ namespace {
 using balancing::WorkerCore;
 
 constexpr int kFramesPerTurnMax = 1'000;
-constexpr int kTickMs = 50;
+constexpr auto kTick = std::chrono::milliseconds(50);
+constexpr auto kConnectRetry = std::chrono::seconds(1);
+constexpr auto kConnectAnew = std::chrono::seconds(5);
+constexpr std::size_t kJobsTakenMax = 32;  // by a thread at a time
+// After a job this long a thread keeps nothing to itself.
+constexpr auto kLongJob = std::chrono::milliseconds(1);
 
 transport::SocketOptions dealer_options() {
   transport::SocketOptions options;
@@ -32,6 +39,8 @@ balancing::WorkerOptions core_options(const WorkerSettings& settings) {
   options.group = settings.group;
   options.threads = settings.threads;
   options.window_max = settings.window_max;
+  options.window_fixed = settings.window_fixed;
+  options.seed = random_u64();
   options.retry = {settings.retry.max_attempts, settings.retry.initial, settings.retry.max,
                    settings.retry.jitter};
   return options;
@@ -50,8 +59,12 @@ struct Worker::State {
   // What one handler thread is doing.
   struct Slot {
     std::unique_ptr<Consumer> consumer;  // used by its thread only
+
+    // Guarded by mutex.
     std::mutex mutex;
-    std::uint64_t job = 0;  // 0: idle
+    std::deque<WorkerCore::Job> next;  // taken from the queue, not begun
+    std::vector<Finished> finished;    // ended, not told
+    std::uint64_t job = 0;             // 0: idle
     SteadyTime started{};
     std::optional<SteadyTime> stop_asked;
     std::stop_source stop;
@@ -61,7 +74,7 @@ struct Worker::State {
   State(WorkerSettings settings_in, ConsumerFactory factory_in)
       : settings(std::move(settings_in)),
         factory(std::move(factory_in)),
-        core(core_options(settings), settings.endpoints.size(), clock.steady()) {}
+        core(core_options(settings), 0, clock.steady()) {}
 
   // Immutable.
   const WorkerSettings settings;
@@ -70,7 +83,18 @@ struct Worker::State {
 
   // Owned by the socket thread.
   transport::Context context;
-  std::vector<std::unique_ptr<transport::DealerSocket>> sockets;
+  struct Connection {
+    std::string endpoint;                             // an address; empty: closed
+    std::string configured;                           // what it was resolved from
+    std::unique_ptr<transport::DealerSocket> socket;  // nothing: could not be made
+    bool retired = false;
+    bool turned_away = false;  // and the log knows it
+    bool connected = false;
+    SteadyTime apart_since{};  // while not connected
+    SteadyTime retry_at{};
+  };
+  std::vector<Connection> connections;  // by link
+  transport::Poller poller;
   WorkerCore core;
   std::vector<std::shared_ptr<Slot>> slots;
   std::vector<std::thread> threads;  // by slot; written-off ones are detached
@@ -79,6 +103,8 @@ struct Worker::State {
   transport::WakeUp wake_up;
   std::atomic<std::uint64_t> handled{0}, done{0}, failed{0}, written_off{0};
   std::atomic<std::uint32_t> welcomed{0};
+  std::atomic<std::uint32_t> dispatchers{0};
+  std::atomic<bool> short_jobs{false};
 
   // Guarded by mutex.
   std::mutex mutex;
@@ -88,10 +114,12 @@ struct Worker::State {
   std::vector<Finished> finished;
   bool want_drain = false;
   bool drained = false;
-  bool want_stop = false;  // the socket thread ends
-  bool closing = false;    // handler threads end
+  bool want_stop = false;            // the socket thread ends
+  std::atomic<bool> closing{false};  // handler threads end
   bool exhausted = false;
+  bool addresses_changed = false;
 
+  std::unique_ptr<EndpointWatch> watch;
   std::thread socket_thread;
 };
 
@@ -100,43 +128,94 @@ Worker::Worker(std::shared_ptr<State> state) : state_(std::move(state)) {}
 namespace worker_threads {
 
 // The free functions here see Worker::State through a template, so that it stays private.
+
+// A thread keeps nothing to itself while it is at a long job: what it did not begin goes back to
+// the front of the queue, what it ended is told. REQUIRES: slot.mutex is held.
+template <typename S, typename Slot>
+void hand_over(S& state, Slot& slot) {
+  if (slot.next.empty() && slot.finished.empty()) return;
+  {
+    const std::lock_guard lock(state.mutex);
+    for (; !slot.next.empty(); slot.next.pop_back()) {
+      state.queue.push_front(std::move(slot.next.back()));
+    }
+    for (auto& each : slot.finished) state.finished.push_back(std::move(each));
+    slot.finished.clear();
+  }
+  state.work.notify_all();
+  state.wake_up.wake();
+}
+
+// Tells what ended, waits for work and takes some of it: one job, or where jobs are so short that a
+// lock for each counts, a share of what there is. False at the end.
+template <typename S, typename Slot>
+bool take_jobs(S& state, Slot& slot) {
+  std::vector<Finished> finished;
+  {
+    const std::lock_guard lock(slot.mutex);
+    finished.swap(slot.finished);
+  }
+  for (;;) {
+    {
+      std::unique_lock lock(state.mutex);
+      if (!finished.empty()) {
+        const bool wake = state.finished.empty();
+        for (auto& each : finished) state.finished.push_back(std::move(each));
+        finished.clear();
+        if (wake) {
+          lock.unlock();
+          state.wake_up.wake();
+          lock.lock();
+        }
+      }
+      state.work.wait(lock, [&] { return state.closing || !state.queue.empty(); });
+    }
+    // Jobs are always in the queue or with a slot, where a cancel finds them.
+    const std::lock_guard slot_lock(slot.mutex);
+    const std::lock_guard lock(state.mutex);
+    if (state.closing) return false;
+    if (state.queue.empty()) continue;  // another thread was first
+    const std::size_t share = state.queue.size() / (2 * state.settings.threads);
+    const std::size_t count =
+        state.short_jobs ? std::clamp<std::size_t>(share, 1, kJobsTakenMax) : 1;
+    for (std::size_t i = 0; i < count; ++i) {
+      slot.next.push_back(std::move(state.queue.front()));
+      state.queue.pop_front();
+    }
+    return true;
+  }
+}
+
 template <typename S, typename Slot>
 void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& slot) {
-  for (;;) {
-    WorkerCore::Job job;
-    {
-      std::unique_lock lock(state->mutex);
-      state->work.wait(lock, [&] { return state->closing || !state->queue.empty(); });
-      if (state->closing) return;
-      job = std::move(state->queue.front());
-      state->queue.pop_front();
+  while (take_jobs(*state, *slot)) {
+    auto started = state->clock.steady();
+    std::optional<Finished> ended;
+    for (;;) {
+      WorkerCore::Job job;
+      std::stop_token stop;
+      {
+        const std::lock_guard lock(slot->mutex);
+        // The attempt was ended by the clock, or nobody takes its outcome any more.
+        if (slot->written_off || state->closing) return;
+        if (ended) slot->finished.push_back(std::move(*ended));
+        if (ended && ended->took >= kLongJob) hand_over(*state, *slot);
+        slot->job = 0;
+        slot->stop_asked.reset();
+        if (slot->stop.stop_requested()) slot->stop = std::stop_source();
+        if (slot->next.empty()) break;
+        job = std::move(slot->next.front());
+        slot->next.pop_front();
+        slot->job = job.id;
+        slot->started = started;
+        stop = slot->stop.get_token();
+      }
+      Outcome outcome = slot->consumer->consume(
+          {job.envelope, state->settings.group, job.sequence, job.attempt}, stop);
+      const auto now = state->clock.steady();
+      ended = Finished{job.id, std::move(outcome), now - started};
+      started = now;
     }
-    std::stop_token stop;
-    const auto started = state->clock.steady();
-    {
-      const std::lock_guard lock(slot->mutex);
-      if (slot->written_off) return;
-      slot->job = job.id;
-      slot->started = started;
-      stop = slot->stop.get_token();
-    }
-    Outcome outcome = slot->consumer->consume(
-        {job.envelope, state->settings.group, job.sequence, job.attempt}, stop);
-    const auto took = state->clock.steady() - started;
-    {
-      const std::lock_guard lock(slot->mutex);
-      if (slot->written_off) return;  // its attempt was ended by the clock
-      slot->job = 0;
-      slot->stop_asked.reset();
-      if (slot->stop.stop_requested()) slot->stop = std::stop_source();
-    }
-    bool wake = false;
-    {
-      const std::lock_guard lock(state->mutex);
-      wake = state->finished.empty();
-      state->finished.push_back({job.id, std::move(outcome), took});
-    }
-    if (wake) state->wake_up.wake();
   }
 }
 
@@ -174,14 +253,16 @@ void write_off(const std::shared_ptr<S>& state, std::size_t index, std::uint64_t
 template <typename S>
 void watch_timeouts(const std::shared_ptr<S>& state) {
   const auto& settings = state->settings;
-  if (settings.timeout.count() == 0) return;
   const auto now = state->clock.steady();
   for (std::size_t i = 0; i < state->slots.size(); ++i) {
     auto& slot = *state->slots[i];
     std::uint64_t late = 0;
     {
       const std::lock_guard lock(slot.mutex);
-      if (slot.job == 0 || now - slot.started < settings.timeout) continue;
+      if (slot.job != 0 && now - slot.started >= kLongJob) hand_over(*state, slot);
+      if (settings.timeout.count() == 0 || slot.job == 0 || now - slot.started < settings.timeout) {
+        continue;
+      }
       if (!slot.stop_asked) {
         slot.stop_asked = now;
         slot.stop.request_stop();
@@ -199,25 +280,49 @@ void watch_timeouts(const std::shared_ptr<S>& state) {
 template <typename S>
 void read_frames(const std::shared_ptr<S>& state, std::size_t link) {
   for (int i = 0; i < kFramesPerTurnMax; ++i) {
-    auto received = state->sockets[link]->receive();
+    auto received = state->connections[link].socket->receive();
     if (!received) return;
     auto frame = balancing::decode_frame(received->bytes);
     if (!frame.ok()) {
       state->settings.log.warning("bad frame from a dispatcher: " + frame.error().text(),
-                                  {{"endpoint", state->settings.endpoints[link]}});
+                                  {{"endpoint", state->connections[link].endpoint}});
       continue;
     }
     state->core.on_frame(link, std::move(*frame), received->owner, state->clock.steady());
   }
 }
 
+// That may change: asked again with a new socket (perform()).
+template <typename S>
+void turned_away(S& state, std::size_t link, transport::Link how) {
+  auto& connection = state.connections[link];
+  if (!std::exchange(connection.turned_away, true)) {
+    const char* why = how == transport::Link::kTurnedAway
+                          ? "a dispatcher does not allow this key"
+                          : "a dispatcher expects CURVE, or does not, or has another key than told";
+    state.settings.log.error(
+        std::string(why) + "; asking again every second",
+        {{"endpoint", connection.endpoint},
+         {"own_key", state.settings.keys ? state.settings.keys->public_key : "none"}});
+  }
+  connection.socket.reset();
+  connection.retry_at = state.clock.steady() + kConnectRetry;
+}
+
 template <typename S>
 void read_links(const std::shared_ptr<S>& state, std::size_t link) {
-  for (const auto event : state->sockets[link]->take_links()) {
+  for (const auto event : state->connections[link].socket->take_links()) {
+    if (event == transport::Link::kTurnedAway || event == transport::Link::kMismatch) {
+      return turned_away(*state, link, event);
+    }
     if (event == transport::Link::kDisconnected) {
+      state->connections[link].connected = false;
+      state->connections[link].apart_since = state->clock.steady();
       state->core.on_disconnected(link, state->clock.steady());
       continue;
     }
+    state->connections[link].turned_away = false;
+    state->connections[link].connected = true;
     // What the old connection still delivered must be known before HELLO says what is held.
     read_frames(state, link);
     state->core.on_connected(link, state->clock.steady());
@@ -247,6 +352,73 @@ void read_finished(const std::shared_ptr<S>& state) {
 }
 
 template <typename S>
+Status connect_to(const std::shared_ptr<S>& state, const std::string& endpoint,
+                  const std::string& configured, std::unique_ptr<transport::DealerSocket>& out) {
+  try {
+    auto options = dealer_options();
+    if (const auto& keys = state->settings.keys) {
+      const auto server = keys->servers.find(configured);
+      if (server != keys->servers.end()) {
+        options.curve_client = {keys->public_key, keys->secret_key, server->second};
+      }
+    }
+    auto socket = std::make_unique<transport::DealerSocket>(state->context, options);
+    DRAY_TRY(socket->watch_links());
+    DRAY_TRY(socket->connect(endpoint));
+    out = std::move(socket);
+    return {};
+  } catch (const std::exception& exception) {  // no descriptor is left
+    return Error{ErrorCode::kIo, std::string("no socket: ") + exception.what(), endpoint, 0};
+  }
+}
+
+template <typename S>
+void rebuild_poller(const std::shared_ptr<S>& state) {
+  state->poller = {};
+  for (auto& each : state->connections) {
+    if (each.socket != nullptr) state->poller.add(*each.socket);
+  }
+  state->poller.add(state->wake_up);
+  state->dispatchers = static_cast<std::uint32_t>(
+      std::count_if(state->connections.begin(), state->connections.end(),
+                    [](const auto& each) { return each.socket != nullptr; }));
+}
+
+// One connection for each address there is.
+template <typename S>
+Status follow_addresses(const std::shared_ptr<S>& state) {
+  auto wanted = state->watch->addresses();
+  const auto now = state->clock.steady();
+  for (std::size_t link = 0; link < state->connections.size(); ++link) {
+    auto& each = state->connections[link];
+    if (each.endpoint.empty() || each.retired) continue;
+    // Of another endpoint now: another key, perhaps.
+    const auto found = wanted.find(each.endpoint);
+    if (found != wanted.end() && found->second == each.configured) {
+      wanted.erase(found);
+      continue;
+    }
+    each.retired = true;
+    state->core.retire_link(link, now);
+  }
+  Status status;
+  for (const auto& [endpoint, configured] : wanted) {
+    std::unique_ptr<transport::DealerSocket> socket;
+    if (const Status connected = connect_to(state, endpoint, configured, socket); !connected.ok()) {
+      state->settings.log.error(connected.error().text());
+      status = connected;
+      continue;
+    }
+    const std::size_t link = state->core.add_link(now);
+    if (link == state->connections.size()) state->connections.emplace_back();
+    state->connections[link] = {endpoint, configured, std::move(socket), false, false, false,
+                                now,      {}};
+  }
+  rebuild_poller(state);
+  return status;
+}
+
+template <typename S>
 void perform(const std::shared_ptr<S>& state) {
   auto actions = state->core.take_actions(state->clock.steady());
   if (!actions.start.empty()) {
@@ -263,13 +435,18 @@ void perform(const std::shared_ptr<S>& state) {
   if (!actions.cancel.empty()) {
     const std::set<std::uint64_t> unwanted(actions.cancel.begin(), actions.cancel.end());
     std::vector<std::uint64_t> returned;
+    const auto is_unwanted = [&](const WorkerCore::Job& job) {
+      const bool remove = unwanted.count(job.id) != 0;
+      if (remove) returned.push_back(job.id);
+      return remove;
+    };
     {
+      // All at once: a job may be on its way from one to the other.
+      std::vector<std::unique_lock<std::mutex>> locks;
+      for (const auto& slot : state->slots) locks.emplace_back(slot->mutex);
       const std::lock_guard lock(state->mutex);
-      std::erase_if(state->queue, [&](const WorkerCore::Job& job) {
-        const bool remove = unwanted.count(job.id) != 0;
-        if (remove) returned.push_back(job.id);
-        return remove;
-      });
+      for (const auto& slot : state->slots) std::erase_if(slot->next, is_unwanted);
+      std::erase_if(state->queue, is_unwanted);
     }
     for (const auto job : returned) state->core.on_returned(job);
     if (!returned.empty()) state->wake_up.wake();
@@ -278,27 +455,70 @@ void perform(const std::shared_ptr<S>& state) {
   for (auto& send : actions.sends) {
     // A frame that cannot go is not lost: results are said again after the next WELCOME, and the
     // rest is made anew.
-    if (state->sockets[send.link]->send(send.frame) != transport::Sent::kSent) {
+    auto& socket = state->connections[send.link].socket;
+    if (socket == nullptr || socket->send(send.frame) != transport::Sent::kSent) {
       state->core.on_disconnected(send.link, state->clock.steady());
     }
   }
+  for (const auto link : actions.close) state->connections[link] = {};
+  for (const auto link : actions.reconnect) {
+    auto& connection = state->connections[link];
+    if (connection.endpoint.empty()) continue;  // closed meanwhile
+    state->settings.log.warning("a dispatcher is silent for a lease: connecting anew",
+                                {{"endpoint", connection.endpoint}});
+    connection.socket.reset();
+    connection.retry_at = {};
+  }
+  bool remade = false;
+  for (auto& connection : state->connections) {
+    const auto now = state->clock.steady();
+    // ZeroMQ gives some connections up without a word: after a handshake with a side that was about
+    // to change, or to end.
+    if (connection.socket != nullptr && !connection.connected &&
+        now - connection.apart_since >= kConnectAnew) {
+      connection.socket.reset();
+    }
+    if (connection.endpoint.empty() || connection.socket != nullptr || now < connection.retry_at) {
+      continue;
+    }
+    connection.retry_at = now + kConnectRetry;
+    connection.connected = false;
+    connection.apart_since = now;
+    const Status connected =
+        connect_to(state, connection.endpoint, connection.configured, connection.socket);
+    if (!connected.ok()) state->settings.log.error(connected.error().text());
+    remade = true;
+  }
+  if (!actions.close.empty() || remade) rebuild_poller(state);
 }
 
 template <typename S>
 void run(const std::shared_ptr<S>& state) {
-  transport::Poller poller;
-  for (auto& socket : state->sockets) poller.add(*socket);
-  poller.add(state->wake_up);
   for (;;) {
-    poller.wait(kTickMs);
+    const auto now = state->clock.steady();
+    const auto wait =
+        std::min<std::chrono::nanoseconds>(state->core.next_deadline(now) - now, kTick);
+    state->poller.wait(static_cast<int>(std::chrono::ceil<Milliseconds>(wait).count()));
     state->wake_up.clear();
+    bool changed = false;
+    {
+      const std::lock_guard lock(state->mutex);
+      changed = std::exchange(state->addresses_changed, false);
+    }
+    if (changed) (void)follow_addresses(state);
     std::uint32_t welcomed = 0;
-    for (std::size_t link = 0; link < state->sockets.size(); ++link) {
+    for (std::size_t link = 0; link < state->connections.size(); ++link) {
+      if (state->connections[link].socket == nullptr) continue;
       read_links(state, link);
+      if (state->connections[link].socket == nullptr) {
+        rebuild_poller(state);
+        continue;
+      }
       read_frames(state, link);
       welcomed += state->core.welcomed(link) ? 1U : 0U;
     }
     state->welcomed = welcomed;
+    state->short_jobs = !state->core.takes_each_slot();
     read_finished(state);
     watch_timeouts(state);
     state->core.tick(state->clock.steady());
@@ -318,17 +538,37 @@ Result<std::unique_ptr<Worker>> Worker::start(WorkerSettings settings, ConsumerF
   if (settings.threads == 0 || settings.endpoints.empty()) {
     return Error{ErrorCode::kInvalid, "a worker needs at least one thread and one endpoint", "", 0};
   }
+  for (const auto& endpoint : settings.endpoints) {
+    const bool secured = settings.keys && settings.keys->servers.count(endpoint) != 0;
+    if (auto fault = transport::connect_fault(endpoint, secured)) {
+      return Error{ErrorCode::kInvalid, *fault, endpoint, 0};
+    }
+  }
   auto state = std::make_shared<State>(std::move(settings), std::move(factory));
   std::unique_ptr<Worker> worker(new Worker(state));
   for (std::uint32_t i = 0; i < state->settings.threads; ++i) {
     if (auto added = worker_threads::add_thread(state); !added.ok()) return added.error();
   }
-  for (const auto& endpoint : state->settings.endpoints) {
-    auto socket = std::make_unique<transport::DealerSocket>(state->context, dealer_options());
-    DRAY_TRY(socket->watch_links());
-    DRAY_TRY(socket->connect(endpoint));
-    state->sockets.push_back(std::move(socket));
+  EndpointWatchOptions watch;
+  watch.endpoints = state->settings.endpoints;
+  if (const auto& keys = state->settings.keys) {
+    for (const auto& [endpoint, key] : keys->servers) watch.secured.insert(endpoint);
   }
+  watch.every = state->settings.resolve_every;
+  watch.again_after_failure = std::min(watch.again_after_failure, watch.every);
+  if (state->settings.resolve) watch.resolve = state->settings.resolve;
+  watch.log = state->settings.log;
+  state->watch = std::make_unique<EndpointWatch>(watch, [weak = std::weak_ptr<State>(state)] {
+    const auto alive = weak.lock();
+    if (alive == nullptr) return;
+    {
+      const std::lock_guard lock(alive->mutex);
+      alive->addresses_changed = true;
+    }
+    alive->wake_up.wake();
+  });
+  state->watch->start();
+  DRAY_TRY(worker_threads::follow_addresses(state));
   state->socket_thread = std::thread([state] { worker_threads::run(state); });
   return worker;
 }
@@ -344,6 +584,7 @@ bool Worker::drain(Milliseconds deadline) {
 
 void Worker::stop() {
   auto& state = *state_;
+  if (state.watch != nullptr) state.watch->stop();
   {
     const std::lock_guard lock(state.mutex);
     state.want_stop = true;
@@ -354,6 +595,7 @@ void Worker::stop() {
   if (state.socket_thread.joinable()) state.socket_thread.join();
   for (auto& slot : state.slots) {
     const std::lock_guard lock(slot->mutex);
+    slot->next.clear();
     slot->stop.request_stop();
   }
   for (auto& thread : state.threads) {
@@ -368,7 +610,8 @@ Worker::~Worker() {
 
 WorkerCounters Worker::counters() const {
   const auto& state = *state_;
-  return {state.handled, state.done, state.failed, state.written_off, state.welcomed};
+  return {state.handled,     state.done,     state.failed,
+          state.written_off, state.welcomed, state.dispatchers};
 }
 
 }  // namespace dray

@@ -1,11 +1,10 @@
 // A whole cluster in a simulated world, from many seeds. A seed that fails is printed; it repeats
 // with
 //   cluster_simulation "one seed" with DRAY_TEST_SEED=<seed> (DRAY_TEST_TRACE=1 shows what happens)
-#include <cstdlib>
-
 #include "dray/balancing/planted_fault.hpp"
 #include "dray/spool/planted_fault.hpp"
 #include "simulation/cluster_world.hpp"
+#include "support/seeds.hpp"
 
 using namespace dray;
 using namespace dray::test;
@@ -21,35 +20,20 @@ std::optional<std::string> fault_of(std::uint64_t seed) {
   return std::nullopt;
 }
 
-void run_seeds(std::uint64_t first, std::uint64_t count) {
-  for (std::uint64_t seed = first; seed < first + count; ++seed) {
-    if (const auto fault = fault_of(seed)) FAIL("seed " << seed << ": " << *fault);
-  }
-}
-
 }  // namespace
 
 #ifndef DRAY_PLANTED_FAULTS
 
-namespace {
-
-std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? otherwise : std::strtoull(value, nullptr, 10);
-}
-
-}  // namespace
-
 TEST_CASE("a cluster keeps P2 to P5 and drains: 5000 seeds") {
-  run_seeds(1, 5'000 * from_environment("DRAY_TEST_DEEP", 1));
+  run_seeds(1, times_deep(5'000), fault_of);
 }
 
 TEST_CASE("a cluster keeps P2 to P5 and drains: 5000 more seeds") {
-  run_seeds(1'000'000'000, 5'000 * from_environment("DRAY_TEST_DEEP", 1));
+  run_seeds(1'000'000'000, times_deep(5'000), fault_of);
 }
 
 TEST_CASE("one seed", "[.]") {
-  run_seeds(from_environment("DRAY_TEST_SEED", 1), 1);
+  run_seeds(from_environment("DRAY_TEST_SEED", 1), 1, fault_of);
 }
 
 #else
@@ -89,19 +73,18 @@ TEST_CASE("every planted fault of the protocol is caught within 1000 seeds") {
                Plant{Fault::kSessionNotRecorded, "a session is not recorded"},
                Plant{Fault::kLeaseNotRenewed, "a heartbeat does not renew the lease"},
                Plant{Fault::kWindowLeak, "credit does not return"},
+               Plant{Fault::kRoomNotSaid, "room is not said when there is some"},
                Plant{Fault::kByeCrossed, "what crosses a BYE is held"});
   balancing::planted_fault = plant.fault;
-  std::optional<std::string> caught;
-  std::uint64_t seed = 0;
-  while (!caught && seed < 1'000) caught = fault_of(++seed);
+  const auto caught = first_fault(1'000, fault_of);
   balancing::planted_fault = Fault::kNone;
   INFO(plant.name);
   CHECK(caught.has_value());
-  if (caught) WARN(plant.name << ": seed " << seed << ": " << *caught);
+  if (caught) WARN(plant.name << ": seed " << caught->first << ": " << caught->second);
 }
 
 TEST_CASE("without a planted fault of the protocol the same build finds nothing") {
-  run_seeds(1, 300);
+  run_seeds(1, 300, fault_of);
 }
 
 #endif

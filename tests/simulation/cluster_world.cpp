@@ -290,6 +290,10 @@ void ClusterWorld::publish(std::size_t index) {
     }
   });
   request_commit(producer);
+  if (!calm_ && draw(12) == 0) {
+    // The delivery crosses a worker's BYE.
+    after(between(100us, 4ms), [this] { drain(*workers_[draw(workers_.size())]); });
+  }
 }
 
 void ClusterWorld::request_commit(Producer& producer) {
@@ -492,6 +496,9 @@ void ClusterWorld::start_worker(std::size_t index) {
   options.group = kGroups[index % kGroups.size()];
   options.threads = worker.threads;
   options.window_max = kWindowMax;
+  // Some take ahead what they can, some hardly anything.
+  options.queue_target = draw(2) == 0 ? 2ms : 2'000ms;
+  options.seed = draw(1'000'000);
   options.retry = {kAttemptsMax, Milliseconds(20), Milliseconds(100), 0.2};
   std::size_t next_link = 0;
   options.make_session_id = [&] {
@@ -570,6 +577,7 @@ void ClusterWorld::step(WorkerNode& worker) {
                     wake(producer);
                   }});
   }
+  for (const auto silent : actions.reconnect) disconnect(link(silent, worker.index));
   start_jobs(worker);
   if (worker.draining && core.drained()) {
     worker.up = false;
@@ -724,7 +732,7 @@ void ClusterWorld::disconnect(Link& via) {
     producer.peers.erase(peer);
     after(between(0ns, 5ms), [this, &producer, life] {
       if (!producer.up || producer.life != life) return;
-      producer.core->on_link_broken();
+      producer.core->on_link_broken(now());
       wake(producer);
     });
   });
@@ -777,13 +785,16 @@ void ClusterWorld::break_something() {
         const auto seconds = static_cast<std::int64_t>(draw(300)) - 75;
         return clock_.jump_utc(Milliseconds(1'000 * seconds));
       }
-      auto& worker = *workers_[draw(workers_.size())];
-      if (!worker.up || worker.draining) return;
-      worker.draining = true;
-      worker.core->drain();
-      wake(worker);
+      drain(*workers_[draw(workers_.size())]);
     }
   }
+}
+
+void ClusterWorld::drain(WorkerNode& worker) {
+  if (!worker.up || worker.draining) return;
+  worker.draining = true;
+  worker.core->drain();
+  wake(worker);
 }
 
 // P3, and the window.

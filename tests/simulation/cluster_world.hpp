@@ -111,6 +111,7 @@ class ClusterWorld {
   // Workers.
   void start_worker(std::size_t index);
   void crash_worker(std::size_t index);
+  void drain(WorkerNode& worker);
   void wake(WorkerNode& worker);
   void step(WorkerNode& worker);
   void start_jobs(WorkerNode& worker);

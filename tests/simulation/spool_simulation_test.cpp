@@ -1,10 +1,9 @@
 // The spool in a simulated world, from many seeds. A seed that fails is printed; it repeats with
 //   spool_simulation "one seed" with DRAY_TEST_SEED=<seed> (and DRAY_TEST_ROT=1 for rot;
 //   DRAY_TEST_TRACE=1 shows every call to the disk).
-#include <cstdlib>
-
 #include "dray/spool/planted_fault.hpp"
 #include "simulation/spool_world.hpp"
+#include "support/seeds.hpp"
 
 using namespace dray;
 using namespace dray::test;
@@ -23,36 +22,28 @@ std::optional<std::string> fault_of(std::uint64_t seed, bool rot) {
   return std::nullopt;
 }
 
-void run_seeds(std::uint64_t first, std::uint64_t count, bool rot) {
-  for (std::uint64_t seed = first; seed < first + count; ++seed) {
-    const auto fault = fault_of(seed, rot);
-    if (fault) FAIL("seed " << seed << (rot ? " with rot: " : ": ") << *fault);
-  }
+std::optional<std::string> clean_fault(std::uint64_t seed) {
+  return fault_of(seed, false);
+}
+
+std::optional<std::string> rot_fault(std::uint64_t seed) {
+  return fault_of(seed, true);
 }
 
 }  // namespace
 
 #ifndef DRAY_PLANTED_FAULTS
 
-namespace {
-
-std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? otherwise : std::strtoull(value, nullptr, 10);
-}
-
-}  // namespace
-
 TEST_CASE("nothing acknowledged is lost and nothing settled comes back: 5000 seeds") {
-  run_seeds(1, 5'000 * from_environment("DRAY_TEST_DEEP", 1), false);
+  run_seeds(1, times_deep(5'000), clean_fault);
 }
 
 TEST_CASE("nothing acknowledged is lost and nothing settled comes back: 5000 more seeds") {
-  run_seeds(1'000'000'000, 5'000 * from_environment("DRAY_TEST_DEEP", 1), false);
+  run_seeds(1'000'000'000, times_deep(5'000), clean_fault);
 }
 
 TEST_CASE("what rots is reported and the rest is served: 4000 seeds") {
-  run_seeds(1, 4'000 * from_environment("DRAY_TEST_DEEP", 1), true);
+  run_seeds(1, times_deep(4'000), rot_fault);
 }
 
 TEST_CASE("the power may go after every single I/O call of a script of 50 operations") {
@@ -69,7 +60,8 @@ TEST_CASE("the power may go after every single I/O call of a script of 50 operat
 }
 
 TEST_CASE("one seed", "[.]") {
-  run_seeds(from_environment("DRAY_TEST_SEED", 1), 1, std::getenv("DRAY_TEST_ROT") != nullptr);
+  const bool rot = std::getenv("DRAY_TEST_ROT") != nullptr;
+  run_seeds(from_environment("DRAY_TEST_SEED", 1), 1, rot ? rot_fault : clean_fault);
 }
 
 #else
@@ -109,18 +101,16 @@ TEST_CASE("every planted fault is caught within 1000 seeds") {
                               Plant{Fault::kFreedBeforeCopy, "a segment freed before its copies"},
                               Plant{Fault::kAttemptsForgotten, "attempts not replayed"});
   spool::planted_fault = plant.fault;
-  std::optional<std::string> caught;
-  std::uint64_t seed = 0;
-  while (!caught && seed < 1'000) caught = fault_of(++seed, plant.rot);
+  const auto caught = first_fault(1'000, plant.rot ? rot_fault : clean_fault);
   spool::planted_fault = Fault::kNone;
   INFO(plant.name);
   REQUIRE(caught.has_value());
-  WARN(plant.name << ": seed " << seed << ": " << *caught);
+  WARN(plant.name << ": seed " << caught->first << ": " << caught->second);
 }
 
 TEST_CASE("without a planted fault the same build finds nothing") {
-  run_seeds(1, 300, false);
-  run_seeds(1, 300, true);
+  run_seeds(1, 300, clean_fault);
+  run_seeds(1, 300, rot_fault);
 }
 
 #endif

@@ -33,6 +33,7 @@ std::int64_t to_ms(UtcTime time) {
 SpoolWorld::SpoolWorld(std::uint64_t seed, const WorldOptions& options)
     : options_(options), random_(seed), disk_(seed ^ 0x9E3779B97F4A7C15ULL) {
   spool_options_.log.segment_size = 2048 + 1024 * draw(6);
+  spool_options_.log.preallocate = spool_options_.log.segment_size * draw(4);
   spool_options_.groups = std::vector<GroupDeclaration>{{"email", {"t"}}, {"view", {"t", "u"}}};
   spool_options_.max_size = 1U << 20;
   durability_ = draw(4) == 0 ? Durability::kOs : Durability::kDisk;
@@ -599,7 +600,8 @@ bool SpoolWorld::is_gone(Sequence sequence, const std::string& body) {
   const auto unit = follow_ups_.find(body);
   if (unit == follow_ups_.end()) return false;
   const auto origin = observe(unit->second.first, unit->second.second == "0" ? 0 : 1);
-  return !origin || origin->kind != Standing::Kind::kSettled;
+  // One that rotted counts as settled too, whatever became of its unit.
+  return !origin || origin->kind != Standing::Kind::kSettled || was_reported(unit->second.first);
 }
 
 void SpoolWorld::check() {

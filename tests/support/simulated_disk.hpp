@@ -168,7 +168,7 @@ class SimulatedFile final : public File {
     put(offset, bytes);
     return {};
   }
-  Status write_durable_at(std::uint64_t offset, std::string_view bytes) override {
+  Status write_durable_at(std::uint64_t offset, std::string_view bytes, Caching) override {
     const Status step = disk_.step("write and sync", path_, offset, bytes.size());
     if (!step.ok()) {
       put(offset, bytes.substr(0, disk_.random_() % (bytes.size() + 1)));

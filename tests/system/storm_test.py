@@ -9,6 +9,7 @@ a reader recovers the spool; what was promised must be true:
     storm_test.py Kills|Faults|PowerCuts     one of them
     storm_test.py PowerCuts --cuts 1000      more power cuts
 """
+import fcntl
 import os
 import random
 import shutil
@@ -151,13 +152,16 @@ class Faults(Storm):
         return code
 
     def wait_for_end(self):
-        """The traced process may outlive its tracer by a moment, and holds the lock until then."""
-        for _ in range(1000):
-            left = subprocess.run(["pgrep", "-f", f"spool_storm write {self.spool}"],
-                                  stdout=subprocess.DEVNULL, check=False)
-            if left.returncode != 0:
-                return
-            time.sleep(0.01)
+        """The traced process may outlive its tracer, and even its own name: its threads hold the lock
+        until the last of their writes has ended."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and os.path.exists(f"{self.spool}/lock"):
+            with open(f"{self.spool}/lock", "rb") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    time.sleep(0.01)
 
     def test_a_failed_call_ends_the_process_and_breaks_no_promise(self):
         self.assertEqual(self.run_with("pwritev2:error=EIO:when=5+", 30), 3)

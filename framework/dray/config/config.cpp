@@ -8,6 +8,8 @@
 #include <sstream>
 
 #include "dray/text.hpp"
+#include "dray/transport/curve.hpp"
+#include "dray/transport/resolver.hpp"
 #include "dray/transport/socket.hpp"
 
 namespace dray::config {
@@ -176,20 +178,97 @@ void check_name(const toml::node& node, const std::string& what, const std::stri
   if (auto fault = name_fault(name)) faults.add(node, what + " '" + name + "': " + *fault);
 }
 
-void check_endpoint(const toml::node& node, const std::string& endpoint, Faults& faults) {
-  if (auto fault = transport::endpoint_fault(endpoint)) {
+void check_endpoint(const toml::node& node, const std::string& endpoint, bool is_bind, bool secured,
+                    Faults& faults) {
+  const auto fault = is_bind ? transport::endpoint_fault(endpoint, secured)
+                             : transport::connect_fault(endpoint, secured);
+  if (fault) {
     faults.add(node, "endpoint '" + endpoint + "': " + *fault);
   }
 }
 
-SpoolConfig read_spool(const std::string& name, const toml::table& table, Faults& faults) {
+// Key files are found beside the config.
+std::string beside(const std::string& file, const std::string& path) {
+  const std::filesystem::path given(path);
+  if (given.is_absolute()) return path;
+  return (std::filesystem::path(file).parent_path() / given).lexically_normal().string();
+}
+
+// Into keys of a spool or of an app.
+template <typename Keys>
+void read_secret(TableReader& reader, const toml::table& table, const std::string& file, Keys& keys,
+                 Faults& faults) {
+  const std::string path = reader.required_text("secret");
+  if (path.empty()) return;
+  auto own = transport::read_curve_secret(beside(file, path));
+  if (!own.ok()) return faults.add(*table.get("secret"), "'secret': " + own.error().text());
+  keys.public_key = own->public_key;
+  keys.secret_key = own->secret_key;
+}
+
+std::optional<SpoolKeysConfig> read_spool_keys(const toml::table& table, const std::string& name,
+                                               const std::string& file, Faults& faults) {
+  TableReader reader(table, name + ".keys", faults);
+  SpoolKeysConfig keys;
+  read_secret(reader, table, file, keys, faults);
+  if (const auto allow = reader.text("allow")) {
+    keys.allow_file = beside(file, *allow);
+    const auto allowed = transport::read_allow_list(keys.allow_file);
+    if (!allowed.ok()) faults.add(*table.get("allow"), "'allow': " + allowed.error().text());
+  }
+  reader.finish();
+  return keys;
+}
+
+// `server` is one file for all endpoints, or a table of endpoint and file.
+std::optional<AppKeysConfig> read_app_keys(const toml::table& table, const std::string& name,
+                                           const std::vector<std::string>& endpoints,
+                                           const std::string& file, Faults& faults) {
+  TableReader reader(table, name + ".keys", faults);
+  AppKeysConfig keys;
+  read_secret(reader, table, file, keys, faults);
+  const auto read_server = [&](const toml::node& node, const std::string& endpoint) {
+    const auto path = reader.text_of(node, "server");
+    if (!path) return;
+    const auto key = transport::read_curve_public(beside(file, *path));
+    if (key.ok()) {
+      keys.servers[endpoint] = *key;
+    } else {
+      faults.add(node, "'server': " + key.error().text());
+    }
+  };
+  const auto* server = reader.find("server");
+  if (server == nullptr) {
+    faults.add(table, name + ".keys needs 'server': the .public file of the spool it takes from");
+  } else if (const auto* each = server->as_table()) {
+    for (const auto& [endpoint, node] : *each) {
+      const std::string given(endpoint.str());
+      if (std::find(endpoints.begin(), endpoints.end(), given) == endpoints.end()) {
+        faults.add(node, "'" + given + "' is no endpoint that this app takes from");
+      }
+      read_server(node, given);
+    }
+  } else {
+    for (const auto& endpoint : endpoints) read_server(*server, endpoint);
+  }
+  reader.finish();
+  return keys;
+}
+
+SpoolConfig read_spool(const std::string& name, const toml::table& table, const std::string& file,
+                       Faults& faults) {
   TableReader reader(table, "spool." + name, faults);
   SpoolConfig spool;
   spool.name = name;
   check_name(table, "spool", name, faults);
   spool.directory = reader.required_text("directory");
   spool.bind = reader.text("bind").value_or("");
-  if (!spool.bind.empty()) check_endpoint(*table.get("bind"), spool.bind, faults);
+  if (const auto* keys = reader.subtable("keys")) {
+    spool.keys = read_spool_keys(*keys, "spool." + name, file, faults);
+  }
+  if (!spool.bind.empty()) {
+    check_endpoint(*table.get("bind"), spool.bind, true, spool.keys.has_value(), faults);
+  }
   if (const auto durability = reader.text("durability")) {
     if (*durability == "os") {
       spool.durability = Durability::kOs;
@@ -200,6 +279,10 @@ SpoolConfig read_spool(const std::string& name, const toml::table& table, Faults
     }
   }
   reader.size("max_size", spool.max_size, 256ULL << 20);
+  reader.size("preallocate", spool.preallocate, 0);
+  if (spool.preallocate > spool.max_size) {
+    faults.add(*table.get("preallocate"), "'preallocate' is more than 'max_size'");
+  }
   reader.integer("held_max", spool.held_max, 1'000, 100'000'000);
   if (const auto* dedup = reader.subtable("dedup")) {
     TableReader dedup_reader(*dedup, "spool." + name + ".dedup", faults);
@@ -278,18 +361,44 @@ Settings read_settings(const toml::table& table, const std::string& name, Faults
   return Settings(std::move(values));
 }
 
+// Where an app of this machine finds what is bound to all its addresses.
+std::string local_endpoint(std::string bind) {
+  for (const char* any : {"tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:"}) {
+    if (bind.starts_with(any)) bind.replace(0, std::string_view(any).size(), "tcp://127.0.0.1:");
+  }
+  return bind;
+}
+
+// An app takes from spools of its own file with their keys, if it has no `own` ones.
+void add_spool_keys(const SpoolConfig& spool, const toml::table& table, const std::string& name,
+                    bool own, std::optional<AppKeysConfig>& keys, Faults& faults) {
+  if (!spool.keys) return;
+  if (!keys) keys = AppKeysConfig{spool.keys->public_key, spool.keys->secret_key, {}};
+  if (!own && keys->public_key != spool.keys->public_key) {
+    faults.add(table,
+               name + " takes from spools with different keys, so it needs 'keys' of its own");
+  }
+  keys->servers[local_endpoint(spool.bind)] = spool.keys->public_key;
+}
+
 std::optional<ConsumeConfig> read_consume(const toml::table& table, const std::string& name,
                                           const std::map<std::string, SpoolConfig>& spools,
-                                          Faults& faults) {
+                                          const toml::table* keys_table, const std::string& file,
+                                          std::optional<AppKeysConfig>& keys, Faults& faults) {
   TableReader reader(table, name + ".consume", faults);
   ConsumeConfig consume;
   consume.group = reader.required_text("group");
   const auto from = reader.texts("from");
   if (from.empty())
     faults.add(table, name + ".consume needs 'from': a list of spools or endpoints");
+  std::vector<std::string> endpoints;
+  for (const auto& each : from) {
+    if (each.find("://") != std::string::npos) endpoints.push_back(each);
+  }
+  if (keys_table != nullptr) keys = read_app_keys(*keys_table, name, endpoints, file, faults);
   for (const auto& each : from) {
     if (each.find("://") != std::string::npos) {
-      check_endpoint(table, each, faults);
+      check_endpoint(table, each, false, keys && keys->servers.count(each) != 0, faults);
       consume.endpoints.push_back(each);
       continue;
     }
@@ -314,14 +423,16 @@ std::optional<ConsumeConfig> read_consume(const toml::table& table, const std::s
     if (spool->second.bind.empty()) {
       faults.add(table, "spool '" + each + "' has no 'bind', so nothing can consume from it");
     }
-    consume.endpoints.push_back(spool->second.bind);
+    add_spool_keys(spool->second, table, name, keys_table != nullptr, keys, faults);
+    consume.endpoints.push_back(local_endpoint(spool->second.bind));
   }
   reader.finish();
   return consume;
 }
 
 AppConfig read_app(const std::string& name, const toml::table& table,
-                   const std::map<std::string, SpoolConfig>& spools, Faults& faults) {
+                   const std::map<std::string, SpoolConfig>& spools, const std::string& file,
+                   Faults& faults) {
   const std::string path = "app." + name;
   TableReader reader(table, path, faults);
   AppConfig app;
@@ -331,8 +442,11 @@ AppConfig read_app(const std::string& name, const toml::table& table,
   app.handler = reader.text("handler");
   app.source = reader.text("source");
   app.publish = reader.text("publish");
+  const auto* keys = reader.subtable("keys");
   if (const auto* consume = reader.subtable("consume")) {
-    app.consume = read_consume(*consume, path, spools, faults);
+    app.consume = read_consume(*consume, path, spools, keys, file, app.keys, faults);
+  } else if (keys != nullptr) {
+    faults.add(*keys, path + " has 'keys', but takes from nowhere; a spool has keys of its own");
   }
   reader.integer("threads", app.threads, 1, 1024);
   reader.integer("window", app.window, 1, 100'000);
@@ -396,7 +510,7 @@ Loaded parse_config(const std::string& text, const std::string& file) {
     for (const auto& [key, node] : *spools) {
       const std::string name(key.str());
       if (const auto* table = node.as_table()) {
-        loaded.config.spools[name] = read_spool(name, *table, faults);
+        loaded.config.spools[name] = read_spool(name, *table, file, faults);
       } else {
         faults.add(node, "a spool is a table: [spool.NAME]");
       }
@@ -408,7 +522,7 @@ Loaded parse_config(const std::string& text, const std::string& file) {
       const std::string name(key.str());
       if (const auto* table = node.as_table()) {
         in_order.emplace_back(node.source().begin.line,
-                              read_app(name, *table, loaded.config.spools, faults));
+                              read_app(name, *table, loaded.config.spools, file, faults));
       } else {
         faults.add(node, "an app is a table: [app.NAME]");
       }

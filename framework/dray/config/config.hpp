@@ -28,6 +28,16 @@ struct Fault {
   std::string text() const;
 };
 
+// CURVE keys, read from their files.
+struct SpoolKeysConfig {
+  std::string public_key, secret_key;
+  std::string allow_file;  // empty: only the apps of this file
+};
+struct AppKeysConfig {
+  std::string public_key, secret_key;
+  std::map<std::string, std::string> servers;  // endpoint -> its public key
+};
+
 struct GroupConfig {
   std::string name;
   std::vector<std::string> topics;
@@ -39,6 +49,7 @@ struct SpoolConfig {
   std::string bind;  // empty: nothing outside this process consumes
   Durability durability = Durability::kDisk;
   std::uint64_t max_size = 8ULL << 30;
+  std::uint64_t preallocate = 0;       // disk that is made ready ahead of its use
   std::uint32_t held_max = 1'000'000;  // dead, delayed and retrying messages
   Milliseconds dedup_age{86'400'000};
   std::uint32_t dedup_count = 1'000'000;
@@ -48,6 +59,7 @@ struct SpoolConfig {
   std::vector<std::string> retain_topics;  // may be published without a group
   Milliseconds lease{10'000};
   Milliseconds reconnect_grace{2'000};
+  std::optional<SpoolKeysConfig> keys;
   std::vector<GroupConfig> groups;
 };
 
@@ -70,6 +82,7 @@ struct AppConfig {
   std::optional<std::string> source;
   std::optional<std::string> publish;  // a spool of this file, owned and served by this app
   std::optional<ConsumeConfig> consume;
+  std::optional<AppKeysConfig> keys;
   std::uint32_t threads = 1;
   std::uint32_t window = 8'192;
   Milliseconds timeout{30'000};

@@ -1,7 +1,7 @@
 // File and Directory: the only way the spool reaches a disk, so that a simulation can be the disk.
 //
-// Threading: write_at, truncate, allocate and sync belong to one thread at a time; read_at may run
-// beside them on ranges that are not being written.
+// Threading: one thread at a time for all but read_at, which may run beside them on ranges that are
+// not being written.
 // Failure: every error is returned and none is repeated. ENOSPC and EDQUOT come as kFull, all
 // others as kIo. What a failed write or sync left behind is unknown.
 // Ownership: a File keeps one descriptor for its life (Linux reports a write-back error once per
@@ -18,17 +18,25 @@
 
 namespace dray {
 
+// Whether what is written will be read back soon: then it had better stay in memory.
+enum class Caching { kKeep, kPast };
+
 class File {
  public:
   virtual ~File() = default;
   // Writes all of `bytes` at `offset` (bytes from the start), extending the file if need be.
   virtual Status write_at(std::uint64_t offset, std::string_view bytes) = 0;
   // The same, and returns once these bytes (no others) are on stable storage.
-  virtual Status write_durable_at(std::uint64_t offset, std::string_view bytes) = 0;
+  virtual Status write_durable_at(std::uint64_t offset, std::string_view bytes,
+                                  Caching caching) = 0;
+  // Writes zeros and returns once they are on stable storage, best without a trace in memory.
+  virtual Status fill_zeros(std::uint64_t offset, std::uint64_t size);
   // Reads up to `size` bytes; fewer only at the end of the file.
   virtual Result<std::size_t> read_at(std::uint64_t offset, char* out, std::size_t size) const = 0;
   // Returns once data, and the metadata needed to read it, are on stable storage (fdatasync).
   virtual Status sync_data() = 0;
+  // Nothing will be written for a long while: gives back what only writing needs.
+  virtual void rest() {}
   virtual Result<std::uint64_t> size() const = 0;
   virtual Status truncate(std::uint64_t size) = 0;
   // Reserves blocks for the first `size` bytes and sets the file's size to it; new bytes are zero.

@@ -9,9 +9,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <utility>
 
 namespace dray {
@@ -25,6 +29,7 @@ class Descriptor {
   }
   Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
   Descriptor& operator=(Descriptor&&) = delete;
+  void swap(Descriptor& other) { std::swap(fd_, other.fd_); }
   int get() const { return fd_; }
 
  private:
@@ -36,8 +41,128 @@ Error disk_error(std::string_view operation, const std::string& path, int system
   if (system_error == ENOSPC || system_error == EDQUOT) error.code = ErrorCode::kFull;
   if (system_error == ENOENT) error.code = ErrorCode::kNotFound;
   if (system_error == EEXIST) error.code = ErrorCode::kConflict;
+  // Too many open files: nothing is wrong with the disk.
+  if (system_error == EMFILE || system_error == ENFILE) error.code = ErrorCode::kBusy;
   return error;
 }
+
+// What O_DIRECT asks of memory, offsets and sizes, on any disk.
+constexpr std::size_t kDirectAlignment = 4096;
+constexpr std::size_t kZerosSize = 64U << 10;
+alignas(kDirectAlignment) constexpr std::array<char, kZerosSize> kZeros{};
+constexpr std::size_t kZerosPerCall = 16;  // iovecs
+// A longer write goes through the page cache: no buffer of such a size is kept for it.
+constexpr std::size_t kDirectMax = 2U << 20;
+
+struct FreeDeleter {
+  void operator()(char* memory) const { std::free(memory); }  // NOLINT: from aligned_alloc
+};
+
+// Writes past the page cache, into blocks that the file has already. The cache would cost a copy
+// and, for each page that is new to it, several times that; and it would hold what is delivered
+// from memory. The last block is kept, because a write seldom begins at the beginning of one.
+//
+// Linux keeps the page cache coherent: it writes back what is dirty in the range before, and drops
+// it afterwards (generic_file_direct_write, iomap_dio_complete).
+class DirectWriter {
+ public:
+  // False: do it another way; nothing was written.
+  bool takes(const Descriptor& file, std::uint64_t offset, std::size_t size) {
+    if (unsupported_ || (offset + size) % kDirectAlignment != 0 || size > kDirectMax) return false;
+    if (offset + size > file_size_) {
+      struct stat info {};
+      if (fstat(file.get(), &info) != 0) return false;
+      file_size_ = static_cast<std::uint64_t>(info.st_size);
+    }
+    // A file that grows has no blocks yet.
+    if (offset + size > file_size_) return false;
+    if (direct_.get() >= 0) return true;
+    const std::string self = "/proc/self/fd/" + std::to_string(file.get());
+    Descriptor opened(open(self.c_str(), O_WRONLY | O_DIRECT | O_CLOEXEC));
+    unsupported_ = opened.get() < 0;
+    direct_.swap(opened);
+    return !unsupported_;
+  }
+
+  // Returns 0 or the system's error. REQUIRES: takes(). EINVAL: the file system cannot.
+  int write(const Descriptor& file, std::uint64_t offset, std::string_view bytes) {
+    const std::uint64_t begin = offset / kDirectAlignment * kDirectAlignment;
+    const auto prefix = static_cast<std::size_t>(offset - begin);
+    const std::size_t size = prefix + bytes.size();
+    if (!reserve(size)) return ENOMEM;
+    if (prefix > 0 && (tail_ == nullptr || tail_at_ != begin)) {
+      if (const int failed = read_block(file, begin); failed != 0) return failed;
+    } else if (prefix > 0) {
+      std::memmove(buffer_.get(), tail_, prefix);
+    }
+    std::memcpy(buffer_.get() + prefix, bytes.data(), bytes.size());
+    tail_ = nullptr;
+    for (std::size_t done = 0; done < size;) {
+      const iovec part{buffer_.get() + done, size - done};
+      const auto wrote =
+          pwritev2(direct_.get(), &part, 1, static_cast<off_t>(begin + done), RWF_DSYNC);
+      if (wrote < 0 && errno == EINTR) continue;
+      if (wrote < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) unsupported_ = true;
+      if (wrote < 0) return unsupported_ ? EINVAL : errno;
+      const std::size_t blocks = static_cast<std::size_t>(wrote) / kDirectAlignment;
+      if (blocks == 0) return EIO;
+      done += blocks * kDirectAlignment;
+    }
+    tail_ = buffer_.get() + size - kDirectAlignment;
+    tail_at_ = begin + size - kDirectAlignment;
+    return 0;
+  }
+
+  void rest() {
+    Descriptor none(-1);
+    direct_.swap(none);
+    buffer_.reset();
+    capacity_ = 0;
+    forget();
+  }
+
+  // Something else wrote or cut the file.
+  void forget() {
+    tail_ = nullptr;
+    file_size_ = 0;
+  }
+
+ private:
+  bool reserve(std::size_t size) {
+    if (size <= capacity_) return true;
+    const std::size_t wanted = (size + kZerosSize - 1) / kZerosSize * kZerosSize;
+    std::unique_ptr<char, FreeDeleter> larger(
+        static_cast<char*>(std::aligned_alloc(kDirectAlignment, wanted)));
+    if (larger == nullptr) return false;
+    if (tail_ != nullptr) {
+      std::memcpy(larger.get(), tail_, kDirectAlignment);
+      tail_ = larger.get();
+    }
+    buffer_ = std::move(larger);
+    capacity_ = wanted;
+    return true;
+  }
+
+  int read_block(const Descriptor& file, std::uint64_t at) {
+    tail_ = nullptr;
+    for (std::size_t done = 0; done < kDirectAlignment;) {
+      const auto got = pread(file.get(), buffer_.get() + done, kDirectAlignment - done,
+                             static_cast<off_t>(at + done));
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) return got < 0 ? errno : EIO;
+      done += static_cast<std::size_t>(got);
+    }
+    return 0;
+  }
+
+  Descriptor direct_{-1};
+  bool unsupported_ = false;
+  std::uint64_t file_size_ = 0;  // at least
+  std::unique_ptr<char, FreeDeleter> buffer_;
+  std::size_t capacity_ = 0;
+  const char* tail_ = nullptr;  // in buffer_: the block at tail_at_ as it is in the file
+  std::uint64_t tail_at_ = 0;
+};
 
 class PosixFile final : public File {
  public:
@@ -45,6 +170,7 @@ class PosixFile final : public File {
       : descriptor_(std::move(descriptor)), path_(std::move(path)) {}
 
   Status write_at(std::uint64_t offset, std::string_view bytes) override {
+    direct_.forget();
     while (!bytes.empty()) {
       const auto wrote =
           pwrite(descriptor_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
@@ -58,7 +184,14 @@ class PosixFile final : public File {
   }
 
   // RWF_DSYNC saves the call to fdatasync and waits for these bytes only.
-  Status write_durable_at(std::uint64_t offset, std::string_view bytes) override {
+  Status write_durable_at(std::uint64_t offset, std::string_view bytes, Caching caching) override {
+    if (caching == Caching::kPast && direct_.takes(descriptor_, offset, bytes.size())) {
+      const int failed = direct_.write(descriptor_, offset, bytes);
+      if (failed == 0) return {};
+      // Nothing was written: not here, then.
+      if (failed != EINVAL && failed != ENOMEM) return disk_error("write", path_, failed);
+    }
+    direct_.forget();
     while (!bytes.empty()) {
       const iovec part{const_cast<char*>(bytes.data()), bytes.size()};  // NOLINT: POSIX's iovec
       const auto wrote =
@@ -72,6 +205,34 @@ class PosixFile final : public File {
       if (wrote == 0) return disk_error("write", path_, EIO);
       bytes.remove_prefix(static_cast<std::size_t>(wrote));
       offset += static_cast<std::uint64_t>(wrote);
+    }
+    return {};
+  }
+
+  // Past the page cache: filling a segment ahead must not cost a copy, nor push out what is read.
+  Status fill_zeros(std::uint64_t offset, std::uint64_t size) override {
+    direct_.forget();
+    const std::string self = "/proc/self/fd/" + std::to_string(descriptor_.get());
+    const Descriptor direct(open(self.c_str(), O_WRONLY | O_DIRECT | O_DSYNC | O_CLOEXEC));
+    if (direct.get() < 0 || offset % kZerosSize != 0 || size % kZerosSize != 0) {
+      return File::fill_zeros(offset, size);
+    }
+    std::array<iovec, kZerosPerCall> parts{};
+    // NOLINTNEXTLINE: POSIX's iovec
+    parts.fill({const_cast<char*>(kZeros.data()), kZeros.size()});
+    while (size > 0) {
+      const auto count = std::min<std::uint64_t>(kZerosPerCall, size / kZerosSize);
+      if (count == 0) return File::fill_zeros(offset, size);  // a short write
+      const auto wrote = pwritev2(direct.get(), parts.data(), static_cast<int>(count),
+                                  static_cast<off_t>(offset), 0);
+      if (wrote < 0 && errno == EINTR) continue;
+      if (wrote < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) {
+        return File::fill_zeros(offset, size);  // a file system without it
+      }
+      if (wrote < 0) return disk_error("write", path_, errno);
+      if (wrote == 0) return disk_error("write", path_, EIO);
+      offset += static_cast<std::uint64_t>(wrote);
+      size -= static_cast<std::uint64_t>(wrote);
     }
     return {};
   }
@@ -96,6 +257,8 @@ class PosixFile final : public File {
     return {};
   }
 
+  void rest() override { direct_.rest(); }
+
   Result<std::uint64_t> size() const override {
     struct stat info {};
     if (fstat(descriptor_.get(), &info) != 0) return disk_error("fstat", path_, errno);
@@ -103,6 +266,7 @@ class PosixFile final : public File {
   }
 
   Status truncate(std::uint64_t size) override {
+    direct_.forget();
     if (ftruncate(descriptor_.get(), static_cast<off_t>(size)) != 0) {
       return disk_error("truncate", path_, errno);
     }
@@ -110,6 +274,7 @@ class PosixFile final : public File {
   }
 
   Status allocate(std::uint64_t size) override {
+    direct_.forget();
     int failed = 0;
     do {
       failed = posix_fallocate(descriptor_.get(), 0, static_cast<off_t>(size));
@@ -120,6 +285,7 @@ class PosixFile final : public File {
 
  private:
   Descriptor descriptor_;
+  DirectWriter direct_;
   std::string path_;
 };
 
@@ -247,6 +413,18 @@ Result<std::unique_ptr<Directory>> open_posix_directory(const std::string& path,
   Descriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() < 0) return disk_error("open", path, errno);
   return std::unique_ptr<Directory>(std::make_unique<PosixDirectory>(std::move(folder), path));
+}
+
+Status File::fill_zeros(std::uint64_t offset, std::uint64_t size) {
+  constexpr std::uint64_t kPieceMax = 1U << 20;
+  const std::string zeros(static_cast<std::size_t>(std::min(size, kPieceMax)), '\0');
+  while (size > 0) {
+    const auto piece = std::min<std::uint64_t>(size, zeros.size());
+    DRAY_TRY(write_durable_at(offset, std::string_view(zeros).substr(0, piece), Caching::kKeep));
+    offset += piece;
+    size -= piece;
+  }
+  return {};
 }
 
 }  // namespace dray

@@ -1,7 +1,5 @@
 #include "dray/plugin/draft_codec.hpp"
 
-#include "dray/codec.hpp"
-
 namespace dray::plugin_glue {
 namespace {
 
@@ -15,18 +13,6 @@ std::optional<UtcTime> from_ms(std::int64_t ms) {
 }
 
 }  // namespace
-
-std::string encode_headers(const Headers& headers) {
-  std::string bytes;
-  if (headers.empty()) return bytes;
-  Encoder encoder(bytes);
-  encoder.map(headers.size());
-  for (const auto& [name, value] : headers) {
-    encoder.text(name);
-    encoder.text(value);
-  }
-  return bytes;
-}
 
 dray_draft to_abi(const Draft& draft, const std::string& encoded_headers) {
   dray_draft abi{};

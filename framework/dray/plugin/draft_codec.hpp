@@ -20,9 +20,6 @@ inline dray_bytes span(std::string_view bytes) {
   return {bytes.data(), bytes.size()};
 }
 
-// MessagePack map of the headers, empty for none.
-std::string encode_headers(const Headers& headers);
-
 dray_draft to_abi(const Draft& draft, const std::string& encoded_headers);
 // kInvalid if the struct is too short or a value is out of range.
 Result<Draft> from_abi(const dray_draft& draft);

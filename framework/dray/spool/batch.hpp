@@ -50,11 +50,13 @@ class Batch {
   void add(Frame frame, std::string_view payload, std::uint32_t payload_crc);
   // Another batch's record, as it is.
   void add_from(const Batch& other, const Frame& frame);
+  // Zeros behind the last record, which belong to none. REQUIRES: size() > 0, nothing added since.
+  void pad(std::size_t zeros);
   // Empty, with a fresh buffer.
   void clear();
 
   std::size_t size() const { return frames_.size(); }
-  std::size_t bytes() const { return bytes_ == nullptr ? 0 : bytes_->size(); }
+  std::size_t bytes() const { return bytes_ == nullptr ? 0 : bytes_->size() - padding_; }
   const std::vector<Frame>& frames() const { return frames_; }
   // Bytes of the records [from, until), with headers and padding. REQUIRES: from < size().
   std::size_t extent(std::size_t from, std::size_t until) const;
@@ -70,6 +72,7 @@ class Batch {
   std::shared_ptr<BatchBuffers> buffers_;
   std::shared_ptr<std::string> bytes_;
   std::vector<Frame> frames_;
+  std::size_t padding_ = 0;
 };
 
 }  // namespace dray::spool

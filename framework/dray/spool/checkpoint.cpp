@@ -6,6 +6,7 @@
 namespace dray::spool {
 namespace {
 
+constexpr std::size_t kSlice = 256U << 10;
 constexpr std::string_view kMagic("DRAYCKPT", 8);
 constexpr std::size_t kHeaderSize = 40;
 constexpr std::size_t kHeaderCrcOffset = 36;
@@ -123,8 +124,12 @@ Status CheckpointStore::write(const std::string& bytes) {
     file = directory_.open(kTemporary, OpenMode::kCreateNew);
   }
   if (!file.ok()) return file.error();
-  Status written = (*file)->write_at(0, bytes);
-  if (written.ok() && !planted(Fault::kNoCheckpointSync)) written = (*file)->sync_data();
+  // In slices: a commit that meets the sync of a large checkpoint would wait for all of it.
+  Status written;
+  for (std::size_t at = 0; written.ok() && at < bytes.size(); at += kSlice) {
+    written = (*file)->write_at(at, std::string_view(bytes).substr(at, kSlice));
+    if (written.ok() && !planted(Fault::kNoCheckpointSync)) written = (*file)->sync_data();
+  }
   if (!written.ok()) {
     file = Error{};
     (void)directory_.remove(kTemporary);

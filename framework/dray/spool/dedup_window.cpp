@@ -1,15 +1,13 @@
 #include "dray/spool/dedup_window.hpp"
 
+#include <algorithm>
+
 #include "dray/spool/bytes.hpp"
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
 namespace dray::spool {
-namespace {
-constexpr std::size_t kEntrySize = 56;
-}
-
 DedupWindow::Key DedupWindow::key_of(std::string_view id) {
   const auto hash = XXH3_128bits(id.data(), id.size());
   return {hash.low64, hash.high64};
@@ -20,10 +18,11 @@ std::uint64_t dedup_hash(std::string_view topic, std::string_view body) {
 }
 
 const DedupWindow::Known* DedupWindow::find(std::string_view id, std::int64_t now_ms) const {
-  const auto found = known_.find(key_of(id));
-  const bool known =
-      found != known_.end() && found->second.at_ms + options_.age_max.count() > now_ms;
-  return known ? &found->second : nullptr;
+  const Key key = key_of(id);
+  const auto found = shard(key).find(key);
+  if (found == shard(key).end()) return nullptr;
+  const Known& known = entries_[found->second - forgotten_].known;
+  return known.at_ms + options_.age_max.count() > now_ms ? &known : nullptr;
 }
 
 void DedupWindow::add(std::string_view id, const Known& known) {
@@ -31,33 +30,43 @@ void DedupWindow::add(std::string_view id, const Known& known) {
 }
 
 void DedupWindow::add(const Key& key, const Known& known) {
-  const auto [found, fresh] = known_.try_emplace(key, known);
-  if (!fresh) {
-    const bool over = found->second.at_ms + options_.age_max.count() <= known.at_ms;
-    if (over) found->second = known;
-    return;
+  const std::uint64_t position = forgotten_ + entries_.size();
+  const auto [found, fresh] = shard(key).try_emplace(key, position);
+  if (fresh) {
+    ++size_;
+  } else {
+    const Known& before = entries_[found->second - forgotten_].known;
+    if (before.at_ms + options_.age_max.count() > known.at_ms) return;
+    found->second = position;  // the old entry is nobody's any more
   }
-  order_.push_back(key);
-  while (order_.size() > options_.count_max) {
-    known_.erase(order_.front());
-    order_.pop_front();
+  entries_.push_back({key, known});
+  while (size_ > options_.count_max) forget_oldest();
+}
+
+void DedupWindow::forget_oldest() {
+  auto& index = shard(entries_.front().key);
+  const auto found = index.find(entries_.front().key);
+  if (found != index.end() && found->second == forgotten_) {
+    index.erase(found);
+    --size_;
   }
+  entries_.pop_front();
+  ++forgotten_;
 }
 
 void DedupWindow::trim(std::int64_t now_ms) {
-  while (!order_.empty()) {
-    const auto oldest = known_.find(order_.front());
-    if (oldest != known_.end() && oldest->second.at_ms + options_.age_max.count() > now_ms) return;
-    if (oldest != known_.end()) known_.erase(oldest);
-    order_.pop_front();
+  while (!entries_.empty() && entries_.front().known.at_ms + options_.age_max.count() <= now_ms) {
+    forget_oldest();
   }
 }
 
-std::string DedupWindow::snapshot(Sequence last) const {
-  std::string out;
-  out.reserve(order_.size() * kEntrySize);
-  for (const auto& key : order_) {
-    const auto& known = known_.at(key);
+bool DedupWindow::snapshot(Sequence last, std::uint64_t& position, std::size_t count_max,
+                           std::string& out) const {
+  position = std::max(position, forgotten_);
+  const std::uint64_t end = forgotten_ + entries_.size();
+  const std::uint64_t until = std::min<std::uint64_t>(end, position + count_max);
+  for (; position < until; ++position) {
+    const auto& [key, known] = entries_[position - forgotten_];
     if (known.sequence > last) continue;
     put_le(out, key.low);
     put_le(out, key.high);
@@ -66,7 +75,7 @@ std::string DedupWindow::snapshot(Sequence last) const {
     put_le(out, known.body_hash);
     put_le(out, static_cast<std::uint64_t>(known.at_ms));
   }
-  return out;
+  return position < end;
 }
 
 bool DedupWindow::restore(std::string_view bytes) {

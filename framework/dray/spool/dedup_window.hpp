@@ -1,11 +1,13 @@
 // DedupWindow: remembers publisher-given ids, bounded by count and time. Pure.
 //
 // Kept are hashes (XXH3, 128 bits of the id, 64 of topic and body), so that an entry costs 56 bytes
-// and its index about as much again, however long the ids are.
+// and its index about as much again, however long the ids are. They lie in the order in which they
+// came, so that a snapshot is a copy, and may be taken piece by piece.
 //
 // Threading: one thread at a time.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <string>
 #include <string_view>
@@ -22,6 +24,7 @@ struct DedupOptions {
 
 class DedupWindow {
  public:
+  static constexpr std::size_t kEntrySize = 56;  // bytes in a snapshot
   struct Known {
     Uuid message_id;
     Sequence sequence = 0;
@@ -36,10 +39,13 @@ class DedupWindow {
   void add(std::string_view id, const Known& known);
   // Forgets what is older than the window.
   void trim(std::int64_t now_ms);
-  std::size_t size() const { return order_.size(); }
+  std::size_t size() const { return size_; }
 
-  // Entries of messages up to `last`, oldest first, 56 bytes each (FORMATS.md, "Checkpoint").
-  std::string snapshot(Sequence last) const;
+  // Appends entries of messages up to `last` to `out`, oldest first, 56 bytes each (FORMATS.md,
+  // "Checkpoint"); looks at `count_max` at most, from `position` (0 at first) on. False at the end.
+  // In between entries may be added and trimmed: what is older than the window may be left out.
+  bool snapshot(Sequence last, std::uint64_t& position, std::size_t count_max,
+                std::string& out) const;
   // False if these are no such bytes.
   bool restore(std::string_view bytes);
 
@@ -52,12 +58,25 @@ class DedupWindow {
   struct KeyHash {
     std::size_t operator()(const Key& key) const noexcept { return key.low; }
   };
+  struct Entry {
+    Key key;
+    Known known;
+  };
   static Key key_of(std::string_view id);
   void add(const Key& key, const Known& known);
+  void forget_oldest();
 
   DedupOptions options_;
-  std::unordered_map<Key, Known, KeyHash> known_;
-  std::deque<Key> order_;
+  std::deque<Entry> entries_;
+  std::uint64_t forgotten_ = 0;  // entries that were before entries_.front()
+  // Where an id's entry is, the forgotten counted. Many small maps: one large one would make a
+  // publisher wait for as long as it takes to grow.
+  using Shard = std::unordered_map<Key, std::uint64_t, KeyHash>;
+  Shard& shard(const Key& key) { return index_[key.high % kShards]; }
+  const Shard& shard(const Key& key) const { return index_[key.high % kShards]; }
+  static constexpr std::size_t kShards = 128;
+  std::array<Shard, kShards> index_;
+  std::size_t size_ = 0;  // over all of index_
 };
 
 // Hash of topic and body: tells a repeated publish from another message under the same id.

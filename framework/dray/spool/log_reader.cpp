@@ -176,6 +176,7 @@ Status LogReader::read(Lsn from, Lsn before, const std::function<bool(const Reco
     DRAY_TRY(seek(from));
     if (segment_ == nullptr) return {};
   }
+  if (before - from > 1) log_.read_back_.store(from, std::memory_order_relaxed);
   Lsn wanted = from;  // the next position to account for
   while (wanted < before) {
     const std::uint64_t end = segment_->end.load(std::memory_order_acquire);

@@ -8,6 +8,10 @@ namespace dray::spool {
 namespace {
 
 constexpr std::uint64_t kIndexSpacing = 64U << 10;
+// Of the page cache. A part of a page that is not in memory is read before it can be written.
+constexpr std::uint64_t kPageSize = 4096;
+constexpr unsigned kReadBackCommits = 1'000;
+constexpr Lsn kReadBackNear = 1U << 20;
 
 }  // namespace
 
@@ -57,7 +61,7 @@ Status SegmentLog::roll(bool whole) {
       if (used.ok() || used.error().code != ErrorCode::kFull) return used;
       fresh->file.reset();
       (void)directory_.remove(fresh->name);
-    } else if (fresh.error().code != ErrorCode::kFull) {
+    } else if (fresh.error().code != ErrorCode::kFull && fresh.error().code != ErrorCode::kBusy) {
       return fresh.error();
     }
     if (auto spare = spares_.take(true)) return use(std::move(*spare));
@@ -91,6 +95,7 @@ Status SegmentLog::use(SpareSegments::Spare spare) {
   end_ = kSegmentHeaderSize;
   current_bytes_ = end_;
   bytes_total_ += kSegmentHeaderSize;
+  if (current_ != nullptr) current_->file->rest();
   current_ = segment;
   blank_ = true;
   growing_ = spare.size < capacity_ - capacity_ / 8;
@@ -136,6 +141,7 @@ Status SegmentLog::release(const std::set<std::uint64_t>& numbers) {
     segments_.erase(keep, segments_.end());
   }
   if (freed.empty()) return {};
+  // Those kept as spares get their names now and are handed over once no name is the old one.
   std::vector<SpareSegments::Spare> recycled;
   for (const auto& segment : freed) {
     const std::string name = segment_name(segment->header.number);
@@ -143,7 +149,7 @@ Status SegmentLog::release(const std::set<std::uint64_t>& numbers) {
     const auto size = segment->file->size();
     if (segment->damaged) {
       DRAY_TRY(directory_.rename(name, name + ".quarantine"));
-    } else if (size.ok() && recycled.empty() && spares_.wants_recycled(*size)) {
+    } else if (size.ok() && spares_.wants_recycled(*size, recycled.size())) {
       const std::string spare = spares_.fresh_name();
       DRAY_TRY(directory_.rename(name, spare));
       recycled.push_back({segment->file, spare, *size, false});
@@ -215,7 +221,7 @@ Status SegmentLog::write_opening() {
   append_record(bytes, current_->seed, end_, header, payload);
   fresh_index_.push_back({next_lsn_, end_});
   indexed_until_ = end_ + kIndexSpacing;
-  DRAY_TRY(put(bytes, next_lsn_, false));
+  DRAY_TRY(put(bytes, 0, next_lsn_, false));
   if (planted(Fault::kNoHeaderSync)) unsynced_ = false;  // else the next sync is the header's too
   opening_due_ = false;
   return {};
@@ -224,7 +230,7 @@ Status SegmentLog::write_opening() {
 // A file that grows with every write costs the file system's own commit each time: it is left
 // as soon as there is one whose blocks are all there.
 bool SegmentLog::better_segment_ready() const {
-  return growing_ && !blank_ && spares_.filled() >= options_.segment_size;
+  return growing_ && !blank_ && spares_.has_whole();
 }
 
 // How far the records from `from` on go into this segment, in whole units. One that is larger than
@@ -244,6 +250,14 @@ std::size_t SegmentLog::fit(const Batch& batch, std::size_t from) const {
 }
 
 Status SegmentLog::write_frames(Batch& batch, std::size_t from, std::size_t until, bool sync) {
+  // A page is written whole when it is begun, so that none need be read: what was filled ahead is
+  // not in memory.
+  const std::uint64_t behind = end_ + batch.extent(from, until);
+  const std::uint64_t page_end =
+      std::min((behind + kPageSize - 1) / kPageSize * kPageSize, capacity_);
+  const std::size_t padding =
+      until == batch.size() && page_end > behind ? static_cast<std::size_t>(page_end - behind) : 0;
+  batch.pad(padding);
   char* const bytes = batch.bytes_->data();
   const std::uint32_t begin = batch.frames_[from].offset;
   Lsn lsn = next_lsn_;
@@ -256,19 +270,34 @@ Status SegmentLog::write_frames(Batch& batch, std::size_t from, std::size_t unti
     fresh_index_.push_back({lsn, offset});
     indexed_until_ = offset + kIndexSpacing;
   }
-  DRAY_TRY(put({bytes + begin, batch.extent(from, until)}, lsn - 1, sync));
+  DRAY_TRY(put({bytes + begin, batch.extent(from, until) + padding}, padding, lsn - 1, sync));
   blank_ = false;
   return {};
 }
 
-// Writes behind the last record; `last` is the number of the last one in `bytes`.
-Status SegmentLog::put(std::string_view bytes, Lsn last, bool sync) {
+// What will be read back soon goes through the page cache. For a reader that is far behind it would
+// only push out what it reads first.
+Caching SegmentLog::caching() {
+  const Lsn read_back = read_back_.load(std::memory_order_relaxed);
+  if (read_back != read_back_seen_) {
+    read_back_seen_ = read_back;
+    read_back_commits_ = kReadBackCommits;
+  } else if (read_back_commits_ > 0) {
+    --read_back_commits_;
+  }
+  const bool near = next_lsn_ - std::min(next_lsn_, read_back) < kReadBackNear;
+  return read_back_commits_ > 0 && near ? Caching::kKeep : Caching::kPast;
+}
+
+// Writes behind the last record; `last` is the number of the last one in `bytes`, which end with
+// `padding` bytes that are no record.
+Status SegmentLog::put(std::string_view bytes, std::size_t padding, Lsn last, bool sync) {
   const auto index = std::exchange(fresh_index_, {});
   // One call writes and syncs these bytes alone: all before them is durable. So it may be repeated
   // elsewhere if the disk is full, whichever half of it found that out.
   const bool one_call = sync && !unsynced_;
   DRAY_TRY(one_call && !planted(Fault::kNoCommitSync)
-               ? current_->file->write_durable_at(end_, bytes)
+               ? current_->file->write_durable_at(end_, bytes, caching())
                : current_->file->write_at(end_, bytes));
   unsynced_ = !one_call;
   if (sync && unsynced_ && !planted(Fault::kNoCommitSync)) {
@@ -281,11 +310,12 @@ Status SegmentLog::put(std::string_view bytes, Lsn last, bool sync) {
     unsynced_ = false;
   }
   if (sync) durable_lsn_ = last;  // S1
+  const std::uint64_t records = bytes.size() - padding;
   next_lsn_ = last + 1;
-  end_ += bytes.size();
+  end_ += records;
   current_bytes_ = end_;
-  bytes_total_ += bytes.size();
-  bytes_appended_ += bytes.size();
+  bytes_total_ += records;
+  bytes_appended_ += records;
   if (!index.empty()) {
     const std::lock_guard lock(mutex_);
     current_->index.insert(current_->index.end(), index.begin(), index.end());

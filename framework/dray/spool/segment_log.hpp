@@ -33,6 +33,7 @@ namespace dray::spool {
 
 struct LogOptions {
   std::uint64_t segment_size = 64U << 20;
+  std::uint64_t preallocate = 0;  // bytes of segments that are kept ready ahead of their use
   Uuid machine_id;
   bool adopt = false;  // serve also what was made on another machine or in another folder
 };
@@ -126,6 +127,7 @@ class SegmentLog {
   bool current_grows() const { return growing_.load(std::memory_order_relaxed); }
 
   SpareSegments& spares() { return spares_; }
+  const SpareSegments& spares() const { return spares_; }
   std::vector<SegmentSummary> segments() const;
   // What a checkpoint up to `lsn` at `position` needs, without those in `dead`.
   std::vector<SegmentEntry> entries(Lsn lsn, const LogPosition& position,
@@ -139,7 +141,9 @@ class SegmentLog {
       : directory_(directory),
         clock_(clock),
         options_(options),
-        spares_(directory, options.segment_size) {}
+        spares_(directory, options.segment_size,
+                std::max<std::size_t>(
+                    1, (options.preallocate + options.segment_size - 1) / options.segment_size)) {}
 
   // segment_scan.cpp
   struct Tail;
@@ -164,7 +168,8 @@ class SegmentLog {
   bool better_segment_ready() const;
   std::size_t fit(const Batch& batch, std::size_t from) const;
   Status write_frames(Batch& batch, std::size_t from, std::size_t until, bool sync);
-  Status put(std::string_view bytes, Lsn last, bool sync);
+  Caching caching();
+  Status put(std::string_view bytes, std::size_t padding, Lsn last, bool sync);
   Status fail(Error error);
 
   // Immutable.
@@ -192,10 +197,14 @@ class SegmentLog {
   std::uint64_t bytes_appended_ = 0;
   Batch single_{std::make_shared<BatchBuffers>()};  // of write_record()
   std::vector<Status> failed_;                      // empty, or the first failure
+  Lsn read_back_seen_ = 0;
+  unsigned read_back_commits_ = 0;  // for so many more commits readers count as reading on
 
   SpareSegments spares_;
   std::atomic<std::uint64_t> bytes_total_{0};
   std::atomic<std::uint64_t> current_bytes_{0};
+  // Where a reader of the backlog stood last. Any thread.
+  mutable std::atomic<Lsn> read_back_{0};
   std::atomic<bool> growing_{false};  // current_ had few blocks or none when it was begun
 
   // Guarded by mutex_.

@@ -7,7 +7,9 @@ namespace dray::spool {
 namespace {
 
 constexpr std::string_view kPrefix = "spare.";
-constexpr std::uint64_t kSlice = 1024U << 10;
+constexpr std::uint64_t kSlice = 128U << 10;
+constexpr int kSkipWhenFull = 240;  // calls, four a second then
+constexpr std::uint64_t kSliceUrgent = 1024U << 10;
 constexpr std::uint64_t kReserveSizeMin = 1U << 20;
 // A file that was extended record by record ends where the next one did not fit any more.
 constexpr std::uint64_t kMissingShareMax = 8;
@@ -31,10 +33,9 @@ void SpareSegments::adopt(const std::string& name) {
   if (whole && !reserve_) {
     reserve_ = Spare{std::move(*file), name, *size, false};
     has_reserve_ = true;
-  } else if (size.ok() && is_usable(*size) && !next_) {
-    next_ = Spare{std::move(*file), name, *size, false};
-    next_whole_ = whole;
-    filled_ = *size;
+  } else if (size.ok() && is_usable(*size) && ready_.size() < ready_wanted_) {
+    ready_.push_back({std::move(*file), name, *size, false});
+    count();
   } else {
     (void)directory_.remove(name);
   }
@@ -47,9 +48,14 @@ std::string SpareSegments::fresh_name() {
 
 std::optional<SpareSegments::Spare> SpareSegments::take(bool whole) {
   const std::lock_guard lock(mutex_);
-  if (next_ && (!whole || next_whole_)) {
-    filled_ = 0;
-    return std::exchange(next_, std::nullopt);
+  auto best = std::find_if(ready_.begin(), ready_.end(),
+                           [&](const auto& spare) { return is_whole(spare); });
+  if (best == ready_.end() && !whole) best = ready_.begin();
+  if (best != ready_.end()) {
+    Spare taken = std::move(*best);
+    ready_.erase(best);
+    count();
+    return taken;
   }
   if (!whole) return std::nullopt;
   has_reserve_ = false;
@@ -69,6 +75,16 @@ bool SpareSegments::make_reserve(std::uint64_t size) {
   {
     const std::lock_guard lock(mutex_);
     if (reserve_) return true;
+    // Another program may have taken the room: what is there is better than what may be had.
+    const auto whole = std::find_if(ready_.begin(), ready_.end(),
+                                    [&](const auto& spare) { return is_whole(spare); });
+    if (whole != ready_.end()) {
+      reserve_ = std::move(*whole);
+      ready_.erase(whole);
+      count();
+      has_reserve_ = true;
+      return true;
+    }
   }
   auto spare = create();
   if (!spare.ok()) return false;
@@ -116,57 +132,86 @@ bool SpareSegments::is_usable(std::uint64_t size) const {
   return size >= segment_size_ - segment_size_ / kMissingShareMax && size <= segment_size_;
 }
 
-bool SpareSegments::wants_recycled(std::uint64_t size) const {
+std::size_t SpareSegments::usable() const {
+  return static_cast<std::size_t>(std::count_if(
+      ready_.begin(), ready_.end(), [&](const auto& spare) { return is_usable(spare.size); }));
+}
+
+void SpareSegments::count() {
+  std::uint64_t filled = 0;
+  std::size_t whole = 0;
+  for (const auto& spare : ready_) {
+    filled += spare.size;
+    whole += is_whole(spare) ? 1U : 0U;
+  }
+  filled_ = filled;
+  whole_ = whole;
+}
+
+bool SpareSegments::wants_recycled(std::uint64_t size, std::size_t coming) const {
   const std::lock_guard lock(mutex_);
   if (!is_usable(size)) return false;
-  return (!reserve_ && size == segment_size_) || !next_ || !is_usable(next_->size);
+  return (!reserve_ && coming == 0 && size == segment_size_) || usable() + coming < ready_wanted_;
 }
 
 void SpareSegments::recycle(Spare spare) {
-  const bool whole = spare.size == segment_size_;
   std::optional<Spare> replaced;
   {
     const std::lock_guard lock(mutex_);
-    if (whole && !reserve_) {
+    if (is_whole(spare) && !reserve_) {
       reserve_ = std::move(spare);
       has_reserve_ = true;
       return;
     }
-    replaced = std::exchange(next_, std::move(spare));
-    next_whole_ = whole;
-    filled_ = next_->size;
+    if (ready_.size() >= ready_wanted_) {  // the one that is being filled
+      replaced = std::move(ready_.back());
+      ready_.pop_back();
+    }
+    ready_.push_front(std::move(spare));
+    count();
   }
   if (replaced) (void)directory_.remove(replaced->name);
 }
 
-bool SpareSegments::prepare() {
+bool SpareSegments::prepare(bool urgent) {
+  if (!has_reserve_) return false;
+  if (skip_ > 0) {
+    --skip_;
+    return false;
+  }
   std::optional<Spare> filling;
   {
     // Taken out while it is filled: a commit that needs a file makes one and does not wait.
     const std::lock_guard lock(mutex_);
-    if (next_ && next_whole_) return false;
-    filling = std::exchange(next_, std::nullopt);
+    const auto part = std::find_if(ready_.begin(), ready_.end(),
+                                   [&](const auto& spare) { return !is_whole(spare); });
+    if (part != ready_.end()) {
+      filling = std::move(*part);
+      ready_.erase(part);
+      count();
+    } else if (ready_.size() >= ready_wanted_) {
+      return false;
+    }
   }
   if (!filling) {
     auto spare = create();
     if (!spare.ok()) return false;
     filling = std::move(*spare);
   }
-  const std::string zeros(static_cast<std::size_t>(std::min(kSlice, segment_size_ - filling->size)),
-                          '\0');
-  const bool filled = filling->file->write_durable_at(filling->size, zeros).ok();
-  filling->size += zeros.size();
+  const std::uint64_t slice =
+      std::min(urgent ? kSliceUrgent : kSlice, segment_size_ - filling->size);
+  const bool filled = filling->file->fill_zeros(filling->size, slice).ok();
+  filling->size += slice;
   {
     const std::lock_guard lock(mutex_);
-    if (filled && !next_) {
-      next_ = std::move(filling);
-      next_whole_ = next_->size >= segment_size_;
-      filled_ = next_->size;
-      return !next_whole_;
+    if (filled && ready_.size() < ready_wanted_) {
+      ready_.push_back(std::move(*filling));
+      count();
+      return whole_ < ready_wanted_;
     }
-    filled_ = next_ ? next_->size : 0;
   }
-  // A full disk: leave what room there is to others. Or one was recycled meanwhile.
+  // A full disk: leave what room there is to others, for a while. Or one was recycled meanwhile.
+  if (!filled) skip_ = kSkipWhenFull;
   (void)directory_.remove(filling->name);
   return false;
 }

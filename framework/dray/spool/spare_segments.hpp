@@ -1,7 +1,7 @@
 // SpareSegments: files that are ready to become segments, so that a commit never waits for one.
 //
 //   reserve   allocated whole: the room for settling when the disk is full (P7)
-//   next      a recycled segment, or a file that upkeep fills with zeros ahead of its use:
+//   ready     recycled segments, and files that upkeep fills with zeros ahead of their use:
 //             overwriting written blocks saves the file system's own commit on every sync
 //
 // Threading: any thread, prepare() on one; nothing waits for a disk but who asks for it.
@@ -10,6 +10,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -28,8 +29,9 @@ class SpareSegments {
     bool confined = false;   // to its size: the disk may have no room for more
   };
 
-  SpareSegments(Directory& directory, std::uint64_t segment_size)
-      : directory_(directory), segment_size_(segment_size) {}
+  // Keeps `ready_wanted` (at least 1) files ready.
+  SpareSegments(Directory& directory, std::uint64_t segment_size, std::size_t ready_wanted = 1)
+      : directory_(directory), segment_size_(segment_size), ready_wanted_(ready_wanted) {}
 
   static bool is_spare_name(std::string_view name);
   // Takes over what an earlier run left, and removes what is not whole.
@@ -48,30 +50,42 @@ class SpareSegments {
   // Gives the reserve's room back to the disk, for a checkpoint.
   void release_reserve();
 
-  // Whether a file of so many bytes that was a segment is of use. False: remove it. True: give it
-  // a new name and hand it over.
-  bool wants_recycled(std::uint64_t size) const;
+  // Whether a file of so many bytes that was a segment is of use beside `coming` that will be
+  // handed over. False: remove it. True: give it a new name and hand it over.
+  bool wants_recycled(std::uint64_t size, std::size_t coming = 0) const;
   std::string fresh_name();
   void recycle(Spare spare);
 
-  // Fills the next 1 MiB of `next`. False if nothing is left to fill.
-  bool prepare();
-  // Bytes of `next` that have blocks.
+  // Fills the next piece of a file to come: a commit that meets it waits for its end, so it is
+  // short unless it is `urgent`. False if nothing is left to fill.
+  bool prepare(bool urgent = false);
+  // Bytes of `ready` that have blocks. Any thread.
   std::uint64_t filled() const { return filled_.load(std::memory_order_relaxed); }
+  // Whether a file is ready whose blocks are all there. Any thread.
+  bool has_whole() const { return whole_.load(std::memory_order_relaxed) != 0; }
+  // Whether more than the usual one file is to be kept ready, and is not yet. Any thread.
+  bool behind() const {
+    return ready_wanted_ > 1 && whole_.load(std::memory_order_relaxed) < ready_wanted_;
+  }
 
  private:
   bool make_reserve(std::uint64_t size);
   bool is_usable(std::uint64_t size) const;
+  bool is_whole(const Spare& spare) const { return spare.size >= segment_size_; }
+  std::size_t usable() const;  // REQUIRES: mutex_ is held, as for count()
+  void count();
 
   Directory& directory_;
   const std::uint64_t segment_size_;
+  const std::size_t ready_wanted_;
   mutable std::mutex mutex_;
   std::optional<Spare> reserve_;
-  std::optional<Spare> next_;
-  bool next_whole_ = false;
+  std::deque<Spare> ready_;  // one at most is being filled: the last
   std::uint64_t names_ = 0;
   std::atomic<std::uint64_t> filled_{0};
+  std::atomic<std::size_t> whole_{0};
   std::atomic<bool> has_reserve_{false};
+  int skip_ = 0;  // of prepare()'s thread
 };
 
 }  // namespace dray::spool

@@ -8,6 +8,7 @@
 namespace dray::spool {
 namespace {
 
+constexpr std::size_t kDedupPiece = 4'096;  // entries
 constexpr auto kRoomRetry = std::chrono::milliseconds(250);
 // A file is filled ahead in slices, each followed by a pause: a short one while the file would
 // not be ready by the time the current segment is full. First writes into a file without blocks
@@ -64,17 +65,21 @@ void Spool::run_upkeep(CommitListener& listener) {
     const std::uint64_t filled = segments_->spares().filled();
     const bool behind = filled<bytes&& static_cast<double>(bytes)> kPrepareFrom *
                         static_cast<double>(options_.log.segment_size);
-    // Where messages are settled as they come, a segment is freed before a file must be made.
-    const bool wanted = idle || behind || filled > 0 || segments_->current_grows();
+    // Where messages are settled as they come, a segment is freed before a file must be made. What
+    // a burst uses up of the room made for it is made again after the burst.
+    const bool begun = filled > 0 && !segments_->spares().has_whole();
+    const bool wanted = idle || behind || begun || segments_->current_grows();
     {
       std::unique_lock lock(upkeep_mutex_);
-      upkeep_work_.wait_for(lock, behind ? kPreparePauseBehind : kPreparePause,
+      const bool soon = behind || (idle && segments_->spares().behind());
+      upkeep_work_.wait_for(lock, soon ? kPreparePauseBehind : kPreparePause,
                             [&] { return upkeep_closing_ || durable_snapshot_.has_value(); });
       if (upkeep_closing_ && !durable_snapshot_) return;
     }
     upkeep(listener);
     bool more = false;
-    if (!failed_ && wanted) more = segments_->spares().prepare();
+    // While nothing is written, or too much, it may take longer.
+    if (!failed_ && wanted) more = segments_->spares().prepare(behind || idle);
     std::unique_lock lock(upkeep_mutex_);
     if (more || !wanted || upkeep_closing_ || durable_snapshot_) continue;
     upkeep_work_.wait_for(lock, kRoomRetry,
@@ -104,9 +109,17 @@ void Spool::write_checkpoint(const Snapshot& snapshot, CommitListener& listener)
   checkpoint.segments = segments_->entries(snapshot.lsn, snapshot.position, snapshot.dead);
   checkpoint.groups = snapshot.groups;
   checkpoint.sessions = snapshot.sessions;
+  // Publishers wait for a piece of it, not for all.
+  bool more = true;
+  std::size_t size = 0;
   {
     const std::lock_guard lock(dedup_mutex_);
-    checkpoint.dedup.bytes = dedup_.snapshot(snapshot.lsn);
+    size = dedup_.size();
+  }
+  checkpoint.dedup.bytes.reserve((size + kDedupPiece) * DedupWindow::kEntrySize);
+  for (std::uint64_t position = 0; more;) {
+    const std::lock_guard lock(dedup_mutex_);
+    more = dedup_.snapshot(snapshot.lsn, position, kDedupPiece, checkpoint.dedup.bytes);
   }
   const std::string bytes = encode(checkpoint);
   checkpoint_bytes_ = bytes.size();
@@ -117,7 +130,9 @@ void Spool::write_checkpoint(const Snapshot& snapshot, CommitListener& listener)
     written = checkpoints_.write(bytes);
   }
   if (!written.ok()) {
-    if (written.error().code != ErrorCode::kFull) fail(written.error(), listener);
+    // Without room, or with too many open files: another time.
+    const auto code = written.error().code;
+    if (code != ErrorCode::kFull && code != ErrorCode::kBusy) fail(written.error(), listener);
     return;
   }
   // S9: both kept checkpoints leave them out.

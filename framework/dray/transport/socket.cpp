@@ -7,11 +7,10 @@
 #include <cstring>
 #include <zmq.hpp>
 
-namespace dray::transport {
+#include "dray/transport/context_impl.hpp"
+#include "dray/uuid.hpp"
 
-struct Context::Impl {
-  zmq::context_t context{1};
-};
+namespace dray::transport {
 
 Context::Context() : impl_(std::make_unique<Impl>()) {}
 Context::~Context() = default;
@@ -21,10 +20,12 @@ struct Socket::Impl {
   zmq::socket_t socket;
   std::optional<zmq::socket_t> monitor;
   bool is_router = false;
+  bool secured = false;
 };
 
 namespace {
 
+constexpr int kZapEnforceDomain = 93;
 constexpr std::size_t kIpcPathMax = 107;  // sun_path less its final zero
 
 bool starts_with(const std::string& text, std::string_view prefix) {
@@ -47,7 +48,7 @@ Error endpoint_error(const char* operation, const std::string& endpoint, int num
 
 }  // namespace
 
-std::optional<std::string> endpoint_fault(const std::string& endpoint) {
+std::optional<std::string> endpoint_fault(const std::string& endpoint, bool secured) {
   if (starts_with(endpoint, "inproc://")) return std::nullopt;
   if (starts_with(endpoint, "ipc://")) {
     const std::size_t size = endpoint.size() - 6;
@@ -59,19 +60,20 @@ std::optional<std::string> endpoint_fault(const std::string& endpoint) {
     return std::nullopt;
   }
   if (starts_with(endpoint, "tcp://")) {
+    if (secured) return std::nullopt;
     const std::string address = endpoint.substr(6);
     for (const auto* local : {"127.", "localhost:", "[::1]:"}) {
       if (starts_with(address, local)) return std::nullopt;
     }
-    return "it leaves this machine, which needs CURVE keys, and this version has none yet; use "
-           "ipc://, or tcp:// with 127.0.0.1 or [::1]";
+    return "it leaves this machine, which needs CURVE keys: make them with `dray keygen` and name "
+           "them with 'keys'; or use ipc://, or tcp:// with 127.0.0.1 or [::1]";
   }
   return "write it like \"ipc://path\" or \"tcp://127.0.0.1:5555\"";
 }
 
 Socket::Socket(Context& context, int type, const SocketOptions& options)
-    : impl_(std::make_unique<Impl>(
-          Impl{context.impl().context, zmq::socket_t(context.impl().context, type), {}, false})) {
+    : impl_(std::make_unique<Impl>(Impl{
+          context.impl().context, zmq::socket_t(context.impl().context, type), {}, false, false})) {
   auto& socket = impl_->socket;
   // A worker's BYE is the last thing it sends: half a second lets it leave.
   socket.set(zmq::sockopt::linger, type == ZMQ_DEALER ? 500 : 0);
@@ -87,6 +89,22 @@ Socket::Socket(Context& context, int type, const SocketOptions& options)
   socket.set(zmq::sockopt::handshake_ivl, 5'000);
   socket.set(zmq::sockopt::reconnect_ivl, 50);
   socket.set(zmq::sockopt::reconnect_ivl_max, 1'000);
+  if (options.curve_server) {
+    socket.set(zmq::sockopt::curve_server, true);
+    socket.set(zmq::sockopt::curve_secretkey, options.curve_server->secret_key);
+    socket.set(zmq::sockopt::zap_domain, "dray");
+    // Without it a context that has no ZAP handler lets everybody in. In zmq.h among the drafts.
+    const int enforce = 1;
+    if (zmq_setsockopt(socket.handle(), kZapEnforceDomain, &enforce, sizeof(enforce)) != 0) {
+      throw zmq::error_t();
+    }
+  }
+  if (options.curve_client) {
+    socket.set(zmq::sockopt::curve_serverkey, options.curve_client->server_key);
+    socket.set(zmq::sockopt::curve_publickey, options.curve_client->public_key);
+    socket.set(zmq::sockopt::curve_secretkey, options.curve_client->secret_key);
+  }
+  impl_->secured = options.curve_server || options.curve_client;
   if (type == ZMQ_PUSH || type == ZMQ_DEALER) socket.set(zmq::sockopt::immediate, true);
   if (type == ZMQ_ROUTER) {
     socket.set(zmq::sockopt::router_mandatory, true);
@@ -99,7 +117,7 @@ Socket::~Socket() {
 }
 
 Status Socket::bind(const std::string& endpoint) {
-  if (auto fault = endpoint_fault(endpoint)) {
+  if (auto fault = endpoint_fault(endpoint, impl_->secured)) {
     return Error{ErrorCode::kInvalid, *fault, endpoint, 0};
   }
   try {
@@ -111,7 +129,7 @@ Status Socket::bind(const std::string& endpoint) {
 }
 
 Status Socket::connect(const std::string& endpoint) {
-  if (auto fault = endpoint_fault(endpoint)) {
+  if (auto fault = endpoint_fault(endpoint, impl_->secured)) {
     return Error{ErrorCode::kInvalid, *fault, endpoint, 0};
   }
   try {
@@ -123,20 +141,29 @@ Status Socket::connect(const std::string& endpoint) {
 }
 
 std::string Socket::bound_endpoint() const {
-  return impl_->socket.get(zmq::sockopt::last_endpoint);
+  std::string endpoint = impl_->socket.get(zmq::sockopt::last_endpoint);
+  // An IPv4 address in the form that a socket for both versions has for it.
+  constexpr std::string_view kMapped = "[::ffff:";
+  const auto mapped = endpoint.find(kMapped);
+  const auto close = endpoint.find(']');
+  if (mapped == std::string::npos || close == std::string::npos) return endpoint;
+  return endpoint.erase(close, 1).erase(mapped, kMapped.size());
 }
 
 Status Socket::watch_links() {
   if (impl_->monitor) return {};  // a second bind: the old name may not be free again yet
-  // One name per socket: inproc names are global to the context.
-  const std::string name =
-      "inproc://dray-monitor-" + std::to_string(reinterpret_cast<std::uintptr_t>(this));
-  const int events = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED;
+  // A name of its own: they are global to the context, and that of a socket which was closed is
+  // free only later.
+  const std::string name = "inproc://dray-monitor-" + uuid_v4().text();
+  const int events =
+      ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
   if (zmq_socket_monitor(impl_->socket.handle(), name.c_str(), events) != 0) {
     return io_error("socket monitor", name, zmq_errno());
   }
   impl_->monitor.emplace(impl_->context, zmq::socket_type::pair);
   impl_->monitor->set(zmq::sockopt::linger, 0);
+  // Without a limit: ZeroMQ's own thread would wait for us to read, and closing for it.
+  impl_->monitor->set(zmq::sockopt::rcvhwm, 0);
   impl_->monitor->connect(name);
   return {};
 }
@@ -151,7 +178,19 @@ std::vector<Link> Socket::take_links() {
     while (event.more()) {
       if (!impl_->monitor->recv(event, zmq::recv_flags::dontwait)) break;
     }
-    links.push_back(number == ZMQ_EVENT_DISCONNECTED ? Link::kDisconnected : Link::kConnected);
+    switch (number) {
+      case ZMQ_EVENT_DISCONNECTED:
+        links.push_back(Link::kDisconnected);
+        break;
+      case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+        links.push_back(Link::kTurnedAway);
+        break;
+      case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        links.push_back(Link::kMismatch);
+        break;
+      default:
+        links.push_back(Link::kConnected);
+    }
   }
   return links;
 }
@@ -231,7 +270,13 @@ Sent RouterSocket::send(std::string_view peer, std::string_view body) {
 std::optional<RouterSocket::Received> RouterSocket::receive() {
   auto frames = receive_frames(impl_->socket, 2);
   if (!frames) return std::nullopt;
-  return Received{frames->at(0).to_string(), frame_of(std::move(frames->at(1)))};
+  std::string user;
+  if (impl_->secured) {
+    // Of the second frame: the first, the routing id, may have none.
+    const char* id = zmq_msg_gets(frames->at(1).handle(), "User-Id");
+    if (id != nullptr) user = id;
+  }
+  return Received{frames->at(0).to_string(), frame_of(std::move(frames->at(1))), std::move(user)};
 }
 
 DealerSocket::DealerSocket(Context& context, const SocketOptions& options)

@@ -44,16 +44,29 @@ struct Frame {
   std::string_view bytes;
 };
 
+// Security by CURVE: with it, and only with it, an endpoint may lie beyond this machine (P9).
+struct CurveServer {
+  std::string secret_key;  // Z85; who may connect, the context's Authenticator decides
+};
+struct CurveClient {
+  std::string public_key, secret_key;  // its own
+  std::string server_key;              // the server's public key
+};
+
 enum class Sent { kSent, kFull, kUnreachable };
 
 struct SocketOptions {
   int send_frames_max = 10'000;     // SNDHWM, per peer
   int receive_frames_max = 10'000;  // RCVHWM, per peer
   std::int64_t frame_bytes_max = 64LL << 20;
+  std::optional<CurveServer> curve_server = std::nullopt;
+  std::optional<CurveClient> curve_client = std::nullopt;
 };
 
-// What the socket monitor tells.
-enum class Link { kConnected, kDisconnected };
+// What the socket monitor tells. After kTurnedAway (the other side's Authenticator does not allow
+// this key) and kMismatch (only one side uses CURVE, or the server has another key) ZeroMQ never
+// tries again: make a new socket when that may have changed.
+enum class Link { kConnected, kDisconnected, kTurnedAway, kMismatch };
 
 class Socket {
  public:
@@ -62,7 +75,7 @@ class Socket {
   Socket& operator=(const Socket&) = delete;
 
   // kInvalid for a bad endpoint; kConflict for an address in use; P9: kInvalid for an endpoint
-  // beyond this machine.
+  // beyond this machine without CURVE.
   Status bind(const std::string& endpoint);
   Status connect(const std::string& endpoint);
   // The endpoint bound last, with the port that "tcp://127.0.0.1:*" chose.
@@ -101,6 +114,7 @@ class RouterSocket final : public Socket {
   struct Received {
     std::string peer;
     Frame frame;
+    std::string user;  // with CurveServer: the sender's public key
   };
   std::optional<Received> receive();
 };
@@ -140,8 +154,8 @@ class Poller {
   std::vector<int> descriptors_;
 };
 
-// P9: nothing if the endpoint stays on this machine (inproc, ipc, tcp to a loopback address), else
-// why not.
-std::optional<std::string> endpoint_fault(const std::string& endpoint);
+// P9: nothing if the endpoint stays on this machine (inproc, ipc, tcp to a loopback address) or is
+// `secured` by CURVE, else why not.
+std::optional<std::string> endpoint_fault(const std::string& endpoint, bool secured = false);
 
 }  // namespace dray::transport

@@ -3,7 +3,9 @@
 #include <sys/stat.h>
 
 #include <condition_variable>
+#include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
 namespace dray::balancing {
@@ -14,10 +16,14 @@ constexpr std::size_t kDeferredPerPeerMax = 1'000;
 constexpr auto kUpkeepEvery = Milliseconds(250);
 constexpr std::size_t kCopyBytesMax = 4U << 20;
 constexpr std::size_t kLostKept = 1'024;
+constexpr std::size_t kUsersMin = 1'024;
+constexpr std::size_t kToldMax = 1'000;
+constexpr auto kLinkBrokenEvery = Milliseconds(50);
 
 // Windows bound what is on its way to a peer; the marks only have to lie well above.
-transport::SocketOptions router_options() {
+transport::SocketOptions router_options(const std::optional<DispatcherSecurity>& security) {
   transport::SocketOptions options;
+  if (security) options.curve_server = security->server;
   options.send_frames_max = 100'000;
   options.receive_frames_max = 100'000;
   return options;
@@ -28,12 +34,13 @@ transport::SocketOptions router_options() {
 struct Dispatcher::State {
   State(transport::Context& context, const Clock& clock_in, spool::Spool& spool_in,
         const DispatcherOptions& options, std::function<void(const Error&)> on_failure_in,
-        Log log_in)
+        Log log_in, std::optional<DispatcherSecurity> security_in)
       : clock(clock_in),
         spool(spool_in),
         on_failure(std::move(on_failure_in)),
         log(std::move(log_in)),
-        socket(context, router_options()),
+        security(std::move(security_in)),
+        socket(context, router_options(security)),
         reader(spool.segments()),
         look_up(reader.look_up()),
         core(
@@ -47,6 +54,7 @@ struct Dispatcher::State {
   spool::Spool& spool;
   std::function<void(const Error&)> on_failure;
   Log log;
+  const std::optional<DispatcherSecurity> security;
 
   // Owned by the dispatcher's thread.
   transport::RouterSocket socket;
@@ -55,6 +63,15 @@ struct Dispatcher::State {
   DispatcherCore core;
   SteadyTime upkeep_at{};
   bool checkpoint_due = false;
+  struct User {
+    std::string key;   // the one that the session began with
+    std::string peer;  // where it was last
+  };
+  std::unordered_map<Uuid, User, UuidHash> users;  // by session
+  std::uint64_t allowed_version = 0;
+  std::set<std::string> told;  // refusals that the log knows of
+  bool link_broken = false;    // and the core does not know yet
+  SteadyTime link_broken_at{};
   std::set<Sequence> lost;                    // reported
   std::deque<DispatcherCore::Send> deferred;  // a peer's pipe was full
   std::unordered_map<std::string, std::size_t> deferred_of;
@@ -77,9 +94,10 @@ struct Dispatcher::State {
 
 Dispatcher::Dispatcher(transport::Context& context, const Clock& clock, spool::Spool& spool,
                        const DispatcherOptions& options,
-                       std::function<void(const Error&)> on_failure, Log log)
+                       std::function<void(const Error&)> on_failure, Log log,
+                       std::optional<DispatcherSecurity> security)
     : state_(std::make_unique<State>(context, clock, spool, options, std::move(on_failure),
-                                     std::move(log))) {}
+                                     std::move(log), std::move(security))) {}
 
 Dispatcher::~Dispatcher() {
   stop();
@@ -161,6 +179,7 @@ void Dispatcher::run() {
                        .count();
     wait_ms = std::max<std::int64_t>(wait_ms, 0);
     if (!state.deferred.empty()) wait_ms = std::min<std::int64_t>(wait_ms, 1);
+    if (state.link_broken) wait_ms = std::min<std::int64_t>(wait_ms, kLinkBrokenEvery.count());
     if (state.poisoned) {
       idle.wait(-1);  // nobody reads the socket any more
     } else {
@@ -177,7 +196,14 @@ void Dispatcher::run() {
       retry_deferred();
       read_frames();
       for (const auto link : state.socket.take_links()) {
-        if (link == transport::Link::kDisconnected) state.core.on_link_broken();
+        state.link_broken = state.link_broken || link == transport::Link::kDisconnected;
+      }
+      // Whoever connects and goes, again and again, must not make all sessions be asked each time.
+      if (const auto at = state.now();
+          state.link_broken && at.steady - state.link_broken_at >= kLinkBrokenEvery) {
+        state.link_broken = false;
+        state.link_broken_at = at.steady;
+        state.core.on_link_broken(at);
       }
       state.core.tick(state.now());
       perform();
@@ -230,8 +256,74 @@ void Dispatcher::read_frames() {
       send({received->peer, encode(Refused{"bad-frame", frame.error().text()})});
       continue;
     }
+    if (auto refused = intrusion(*received, *frame)) {
+      // Once for each key and reason: whoever is refused may go on sending.
+      if (state.told.size() < kToldMax &&
+          state.told.insert(received->user + refused->reason).second) {
+        state.log.warning("a frame is refused: " + refused->reason, {{"key", received->user}});
+      }
+      send({received->peer, encode(*refused)});
+      continue;
+    }
     state.core.on_frame(received->peer, *frame, state.now());
   }
+}
+
+// P9: a key that was taken back is out at once, and no key speaks for another's session.
+std::optional<Refused> Dispatcher::intrusion(const transport::RouterSocket::Received& received,
+                                             const ProtocolFrame& frame) {
+  auto& state = *state_;
+  if (!state.security) return std::nullopt;
+  if (!state.security->authenticator->allows(received.user)) {
+    expel_key(received.user);
+    return Refused{"not-allowed", "this key may not be a worker here (any more)"};
+  }
+  const auto* hello = std::get_if<Hello>(&frame);
+  if (hello == nullptr) return std::nullopt;
+  const auto [owner, fresh] =
+      state.users.try_emplace(hello->session, State::User{received.user, received.peer});
+  if (owner->second.key != received.user) {
+    return Refused{"not-allowed", "this session belongs to another key"};
+  }
+  owner->second.peer = received.peer;
+  if (!fresh || state.users.size() <= kUsersMin) return std::nullopt;
+  const auto sessions = state.core.session_status();
+  if (state.users.size() <= 2 * sessions.size()) return std::nullopt;
+  // Most are of sessions that are over.
+  auto before = std::exchange(state.users, {});
+  state.users.insert(before.extract(hello->session));
+  for (const auto& each : sessions) {
+    if (auto node = before.extract(each.id)) state.users.insert(std::move(node));
+  }
+  return std::nullopt;
+}
+
+// What its sessions hold is delivered elsewhere at once.
+void Dispatcher::expel_key(const std::string& key) {
+  auto& state = *state_;
+  std::erase_if(state.users, [&](const auto& each) {
+    if (each.second.key != key) return false;
+    state.core.expel(each.first, state.now());
+    return true;
+  });
+}
+
+void Dispatcher::expel_disallowed() {
+  auto& state = *state_;
+  if (!state.security) return;
+  auto& authenticator = *state.security->authenticator;
+  const std::uint64_t version = authenticator.version();
+  if (std::exchange(state.allowed_version, version) == version) return;
+  std::map<std::string, std::string> out;  // key, where it was last
+  for (const auto& [session, user] : state.users) {
+    if (!authenticator.allows(user.key)) out[user.key] = user.peer;
+  }
+  for (const auto& [key, peer] : out) {
+    state.log.warning("a worker's key was taken back: its sessions end", {{"key", key}});
+    expel_key(key);
+    send({peer, encode(Refused{"not-allowed", "this key may not be a worker here any more"})});
+  }
+  state.told.clear();
 }
 
 void Dispatcher::perform() {
@@ -291,6 +383,7 @@ void Dispatcher::fetch(const DispatcherCore::Fetch& fetch) {
 
 void Dispatcher::upkeep() {
   auto& state = *state_;
+  expel_disallowed();
   const auto now = state.now();
   if (now.steady < state.upkeep_at && !state.checkpoint_due) return;
   if (state.spool.checkpoint_under_way()) return;

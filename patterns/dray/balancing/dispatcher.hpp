@@ -10,18 +10,26 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "dray/balancing/dispatcher_core.hpp"
-#include "dray/transport/socket.hpp"
+#include "dray/transport/authenticator.hpp"
 
 namespace dray::balancing {
+
+// CURVE: workers need a key that the authenticator allows, and a session stays with the key that it
+// began with.
+struct DispatcherSecurity {
+  transport::CurveServer server;
+  transport::Authenticator* authenticator = nullptr;  // outlives the dispatcher
+};
 
 class Dispatcher final : public spool::CommitListener {
  public:
   Dispatcher(transport::Context& context, const Clock& clock, spool::Spool& spool,
              const DispatcherOptions& options, std::function<void(const Error&)> on_failure,
-             Log log);
+             Log log, std::optional<DispatcherSecurity> security = std::nullopt);
   ~Dispatcher() override;
 
   // May be called more than once. An ipc endpoint's file is made with mode 0600.
@@ -51,9 +59,14 @@ class Dispatcher final : public spool::CommitListener {
   void run();
   void read_inbox();
   void read_frames();
+  // Nothing, or why this frame is refused.
+  std::optional<Refused> intrusion(const transport::RouterSocket::Received& received,
+                                   const ProtocolFrame& frame);
   void perform();
   void refill(const DispatcherCore::Refill& refill);
   void fetch(const DispatcherCore::Fetch& fetch);
+  void expel_key(const std::string& key);
+  void expel_disallowed();
   void upkeep();
   void report_lost(Sequence sequence);
   void poison(const std::string& what, const Error& error);

@@ -1,6 +1,7 @@
 #include "dray/balancing/dispatcher_core.hpp"
 
 #include <algorithm>
+#include <array>
 
 #include "dray/balancing/dispatcher_state.hpp"
 
@@ -12,6 +13,8 @@ using spool::History;
 namespace {
 
 constexpr Sequence kSequenceMax = 1ULL << 56;
+constexpr std::array<Milliseconds, 4> kAskLinksAfter{Milliseconds(0), Milliseconds(5),
+                                                     Milliseconds(20), Milliseconds(60)};
 
 }  // namespace
 
@@ -71,8 +74,10 @@ void DispatcherCore::on_frame(const std::string& peer, const ProtocolFrame& fram
   const bool heartbeat = std::holds_alternative<Heartbeat>(frame);
   if (!heartbeat || !planted(Fault::kLeaseNotRenewed)) session->heard_at = now.steady;
   if (const auto* window = std::get_if<Window>(&frame)) {
-    session->window_messages = std::max<std::uint32_t>(window->messages, 0);
+    session->window_messages = window->messages;
     session->window_bytes = window->bytes;
+    session->closed = false;
+    note_room(*session);
   } else if (const auto* result = std::get_if<ResultFrame>(&frame)) {
     on_result(*session, *result, now);
   } else if (std::holds_alternative<Bye>(frame)) {
@@ -80,11 +85,25 @@ void DispatcherCore::on_frame(const std::string& peer, const ProtocolFrame& fram
   }
 }
 
-void DispatcherCore::on_link_broken() {
-  for (const auto& [id, session] : sessions_) ping(*session);
+void DispatcherCore::on_link_broken(Now now) {
+  link_broken_at_ = now.steady;
+  links_asked_ = 0;
+  ask_links(now);
 }
 
+void DispatcherCore::ask_links(Now now) {
+  while (links_asked_ < kAskLinksAfter.size() &&
+         now.steady >= link_broken_at_ + kAskLinksAfter.at(links_asked_)) {
+    ++links_asked_;
+    for (const auto& [id, session] : sessions_) ping(*session);
+  }
+}
+
+// What waits is said again now and then: no worker may miss it for good.
 void DispatcherCore::ping(Session& session) {
+  const auto waiting = waiting_in(*groups_[session.group]);
+  const bool told_wrong = waiting == 0 && session.told_waiting != 0;
+  if (session.recorded && (waiting > 0 || told_wrong)) return tell_waiting(session, waiting);
   send(session, encode(Heartbeat{}));
 }
 
@@ -93,18 +112,31 @@ void DispatcherCore::send(const Session& session, std::string frame) {
 }
 
 void DispatcherCore::tick(Now now) {
+  if (now.steady >= sessions_due_at_) look_after_sessions(now);
+  ask_links(now);
+  watch_clock(now);
+  open_gates(now);
+  for (const auto& group : groups_) move_due(*group, now);
+}
+
+void DispatcherCore::look_after_sessions(Now now) {
   std::vector<Session*> lost;
   const auto ping_every = options_.lease / 4;
+  // What is heard of a session meanwhile only puts this off.
+  sessions_due_at_ = now.steady + ping_every;
   for (const auto& [id, session] : sessions_) {
     const bool silent = now.steady - session->heard_at >= options_.lease;
     const bool broken =
         session->broken_at && now.steady - *session->broken_at >= options_.reconnect_grace;
     if (silent || broken) {
       lost.push_back(session.get());
-    } else if (now.steady - session->pinged_at >= ping_every) {
+      continue;
+    }
+    if (now.steady - session->pinged_at >= ping_every) {
       session->pinged_at = now.steady;
       ping(*session);
     }
+    note_due(*session);
   }
   for (auto* session : lost) {
     end_session(
@@ -112,16 +144,19 @@ void DispatcherCore::tick(Now now) {
         session->broken_at ? "worker lost: connection broken" : "worker lost: silent for a lease",
         true, now);
   }
-  watch_clock(now);
-  open_gates(now);
-  for (const auto& group : groups_) move_due(*group, now);
+}
+
+void DispatcherCore::note_due(const Session& session) {
+  sessions_due_at_ = std::min({sessions_due_at_, session.heard_at + options_.lease,
+                               session.pinged_at + options_.lease / 4});
+  if (!session.broken_at) return;
+  sessions_due_at_ = std::min(sessions_due_at_, *session.broken_at + options_.reconnect_grace);
 }
 
 SteadyTime DispatcherCore::next_deadline(Now now) const {
-  SteadyTime next = now.steady + options_.lease / 4;
-  for (const auto& [id, session] : sessions_) {
-    next = std::min(next, session->pinged_at + options_.lease / 4);
-    if (session->broken_at) next = std::min(next, *session->broken_at + options_.reconnect_grace);
+  SteadyTime next = std::min(now.steady + options_.lease / 4, sessions_due_at_);
+  if (links_asked_ < kAskLinksAfter.size()) {
+    next = std::min(next, link_broken_at_ + kAskLinksAfter.at(links_asked_));
   }
   for (const auto& group : groups_) {
     if (group->gated) next = std::min(next, started_ + options_.lease);
@@ -176,6 +211,7 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
     const auto found = sessions_.find(ticket.session);
     if (found == sessions_.end()) return;
     found->second->recorded = true;
+    note_room(*found->second);
     return welcome(*found->second);
   }
   if (ticket.kind == Ticket::Kind::kCopy) {
@@ -216,7 +252,7 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
     if (session == sessions_.end()) continue;
     const auto grant = session->second->grants.find(sequence);
     if (grant == session->second->grants.end()) continue;
-    session->second->confirm[{grant->second.epoch, grant->second.number}].push_back(sequence);
+    confirm(*session->second, grant->second.epoch, grant->second.number, sequence);
     session->second->grants.erase(grant);
   }
 }

@@ -26,6 +26,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <queue>
 #include <random>
@@ -127,8 +128,9 @@ class DispatcherCore {
   void on_unsent(const Send& send, Now now);
   // The same, but the peer is there and takes nothing: if it speaks, it has to say HELLO.
   void on_stuck(const Send& send, Now now);
-  // Some connection broke; which one is not known: ask all.
-  void on_link_broken();
+  // Some connection broke; which one is not known: ask all, and again soon, for the news may come
+  // before the socket refuses to send there.
+  void on_link_broken(Now now);
   void on_committed(const spool::Committed& committed, Now now);
   void on_refilled(spool::GroupId group, Lane lane, spool::BacklogSlice slice);
   // Nothing: the record is damaged.
@@ -164,6 +166,8 @@ class DispatcherCore {
   bool held_full() const { return held() >= options_.held_max; }
   // The wall clock jumped: nothing expires until it has been steady for a while, or is confirmed.
   bool expiry_paused(Now now) const { return now.steady < expiry_paused_until_; }
+  // As if it had said BYE.
+  void expel(const Uuid& session, Now now);
   void confirm_clock() { expiry_paused_until_ = {}; }
 
  private:
@@ -215,7 +219,16 @@ class DispatcherCore {
   bool grant_front(Group& group, Session& session, Now now);
   void grant_suspects(Group& group, Now now);
   void dispatch(Group& group, Now now);
-  Session* least_loaded(Group& group, Now now, std::size_t& with_room);
+  std::uint64_t waiting_in(const Group& group) const;
+  void announce(Group& group);
+  void tell_waiting(Session& session, std::uint64_t waiting);
+  void note_room(Session& session);
+  Session* least_loaded(Group& group, std::size_t& with_room);
+  Session* least_loaded_of_many(Group& group, std::size_t& with_room);
+  void look_after_sessions(Now now);
+  void ask_links(Now now);
+  void note_due(const Session& session);
+  void confirm(Session& session, std::uint64_t epoch, std::uint32_t number, Sequence sequence);
   void grant(Group& group, Session& session, const ReadyMessage& message, Now now);
   void flush_deliveries(Session& session);
   void flush_settlements();
@@ -231,9 +244,15 @@ class DispatcherCore {
   const Router router_;
   const SteadyTime started_;
   std::vector<std::unique_ptr<Group>> groups_;
+  // Of the sessions' grants: a node is taken and given back for every delivery.
+  std::pmr::unsynchronized_pool_resource nodes_;
   std::map<Uuid, std::unique_ptr<Session>> sessions_;
   std::unordered_map<std::string, Session*> peers_;
-  std::set<Uuid> expected_;  // recorded sessions that did not speak yet
+  std::vector<Session*> confirming_;  // with something to be confirmed
+  SteadyTime sessions_due_at_{};      // nothing is due of any session before
+  SteadyTime link_broken_at_{};
+  std::size_t links_asked_ = SIZE_MAX;  // how often since then; SIZE_MAX: none broke
+  std::set<Uuid> expected_;             // recorded sessions that did not speak yet
   std::map<Uuid, spool::RecordedSession> recorded_;
   spool::LogPosition position_;                 // behind the last record that was heard of
   std::size_t damage_pending_ = 0;              // records of damage that are not durable yet

@@ -13,25 +13,76 @@ namespace {
 constexpr std::size_t kFrameMessagesMax = 1'024;
 constexpr std::size_t kFrameBytesMax = 1U << 20;
 constexpr std::size_t kGrantChunkMax = 128;
+constexpr std::size_t kLookedAtMax = 64;  // sessions, for one grant
+constexpr std::size_t kFreshMax = 256;
 constexpr std::size_t kSettlementSequencesMax = 65'536;
+// What waits is told to so many sessions for each message, and to so many at least: enough that
+// one of them has room soon, few enough that a thousand workers cost no more than ten.
+constexpr std::uint64_t kToldPerMessage = 4;
+constexpr std::uint64_t kToldMin = 8;
+constexpr std::uint64_t kToldAgain = 4;  // when it is so many times what it was, or a part
 
 }  // namespace
 
-DispatcherCore::Session* DispatcherCore::least_loaded(Group& group, Now, std::size_t& with_room) {
-  Session* best = nullptr;
-  double best_load = 0;
-  with_room = 0;
-  for (auto* session : group.sessions) {
-    if (!session->can_receive() || !session->has_room()) continue;
-    ++with_room;
+namespace {
+
+// Of those offered one by one, the one with the least of its window in use; of equals, that with
+// the most room.
+template <typename Session>
+class LeastLoaded {
+ public:
+  void offer(Session* session) {
+    ++count_;
     const double load =
         static_cast<double>(session->outstanding) / static_cast<double>(session->window_messages);
-    if (best == nullptr || load < best_load) {
-      best = session;
-      best_load = load;
-    }
+    const auto room = session->window_messages - session->outstanding;
+    if (best_ != nullptr && (load > load_ || (load == load_ && room <= room_))) return;
+    best_ = session;
+    load_ = load;
+    room_ = room;
   }
-  return best;
+  Session* best() const { return best_; }
+  std::size_t count() const { return count_; }
+
+ private:
+  Session* best_ = nullptr;
+  double load_ = 0;
+  std::uint64_t room_ = 0;
+  std::size_t count_ = 0;
+};
+
+}  // namespace
+
+DispatcherCore::Session* DispatcherCore::least_loaded(Group& group, std::size_t& with_room) {
+  if (group.sessions.size() > kLookedAtMax) return least_loaded_of_many(group, with_room);
+  LeastLoaded<Session> least;
+  for (auto* session : group.sessions) {
+    if (session->can_receive() && session->has_room()) least.offer(session);
+  }
+  with_room = least.count();
+  return least.best();
+}
+
+// Only some are looked at, those first that spoke of room last: what the others said is old, and
+// what finds no room there comes back.
+DispatcherCore::Session* DispatcherCore::least_loaded_of_many(Group& group,
+                                                              std::size_t& with_room) {
+  LeastLoaded<Session> least;
+  const auto look = [&](std::vector<Session*>& list, bool Session::*mark) {
+    for (std::size_t i = list.size(); i > 0 && least.count() < kLookedAtMax / 2; --i) {
+      auto* session = list[i - 1];
+      if (session->can_receive() && session->has_room()) {
+        least.offer(session);
+        continue;
+      }
+      session->*mark = false;
+      list.erase(list.begin() + static_cast<std::ptrdiff_t>(i - 1));
+    }
+  };
+  look(group.fresh, &Session::fresh);
+  if (least.best() == nullptr) look(group.roomy, &Session::roomy);
+  with_room = std::max(least.count(), group.roomy.size());
+  return least.best();
 }
 
 void DispatcherCore::expire(Group& group, Sequence sequence) {
@@ -49,6 +100,7 @@ void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& m
     grant.losses = static_cast<std::uint16_t>(history->losses());
     grant.suspect = history->suspect();
   }
+  if (session.deliver.empty()) groups_[session.group]->delivering.push_back(&session);
   session.deliver.push_back({message.sequence, grant.number, grant.attempts + 1, message.envelope});
   session.deliver_owners.push_back(message.owner);
   session.deliver_bytes += message.envelope.size();
@@ -90,7 +142,7 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
     bool reserved = false;
     for (auto* session : group.sessions) {
       if (!session->recorded || session->peer.empty() || session->broken_at || session->exclusive ||
-          session->window_messages == 0) {
+          session->window_messages == 0 || session->closed) {
         continue;
       }
       reserved = reserved || session->reserved;
@@ -98,10 +150,10 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
       if (least == nullptr || session->outstanding < least->outstanding) least = session;
     }
     if (idle == nullptr) {
-      if (!reserved && least != nullptr) least->reserved = true;
+      if (!reserved && least != nullptr) least->reserved = group.any_reserved = true;
       return;
     }
-    idle->reserved = false;
+    if (std::exchange(idle->reserved, false)) note_room(*idle);
     const ReadyMessage message = std::move(group.suspects.front());
     group.suspects.pop_front();
     if (group.state->is_settled(message.sequence)) continue;  // dropped since
@@ -111,17 +163,24 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
       grant(group, *idle, message, now);
     }
   }
-  for (auto* session : group.sessions) session->reserved = false;
+  if (!std::exchange(group.any_reserved, false)) return;
+  for (auto* session : group.sessions) {
+    if (std::exchange(session->reserved, false)) note_room(*session);
+  }
 }
 
 void DispatcherCore::dispatch(Group& group, Now now) {
+  if (!group.all_read()) {
+    group.not_ready = group.waiting.size() + group.waiting_old.size();
+    for (const auto* session : group.sessions) group.not_ready += session->grants.size();
+  }
   grant_suspects(group, now);
   for (;;) {
     // P8: at the limit only what is held already goes out.
     const std::size_t ready = held_full() ? group.again.size() : group.ready_count();
     if (ready == 0) break;
     std::size_t with_room = 0;
-    Session* session = least_loaded(group, now, with_room);
+    Session* session = least_loaded(group, with_room);
     if (session == nullptr) break;
     // Shrinks as the backlog does, so that the last few are spread over all.
     const std::size_t chunk = std::clamp<std::size_t>(ready / (2 * with_room), 1, kGrantChunkMax);
@@ -129,7 +188,60 @@ void DispatcherCore::dispatch(Group& group, Now now) {
       if (!grant_front(group, *session, now)) break;
     }
   }
-  for (auto* session : group.sessions) flush_deliveries(*session);
+  for (auto* session : std::exchange(group.delivering, {})) flush_deliveries(*session);
+  announce(group);
+}
+
+// Messages that could go out now if there were room. An estimate while they are not in memory.
+std::uint64_t DispatcherCore::waiting_in(const Group& group) const {
+  if (held_full()) return group.again.size() + group.suspects.size();
+  std::uint64_t waiting = group.ready_count() + group.suspects.size();
+  if (group.all_read()) return waiting;
+  const std::uint64_t pending = group.state->counts().pending;
+  return std::max(waiting, pending > group.not_ready ? pending - group.not_ready : 0);
+}
+
+void DispatcherCore::tell_waiting(Session& session, std::uint64_t waiting) {
+  session.told_waiting = waiting;
+  send(session, encode(Backlog{waiting}));
+}
+
+void DispatcherCore::note_room(Session& session) {
+  Group& group = *groups_[session.group];
+  if (session.told_waiting != 0 && !std::exchange(session.asks, true)) {
+    group.asking.push_back(&session);
+  }
+  if (!session.has_room()) return;
+  if (!std::exchange(session.roomy, true)) group.roomy.push_back(&session);
+  if (std::exchange(session.fresh, true)) return;
+  if (group.fresh.size() == kFreshMax) {
+    group.fresh.front()->fresh = false;
+    group.fresh.erase(group.fresh.begin());
+  }
+  group.fresh.push_back(&session);
+}
+
+// A backlog that leaves 0 is told at once, also one that is no more to whoever kept room for it.
+void DispatcherCore::announce(Group& group) {
+  const auto waiting = waiting_in(group);
+  for (auto* session : std::exchange(group.asking, {})) {
+    session->asks = false;
+    if (waiting == 0 && session->told_waiting != 0) tell_waiting(*session, 0);
+  }
+  if (waiting < group.told_for / 2) group.told_for = waiting;
+  if (waiting <= group.told_for) return;
+  const std::size_t count = group.sessions.size();
+  const auto most = std::min<std::uint64_t>(
+      count, std::max(kToldMin, kToldPerMessage * (waiting - group.told_for)));
+  group.told_for = waiting;
+  for (std::size_t i = 0; i < most; ++i) {
+    auto& session = *group.sessions[(group.announced_to + i) % count];
+    if (!session.recorded || session.peer.empty()) continue;
+    const auto told = session.told_waiting;
+    if (told != 0 && waiting < told * kToldAgain && waiting * kToldAgain > told) continue;
+    tell_waiting(session, waiting);
+  }
+  if (count > 0) group.announced_to = (group.announced_to + most) % count;
 }
 
 void DispatcherCore::flush_deliveries(Session& session) {
@@ -149,7 +261,8 @@ void DispatcherCore::flush_deliveries(Session& session) {
         spool::encode(spool::DeliveryRecord{session.group, session.id, number, sequences})));
   }
   actions_.submissions.push_back(std::move(submission));
-  send(session, encode(Deliver{options_.epoch, std::move(session.deliver)}));
+  session.told_waiting = waiting_in(*groups_[session.group]);
+  send(session, encode(Deliver{options_.epoch, std::move(session.deliver), session.told_waiting}));
   session.deliver.clear();
   session.deliver_owners.clear();
   session.deliver_bytes = 0;
@@ -194,9 +307,15 @@ void DispatcherCore::flush_settlements() {
   }
 }
 
+void DispatcherCore::confirm(Session& session, std::uint64_t epoch, std::uint32_t number,
+                             Sequence sequence) {
+  if (session.confirm.empty()) confirming_.push_back(&session);
+  session.confirm[{epoch, number}].push_back(sequence);
+}
+
 void DispatcherCore::flush_confirms() {
-  for (const auto& [id, session] : sessions_) {
-    if (session->confirm.empty() || session->peer.empty()) continue;
+  std::erase_if(confirming_, [&](Session* session) {
+    if (session->peer.empty()) return false;
     Confirm confirm;
     for (auto& [token, sequences] : session->confirm) {
       std::sort(sequences.begin(), sequences.end());
@@ -205,7 +324,8 @@ void DispatcherCore::flush_confirms() {
     }
     session->confirm.clear();
     send(*session, encode(confirm));
-  }
+    return true;
+  });
 }
 
 }  // namespace dray::balancing

@@ -14,6 +14,7 @@ void DispatcherCore::on_result(Session& session, const ResultFrame& frame, Now n
   for (const auto& item : frame.items) {
     for (const auto sequence : item.tokens.sequences) apply_result(session, item, sequence, now);
   }
+  note_room(session);
 }
 
 void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequence sequence,
@@ -32,7 +33,7 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
                     found->second.number == item.tokens.number;
   if (!same) {
     ++stale_results_;  // P3: told to forget, nothing changes
-    session.confirm[{item.tokens.epoch, item.tokens.number}].push_back(sequence);
+    confirm(session, item.tokens.epoch, item.tokens.number, sequence);
     return;
   }
   Grant& grant = found->second;
@@ -41,7 +42,7 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
   switch (item.kind) {
     case ResultKind::kDone:
       if (planted(Fault::kConfirmBeforeCommit)) {
-        session.confirm[{grant.epoch, grant.number}].push_back(sequence);
+        confirm(session, grant.epoch, grant.number, sequence);
       }
       return finish_done(session, group, grant, sequence, item, now);
     case ResultKind::kRetry: {
@@ -58,8 +59,9 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
       return write_dead(group, session, grant, sequence, grant.attempts + 1, "rejected",
                         item.reason, now);
     case ResultKind::kReturned:
+      session.closed = true;
       give_back(group, sequence, grant, now);
-      session.confirm[{grant.epoch, grant.number}].push_back(sequence);
+      confirm(session, grant.epoch, grant.number, sequence);
       session.grants.erase(found);
   }
 }

@@ -23,7 +23,7 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
   const bool fresh = known == sessions_.end();
   auto& slot = sessions_[hello.session];
   if (fresh) {
-    slot = std::make_unique<Session>();
+    slot = std::make_unique<Session>(&nodes_);
     slot->id = hello.session;
     slot->group = *group_id;
     groups_[*group_id]->sessions.push_back(slot.get());
@@ -41,18 +41,24 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
   session.window_bytes = hello.window_bytes;
   session.heard_at = session.pinged_at = now.steady;
   session.broken_at.reset();
+  session.closed = false;
+  session.told_waiting = 0;
+  note_due(session);
   if (!fresh) {
     reconcile(session, hello.held, same_connection, now);
+    note_room(session);
     if (session.recorded) welcome(session);
     return;
   }
   adopt(session, hello.held, now);
   if (recorded_.count(session.id) != 0) {  // the log knows it from an earlier epoch
     session.recorded = true;
+    note_room(session);
     return welcome(session);
   }
   if (planted(Fault::kSessionNotRecorded)) {
     session.recorded = true;
+    note_room(session);
     return welcome(session);
   }
   Ticket ticket;
@@ -70,6 +76,9 @@ void DispatcherCore::welcome(Session& session) {
   send(session, encode(Welcome{options_.spool, options_.epoch,
                                static_cast<std::uint32_t>(options_.lease.count()),
                                static_cast<std::uint32_t>(options_.reconnect_grace.count())}));
+  // The others were told when it began to wait.
+  const auto waiting = waiting_in(*groups_[session.group]);
+  if (!session.has_room() && waiting > 0) tell_waiting(session, waiting);
 }
 
 // A session that this epoch does not know yet says what it holds (P5). Behind the gate its word
@@ -88,7 +97,7 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
       if (held_elsewhere(group, session, sequence, range) || !group.gated || !expected ||
           planted(Fault::kHeldNotBelieved) || sequence >= options_.boundary || later_grant ||
           group.state->is_settled(sequence) || session.grants.count(sequence) != 0) {
-        session.confirm[{range.epoch, range.number}].push_back(sequence);
+        confirm(session, range.epoch, range.number, sequence);
         continue;
       }
       Grant grant;
@@ -119,8 +128,9 @@ bool DispatcherCore::held_elsewhere(Group& group, const Session& session, Sequen
         std::pair(range.epoch, range.number) > std::pair(found->second.epoch, found->second.number);
     if (!later || found->second.settling) return true;
     other->answered(found->second);
-    other->confirm[{found->second.epoch, found->second.number}].push_back(sequence);
+    confirm(*other, found->second.epoch, found->second.number, sequence);
     other->grants.erase(found);
+    note_room(*other);
   }
   return false;
 }
@@ -138,7 +148,7 @@ void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& 
           found->second.number == range.number) {
         holds.insert(sequence);
       } else {
-        session.confirm[{range.epoch, range.number}].push_back(sequence);
+        confirm(session, range.epoch, range.number, sequence);
       }
     }
   }
@@ -162,6 +172,7 @@ void DispatcherCore::on_unsent(const Send& send, Now now) {
     // The next frames to it come back too: they must still find the session.
     session->gone_peer = std::exchange(session->peer, {});
     session->broken_at = now.steady;
+    note_due(*session);
   }
   const auto frame = decode_frame(send.frame);
   if (planted(Fault::kUnsentCounts)) return;
@@ -207,6 +218,9 @@ void DispatcherCore::end_session(Session& session, const std::string& reason, bo
   peers_.erase(session.gone_peer);
   auto& list = group.sessions;
   list.erase(std::remove(list.begin(), list.end(), &session), list.end());
+  for (auto* each : {&group.asking, &group.fresh, &group.roomy, &group.delivering, &confirming_}) {
+    std::erase(*each, &session);
+  }
   sessions_.erase(session.id);  // `session` is gone from here on
 }
 
@@ -256,6 +270,11 @@ void DispatcherCore::open_gates(Now now) {
       each = expected_.erase(each);
     }
   }
+}
+
+void DispatcherCore::expel(const Uuid& session, Now now) {
+  const auto found = sessions_.find(session);
+  if (found != sessions_.end()) end_session(*found->second, "expelled", false, now);
 }
 
 }  // namespace dray::balancing

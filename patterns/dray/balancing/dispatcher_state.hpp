@@ -1,6 +1,8 @@
 // What a DispatcherCore keeps of grants, sessions, lanes and groups. For its own source files only.
 #pragma once
 
+#include <memory_resource>
+
 #include "dray/balancing/dispatcher_core.hpp"
 #include "dray/balancing/planted_fault.hpp"
 
@@ -29,6 +31,8 @@ struct DispatcherCore::Grant {
 };
 
 struct DispatcherCore::Session {
+  explicit Session(std::pmr::memory_resource* nodes) : grants(nodes) {}
+
   Uuid id;
   std::string peer;       // empty while disconnected
   std::string gone_peer;  // what it was before that
@@ -37,11 +41,16 @@ struct DispatcherCore::Session {
   RetryPolicy retry;
   std::uint32_t window_messages = 1;
   std::uint64_t window_bytes = 1;
+  bool closed = false;  // it gave something back: nothing before it says WINDOW
+  bool asks = false;    // in Group::asking
+  bool fresh = false;   // in Group::fresh
+  bool roomy = false;   // in Group::roomy
+  std::uint64_t told_waiting = 0;
   bool recorded = false;
   SteadyTime heard_at{};
   SteadyTime pinged_at{};
   std::optional<SteadyTime> broken_at;
-  std::unordered_map<Sequence, Grant> grants;
+  std::pmr::unordered_map<Sequence, Grant> grants;
   std::uint64_t outstanding = 0;  // grants that are not answered
   std::uint64_t outstanding_bytes = 0;
   bool exclusive = false;  // holds a suspect, alone
@@ -52,7 +61,7 @@ struct DispatcherCore::Session {
   std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> confirm;
 
   bool can_receive() const {
-    return recorded && !peer.empty() && !broken_at && !exclusive && !reserved;
+    return recorded && !peer.empty() && !broken_at && !closed && !exclusive && !reserved;
   }
   bool has_room() const {
     return outstanding < window_messages && (outstanding == 0 || outstanding_bytes < window_bytes);
@@ -92,12 +101,23 @@ struct DispatcherCore::Group {
   std::deque<ReadyMessage> again;  // due, with bytes
   std::deque<ReadyMessage> suspects;
   std::size_t fetching = 0;
+  std::uint64_t not_ready = 0;  // granted, or waiting for their time; as of the last dispatch
   std::vector<Session*> sessions;
+  std::vector<Session*> asking;  // have room, and may believe that something waits
+  // Of many sessions: those that have room are all in roomy; those that spoke of it last are in
+  // fresh too, the last at the end. Who has none any more is taken out when it is met.
+  std::vector<Session*> fresh;
+  std::vector<Session*> roomy;
+  bool any_reserved = false;
+  std::vector<Session*> delivering;  // with deliveries to be flushed
+  std::uint64_t told_for = 0;        // so many waited when sessions were last told
+  std::size_t announced_to = 0;      // where in sessions the next announcement begins
   // Answered since the last flush.
   std::vector<std::pair<Uuid, Sequence>> done;
   std::vector<Sequence> expired;
 
   LaneState& lane(Lane which) { return which == Lane::kOld ? old_lane : live_lane; }
+  bool all_read() const { return live_lane.caught_up && (gated || old_lane.caught_up); }
   std::size_t ready_count() const {
     return again.size() + (gated ? 0 : old_lane.ready.size()) + live_lane.ready.size();
   }

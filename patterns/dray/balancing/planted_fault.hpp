@@ -25,6 +25,7 @@ enum class Fault {
   kSessionNotRecorded,   // P5: a session is durable before its first delivery
   kLeaseNotRenewed,      // a heartbeat renews the lease
   kWindowLeak,           // credit returns with the result
+  kRoomNotSaid,          // who had no room says so when there is some
   kByeCrossed,           // what crosses a BYE is not held
 };
 

@@ -1,9 +1,12 @@
 #include "dray/balancing/protocol.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "dray/codec.hpp"
+#include "dray/msgpack_limits.hpp"
 #include "dray/sequence_runs.hpp"
 
 namespace dray::balancing {
@@ -24,6 +27,7 @@ enum class FrameKind : std::uint8_t {
   kRefused = 17,
   kDeliver = 18,
   kConfirm = 19,
+  kBacklog = 20,
 };
 
 std::string prefix(FrameKind kind) {
@@ -197,7 +201,84 @@ Deliver read_deliver(Fields& fields) {
     if (!each.ok() || delivered.sequence == 0) fields.refuse();
     frame.deliveries.push_back(delivered);
   }
+  frame.waiting = fields.natural<std::uint64_t>();
   return frame;
+}
+
+// Reads a DELIVER without building a tree: it is the frame with the most values. Takes frames of
+// exactly these fields; what has more of them is read the long way.
+class DeliverVisitor : public LimitVisitor {
+ public:
+  Deliver frame;
+
+  bool start_array(std::uint32_t size) {
+    switch (depth()) {
+      case 0:
+        if (size != 3) return false;
+        break;
+      case 1:
+        if (field_ != 1) return false;
+        frame.deliveries.reserve(std::min(size, kReservedMax));
+        break;
+      case 2:
+        if (size != 4) return false;
+        frame.deliveries.emplace_back();
+        item_ = 0;
+        break;
+      default:
+        return false;
+    }
+    return LimitVisitor::start_array(size);
+  }
+  bool end_array_item() {
+    ++(depth() == 3 ? item_ : depth() == 1 ? field_ : ignored_);
+    return true;
+  }
+  bool visit_positive_integer(std::uint64_t value) {
+    if (depth() == 1) {
+      if (field_ == 1) return false;
+      (field_ == 0 ? frame.epoch : frame.waiting) = value;
+      return true;
+    }
+    if (depth() != 3 || item_ > 2) return false;
+    auto& delivered = frame.deliveries.back();
+    if (item_ == 0) {
+      delivered.sequence = value;
+      return value != 0;
+    }
+    if (value > UINT32_MAX) return false;
+    (item_ == 1 ? delivered.number : delivered.attempt) = static_cast<std::uint32_t>(value);
+    return true;
+  }
+  bool visit_bin(const char* data, std::uint32_t size) {
+    if (depth() != 3 || item_ != 3) return false;
+    frame.deliveries.back().envelope = {data, size};
+    return true;
+  }
+  bool visit_nil() { return false; }
+  bool visit_boolean(bool) { return false; }
+  bool visit_negative_integer(std::int64_t) { return false; }
+  bool visit_float32(float) { return false; }
+  bool visit_float64(double) { return false; }
+  bool visit_str(const char*, std::uint32_t) { return false; }
+  bool visit_ext(const char*, std::uint32_t) { return false; }
+  bool start_map(std::uint32_t) { return false; }
+  bool complete() const { return field_ == 3; }
+
+ private:
+  static constexpr std::uint32_t kReservedMax = 4'096;
+
+  std::size_t field_ = 0;
+  std::size_t item_ = 0;
+  std::size_t ignored_ = 0;
+};
+
+std::optional<Deliver> read_plain_deliver(std::string_view bytes) {
+  DeliverVisitor visitor;
+  std::size_t offset = 0;
+  const bool read = msgpack::parse(bytes.data(), bytes.size(), offset, visitor);
+  if (!read || offset != bytes.size() || !visitor.complete()) return std::nullopt;
+  return std::move(visitor.frame);
 }
 
 std::size_t field_count(FrameKind kind) {
@@ -206,12 +287,14 @@ std::size_t field_count(FrameKind kind) {
       return 10;
     case FrameKind::kWelcome:
       return 4;
+    case FrameKind::kDeliver:
+      return 3;
     case FrameKind::kWindow:
     case FrameKind::kRefused:
-    case FrameKind::kDeliver:
       return 2;
     case FrameKind::kResult:
     case FrameKind::kConfirm:
+    case FrameKind::kBacklog:
       return 1;
     case FrameKind::kBye:
     case FrameKind::kHeartbeat:
@@ -303,7 +386,7 @@ std::string encode(const Deliver& frame) {
   for (const auto& delivered : frame.deliveries) size += delivered.envelope.size() + 24;
   bytes.reserve(size);
   Encoder encoder(bytes);
-  encoder.array(2);
+  encoder.array(3);
   encoder.natural(frame.epoch);
   encoder.array(frame.deliveries.size());
   for (const auto& delivered : frame.deliveries) {
@@ -313,6 +396,7 @@ std::string encode(const Deliver& frame) {
     encoder.natural(delivered.attempt);
     encoder.binary(delivered.envelope);
   }
+  encoder.natural(frame.waiting);
   return bytes;
 }
 
@@ -321,6 +405,14 @@ std::string encode(const Confirm& frame) {
   Encoder encoder(bytes);
   encoder.array(1);
   put_ranges(encoder, frame.tokens);
+  return bytes;
+}
+
+std::string encode(const Backlog& frame) {
+  std::string bytes = prefix(FrameKind::kBacklog);
+  Encoder encoder(bytes);
+  encoder.array(1);
+  encoder.natural(frame.waiting);
   return bytes;
 }
 
@@ -334,6 +426,11 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
                  "", 0};
   }
   const auto kind = static_cast<FrameKind>(bytes[3]);
+  if (kind == FrameKind::kDeliver) {
+    if (auto plain = read_plain_deliver(bytes.substr(kPrefixSize))) {
+      return ProtocolFrame(std::move(*plain));
+    }
+  }
   auto document = Document::parse(bytes.substr(kPrefixSize));
   if (!document.ok()) return document.error();
   std::size_t sequences_left = kRunSequencesMax;
@@ -380,6 +477,9 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
       break;
     case FrameKind::kConfirm:
       frame = Confirm{fields.ranges()};
+      break;
+    case FrameKind::kBacklog:
+      frame = Backlog{fields.natural<std::uint64_t>()};
       break;
   }
   if (!fields.ok()) return fault;

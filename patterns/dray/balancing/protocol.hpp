@@ -43,7 +43,7 @@ struct Hello {
   RetryPolicy retry;
   std::vector<TokenRange> held;  // delivered to this session and not confirmed
 };
-// worker -> dispatcher: cap on (sent - answered)
+// worker -> dispatcher: cap on (sent - answered); 0: no room now
 struct Window {
   std::uint32_t messages = 1;
   std::uint64_t bytes = 1;
@@ -93,14 +93,20 @@ struct Delivered {
 struct Deliver {
   std::uint64_t epoch = 0;
   std::vector<Delivered> deliveries;
+  std::uint64_t waiting = 0;  // as Backlog says
 };
 // dispatcher -> worker: these results are durable, or were refused as stale: forget them
 struct Confirm {
   std::vector<TokenRange> tokens;
 };
 
-using ProtocolFrame =
-    std::variant<Hello, Window, ResultFrame, Bye, Heartbeat, Welcome, Refused, Deliver, Confirm>;
+// dispatcher -> worker: so many messages of the group wait for room
+struct Backlog {
+  std::uint64_t waiting = 0;
+};
+
+using ProtocolFrame = std::variant<Hello, Window, ResultFrame, Bye, Heartbeat, Welcome, Refused,
+                                   Deliver, Confirm, Backlog>;
 
 std::string encode(const Hello& frame);
 std::string encode(const Window& frame);
@@ -111,6 +117,7 @@ std::string encode(const Welcome& frame);
 std::string encode(const Refused& frame);
 std::string encode(const Deliver& frame);
 std::string encode(const Confirm& frame);
+std::string encode(const Backlog& frame);
 
 Result<ProtocolFrame> decode_frame(std::string_view bytes);
 

@@ -8,8 +8,9 @@
 namespace dray::balancing {
 namespace {
 
-constexpr double kSmoothing = 0.05;
-constexpr auto kActiveFor = std::chrono::seconds(1);
+// What waits behind jobs that do not end is given back after so long.
+constexpr auto kStallFine = std::chrono::milliseconds(5);
+constexpr auto kStallCoarse = std::chrono::milliseconds(100);
 constexpr std::size_t kResultItemsMax = 4'096;
 constexpr std::size_t kResultBytesMax = 1U << 20;     // of one frame, when there is more to say
 constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
@@ -24,10 +25,59 @@ bool asks_again(const ResultItem* result) {
 }  // namespace
 
 WorkerCore::WorkerCore(WorkerOptions options, std::size_t links, SteadyTime now)
-    : options_(std::move(options)), links_(links) {
-  for (auto& link : links_) {
+    : options_(std::move(options)),
+      planner_({options_.threads, options_.window_max, options_.window_bytes_max,
+                options_.queue_target, options_.seed, options_.window_fixed}),
+      loads_(links),
+      progress_at_(now) {
+  for (std::size_t i = 0; i < links; ++i) {
+    auto& link = links_.emplace_back(nodes_.get());
     link.session = options_.make_session_id();
     link.sent_at = now;
+  }
+}
+
+std::size_t WorkerCore::add_link(SteadyTime now) {
+  const auto free =
+      std::find_if(links_.begin(), links_.end(), [](const LinkState& link) { return link.closed; });
+  const auto index = static_cast<std::size_t>(free - links_.begin());
+  if (free == links_.end()) {
+    links_.emplace_back(nodes_.get());
+    loads_.emplace_back();
+  }
+  links_[index] = LinkState(nodes_.get());
+  loads_[index] = WindowPlanner::Link();
+  links_[index].session = options_.make_session_id();
+  links_[index].sent_at = now;
+  return index;
+}
+
+void WorkerCore::retire_link(std::size_t link, SteadyTime now) {
+  auto& state = links_.at(link);
+  if (state.retired_at || state.closed) return;
+  state.retired_at = now;
+  loads_[link].open = false;
+  if (state.welcomed) send(link, encode(Window{0, options_.window_bytes_max}), now);
+  for (const auto& [job, place] : jobs_) {
+    if (place.link == link) actions_.cancel.push_back(job);
+  }
+}
+
+void WorkerCore::end_retired(SteadyTime now) {
+  for (std::size_t link = 0; link < links_.size(); ++link) {
+    auto& state = links_[link];
+    if (!state.retired_at || state.closed) continue;
+    // The dispatcher may come back under another address, and be told there.
+    const bool given_up = !state.connected && now - *state.retired_at >= state.lease;
+    if (!state.held.empty() && !given_up) continue;
+    if (state.welcomed && !state.said_bye) {
+      state.said_bye = true;
+      send(link, encode(Bye{}), now);
+    }
+    forget_all(link);
+    state.closed = true;
+    state.connected = state.welcomed = false;
+    actions_.close.push_back(link);
   }
 }
 
@@ -50,6 +100,7 @@ void WorkerCore::send(std::size_t link, std::string frame, SteadyTime now) {
 void WorkerCore::on_connected(std::size_t link, SteadyTime now) {
   auto& state = links_.at(link);
   state.connected = true;
+  state.heard_at = now;
   state.broken_at.reset();
   say_hello(link, now);
 }
@@ -58,6 +109,7 @@ void WorkerCore::on_disconnected(std::size_t link, SteadyTime now) {
   auto& state = links_.at(link);
   state.connected = false;
   state.welcomed = false;
+  loads_[link].open = false;
   if (!state.broken_at) state.broken_at = now;
 }
 
@@ -65,12 +117,16 @@ void WorkerCore::say_hello(std::size_t link, SteadyTime now) {
   auto& state = links_[link];
   state.welcomed = false;
   state.said_bye = false;
+  state.offered_at.reset();
+  loads_[link].open = false;
+  loads_[link].waiting = 0;
   Hello hello;
   hello.session = state.session;
   hello.worker = options_.name;
   hello.group = options_.group;
-  hello.window_messages = state.window_said = window_of(link, now);
-  hello.window_bytes = options_.window_bytes_max;
+  const auto window = planner_.hello(loads_, link, now);
+  hello.window_messages = draining_ || state.retired_at ? 0 : window.messages;
+  hello.window_bytes = window.bytes;
   hello.retry = options_.retry;
   std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> held;
   for (const auto& [sequence, each] : state.held) {
@@ -85,35 +141,102 @@ void WorkerCore::say_hello(std::size_t link, SteadyTime now) {
 
 void WorkerCore::on_frame(std::size_t link, ProtocolFrame frame,
                           const std::shared_ptr<const void>& owner, SteadyTime now) {
+  links_.at(link).heard_at = now;
   if (const auto* deliver = std::get_if<Deliver>(&frame)) {
     on_deliver(link, *deliver, owner, now);
   } else if (const auto* confirm = std::get_if<Confirm>(&frame)) {
     on_confirm(link, *confirm);
+  } else if (const auto* backlog = std::get_if<Backlog>(&frame)) {
+    auto& load = loads_.at(link);
+    load.waiting = backlog->waiting;
+    // It is told to those that seem to have no room.
+    load.closed = load.closed || backlog->waiting > 0;
+    if (backlog->waiting == 0) links_[link].offered_at.reset();
   } else if (const auto* welcome = std::get_if<Welcome>(&frame)) {
-    on_welcome(link, *welcome);
+    on_welcome(link, *welcome, now);
   } else if (const auto* refused = std::get_if<Refused>(&frame)) {
     // Known by the next HELLO, which tick() says: a refusal is no reason for a storm.
     links_[link].welcomed = false;
+    loads_[link].open = false;
     actions_.problems.push_back("refused: " + refused->code + ": " + refused->reason);
   }
 }
 
-void WorkerCore::on_welcome(std::size_t link, const Welcome& welcome) {
+// Another link leads to this spool. If it is live it goes on; if not, this one takes over.
+bool WorkerCore::yields(std::size_t link, const Welcome& welcome, SteadyTime now) {
+  auto& state = links_[link];
+  for (std::size_t other = 0; other < links_.size(); ++other) {
+    const auto& theirs = links_[other];
+    if (other == link || theirs.closed || theirs.spool != welcome.spool) continue;
+    // One that is connected will be welcomed, or found silent.
+    if (theirs.connected && !theirs.said_bye) {
+      const bool known = state.second_of == welcome.spool;
+      state.second_of = welcome.spool;
+      state.left = true;
+      if (!known && theirs.welcomed && theirs.epoch != welcome.epoch) {
+        actions_.problems.push_back(
+            "spool " + welcome.spool.text() + " is served twice, in epochs " +
+            std::to_string(theirs.epoch) + " and " + std::to_string(welcome.epoch) +
+            "; the second is refused. Is one of them a copy? See dray spool adopt");
+      }
+      send(link, encode(Bye{}), now);
+      return true;
+    }
+    if (!theirs.held.empty() && state.held.empty()) {
+      state.left = true;
+      send(link, encode(Bye{}), now);
+      move_session(other, link, now);
+      return true;
+    }
+  }
+  return false;
+}
+
+bool WorkerCore::is_second(std::size_t link) const {
+  const auto& spool = links_[link].second_of;
+  return spool && std::any_of(links_.begin(), links_.end(), [&](const LinkState& other) {
+           return other.welcomed && other.spool == *spool;
+         });
+}
+
+// What is held from a dispatcher that moved is named to it where it is now, under the same session.
+void WorkerCore::move_session(std::size_t from, std::size_t to, SteadyTime now) {
+  auto& old = links_[from];
+  auto& fresh = links_[to];
+  std::swap(fresh.session, old.session);
+  fresh.held.swap(old.held);
+  fresh.spool = std::exchange(old.spool, Uuid{});
+  old.unsent.clear();
+  loads_[to].held = std::exchange(loads_[from].held, 0);
+  for (auto& [job, place] : jobs_) {
+    if (place.link == from) place.link = to;
+  }
+  say_hello(to, now);
+}
+
+void WorkerCore::on_welcome(std::size_t link, const Welcome& welcome, SteadyTime now) {
   auto& state = links_[link];
   if (!state.spool.is_nil() && state.spool != welcome.spool) {
     actions_.problems.push_back("another spool answers at this endpoint: " + welcome.spool.text() +
                                 " instead of " + state.spool.text());
     forget_all(link);
+    state.spool = {};
   }
+  if (yields(link, welcome, now)) return;
+  state.left = false;
   state.spool = welcome.spool;
+  state.epoch = welcome.epoch;
+  state.second_of.reset();
   state.lease = Milliseconds(std::max<std::uint32_t>(welcome.lease_ms, 100));
   state.grace = Milliseconds(welcome.reconnect_grace_ms);
   state.welcomed = true;
+  loads_[link].open = !draining_ && !state.retired_at;
   state.unsent.clear();  // P5: all that is not confirmed is said again
   for (const auto& [sequence, held] : state.held) {
-    if (held.stage == Stage::kAnswered && !planted(Fault::kResultNotRepeated)) {
-      state.unsent.push_back(sequence);
-    }
+    if (held.stage != Stage::kAnswered || planted(Fault::kResultNotRepeated)) continue;
+    state.unsent.push_back(sequence);
+    const bool back = held.result && held.result->kind == ResultKind::kReturned;
+    loads_[link].closed = loads_[link].closed || back;
   }
 }
 
@@ -126,14 +249,27 @@ void WorkerCore::forget_all(std::size_t link) {
   }
   state.held.clear();
   state.unsent.clear();
+  loads_[link].held = 0;
 }
 
 void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
                             const std::shared_ptr<const void>& owner, SteadyTime now) {
   auto& state = links_[link];
-  if (state.said_bye && !planted(Fault::kByeCrossed))
-    return;  // it crossed the BYE, which gives it back
-  state.active_at = now;
+  // It crossed the BYE, which gives it back.
+  if ((state.said_bye || state.left) && !planted(Fault::kByeCrossed)) return;
+  auto& load = loads_[link];
+  load.active_at = now;
+  load.waiting = deliver.waiting;
+  const auto arrived = static_cast<std::uint32_t>(deliver.deliveries.size());
+  load.offered -= std::min(load.offered, arrived);
+  if (state.offered_at) planner_.on_round_trip(now - *state.offered_at);
+  state.offered_at.reset();
+  const bool was_queueing = jobs_.size() > options_.threads;
+  const bool something_waits = std::any_of(
+      loads_.begin(), loads_.end(), [](const auto& each) { return each.open && each.waiting > 0; });
+  const std::uint32_t room = planner_.room(something_waits);
+  const std::uint32_t cap =
+      std::max({options_.window_max, options_.window_fixed, options_.threads});
   for (const auto& delivered : deliver.deliveries) {
     const auto [slot, fresh] = state.held.try_emplace(delivered.sequence);
     Held& held = slot->second;
@@ -150,14 +286,18 @@ void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
     held.stage = Stage::kHeld;
     held.result.reset();
     held.job = ++last_job_;
-    jobs_[held.job] = {link, delivered.sequence};
-    if (draining_) {
+    jobs_.emplace(held.job, JobPlace{link, delivered.sequence});
+    ++load.held;
+    // Where each slot counts, what finds none waits elsewhere; and the cap is one.
+    const bool too_many = jobs_.size() > (planner_.is_fine() ? room : cap);
+    if (draining_ || state.retired_at || too_many) {
       on_returned(held.job);
       continue;
     }
     actions_.start.push_back(
         {held.job, delivered.sequence, delivered.attempt, owner, delivered.envelope});
   }
+  if (!was_queueing && jobs_.size() > options_.threads) progress_at_ = now;
 }
 
 void WorkerCore::on_confirm(std::size_t link, const Confirm& confirm) {
@@ -171,6 +311,7 @@ void WorkerCore::on_confirm(std::size_t link, const Confirm& confirm) {
       }
       if (found->second.stage == Stage::kHeld) {  // it is another's by now
         jobs_.erase(found->second.job);
+        --loads_[link].held;
         actions_.cancel.push_back(found->second.job);
       }
       state.held.erase(found);
@@ -181,6 +322,7 @@ void WorkerCore::on_confirm(std::size_t link, const Confirm& confirm) {
 void WorkerCore::answer(std::size_t link, Sequence sequence, Held& held,
                         std::unique_ptr<ResultItem> result) {
   jobs_.erase(held.job);
+  --loads_[link].held;
   held.stage = Stage::kAnswered;
   held.result = std::move(result);
   links_[link].unsent.push_back(sequence);
@@ -191,9 +333,8 @@ void WorkerCore::on_outcome(std::uint64_t job, const Outcome& outcome,
   const auto found = jobs_.find(job);
   if (found == jobs_.end()) return;
   const auto [link, sequence] = found->second;
-  const double seconds = std::chrono::duration<double>(took).count();
-  mean_seconds_ =
-      mean_seconds_ < 0 ? seconds : mean_seconds_ + kSmoothing * (seconds - mean_seconds_);
+  planner_.on_outcome(took);
+  progressed_ = true;
   std::unique_ptr<ResultItem> result;
   if (outcome.kind() != Outcome::Kind::kDone || !outcome.follow_ups().empty()) {
     result = std::make_unique<ResultItem>();
@@ -226,15 +367,24 @@ void WorkerCore::on_returned(std::uint64_t job) {
   auto result = std::make_unique<ResultItem>();
   result->kind = ResultKind::kReturned;
   answer(link, sequence, links_[link].held.at(sequence), std::move(result));
+  loads_[link].closed = true;  // the dispatcher takes it for a window of 0
 }
 
 void WorkerCore::tick(SteadyTime now) {
+  give_back_stalled(now);
   for (std::size_t link = 0; link < links_.size(); ++link) {
     auto& state = links_[link];
+    // A dispatcher that is there says something every quarter of a lease. A connection may be gone
+    // without either end hearing of it.
+    const bool expects = state.welcomed || !is_second(link);
+    if (state.connected && !state.said_bye && expects && now - state.heard_at >= state.lease) {
+      on_disconnected(link, now);
+      actions_.reconnect.push_back(link);
+    }
     if (state.connected && !state.said_bye && now - state.sent_at >= state.lease / 4) {
       if (state.welcomed) {
         send(link, encode(Heartbeat{}), now);
-      } else {
+      } else if (!is_second(link)) {
         say_hello(link, now);
       }
     }
@@ -251,6 +401,12 @@ void WorkerCore::tick(SteadyTime now) {
 void WorkerCore::drain() {
   if (draining_) return;
   draining_ = true;
+  for (std::size_t link = 0; link < links_.size(); ++link) {
+    loads_[link].open = false;
+    if (!links_[link].welcomed) continue;
+    // Said at the next chance, with what may be sent now.
+    farewells_.push_back(link);
+  }
   for (const auto& [job, place] : jobs_) actions_.cancel.push_back(job);
 }
 
@@ -260,37 +416,40 @@ bool WorkerCore::drained() const {
          });
 }
 
-std::uint32_t WorkerCore::window_of(std::size_t link, SteadyTime now) const {
-  if (draining_) return 0;
-  const auto threads = static_cast<double>(options_.threads);
-  double total = threads * 2;
-  if (mean_seconds_ >= 0) {
-    const double target = std::chrono::duration<double>(options_.queue_target).count();
-    total = threads * (1 + target / std::max(mean_seconds_, 1e-7));
+void WorkerCore::send_windows(const std::vector<WindowPlanner::Said>& windows, bool before_results,
+                              SteadyTime now) {
+  for (const auto& said : windows) {
+    if (said.before_results != before_results) continue;
+    if (!before_results && planted(Fault::kRoomNotSaid)) continue;
+    auto& state = links_[said.link];
+    const auto& load = loads_[said.link];
+    if (load.waiting > 0 && said.messages > load.held && !state.offered_at) state.offered_at = now;
+    send(said.link, encode(Window{said.messages, said.bytes}), now);
   }
-  total = std::clamp(total, threads, static_cast<double>(std::max(options_.window_max, 1U)));
-  std::size_t active = 0;
-  for (const auto& each : links_) active += now - each.active_at < kActiveFor ? 1U : 0U;
-  const bool is_active = now - links_[link].active_at < kActiveFor;
-  // Idle links keep a small share, so that their first message does not wait.
-  const double share = is_active || active == 0
-                           ? total / static_cast<double>(std::max<std::size_t>(active, 1))
-                           : std::max(1.0, total / 16);
-  return static_cast<std::uint32_t>(std::max(1.0, std::floor(share)));
 }
 
-void WorkerCore::send_windows(SteadyTime now) {
-  for (std::size_t link = 0; link < links_.size(); ++link) {
-    auto& state = links_[link];
-    if (!state.welcomed) continue;
-    const std::uint32_t wanted = window_of(link, now);
-    const std::uint32_t said = state.window_said;
-    const std::uint32_t difference = wanted > said ? wanted - said : said - wanted;
-    if (wanted != 0 && difference * 4 < said) continue;  // not worth a frame
-    if (wanted == said) continue;
-    state.window_said = wanted;
-    send(link, encode(Window{wanted, options_.window_bytes_max}), now);
+SteadyTime WorkerCore::next_deadline(SteadyTime now) const {
+  SteadyTime next = now + std::chrono::milliseconds(50);
+  if (!draining_ && jobs_.size() > options_.threads) {
+    next = std::min(next, progress_at_ + (planner_.is_fine() ? kStallFine : kStallCoarse));
   }
+  return std::max(next, now);
+}
+
+// What waits here behind jobs that do not end may begin elsewhere.
+void WorkerCore::give_back_stalled(SteadyTime now) {
+  if (std::exchange(progressed_, false)) progress_at_ = now;
+  if (draining_ || jobs_.size() <= options_.threads) return;
+  const std::chrono::nanoseconds stall = planner_.is_fine() ? kStallFine : kStallCoarse;
+  if (now - progress_at_ < stall) return;
+  planner_.on_stall(now - progress_at_);
+  progress_at_ = now;
+  // The oldest ones are those that run.
+  std::vector<std::uint64_t> ids;
+  for (const auto& [job, place] : jobs_) ids.push_back(job);
+  std::sort(ids.begin(), ids.end());
+  actions_.cancel.insert(actions_.cancel.end(),
+                         ids.begin() + static_cast<std::ptrdiff_t>(options_.threads), ids.end());
 }
 
 void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
@@ -331,8 +490,14 @@ void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
 }
 
 WorkerCore::Actions WorkerCore::take_actions(SteadyTime now) {
+  for (const auto link : std::exchange(farewells_, {})) {
+    send(link, encode(Window{0, options_.window_bytes_max}), now);
+  }
+  const auto windows = planner_.plan(loads_, now);
+  send_windows(windows, true, now);
   for (std::size_t link = 0; link < links_.size(); ++link) flush_results(link, now);
-  send_windows(now);
+  send_windows(windows, false, now);
+  end_retired(now);
   if (draining_) {
     for (std::size_t link = 0; link < links_.size(); ++link) {
       auto& state = links_[link];

@@ -1,11 +1,16 @@
 // WorkerCore: the worker's side of the balancing protocol. Pure: frames, outcomes and the time in;
-// frames and jobs out. One link per dispatcher; one session per link, for the life of the core.
+// frames and jobs out. One link per address of a dispatcher; one session per link, for the life of
+// the link.
 //
 // One delivery:
 //
 //   DELIVER --> queued --on_started()--> running --on_outcome()--> answered --CONFIRM--> forgotten
 //                 |                                                   |
 //                 +--drain: returned--> answered (RETURNED)           +--WELCOME: repeated
+//
+// Of several links that lead to one spool the first that is welcomed is served; the others wait. A
+// dispatcher that comes back under another address is told what was held under the old one: the
+// session moves.
 //
 // Promises: P3, P5 (what is held or answered is named in HELLO and repeated until confirmed; a
 // delivery that is held already is not run twice).
@@ -18,12 +23,14 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "dray/balancing/protocol.hpp"
+#include "dray/balancing/window_planner.hpp"
 #include "dray/handler.hpp"
 
 namespace dray::balancing {
@@ -34,10 +41,11 @@ struct WorkerOptions {
   std::uint32_t threads = 1;
   std::uint32_t window_max = 8'192;  // deliveries over all links
   std::uint64_t window_bytes_max = 64U << 20;
+  std::uint32_t window_fixed = 0;  // WindowOptions::fixed
   RetryPolicy retry;
-  // How much work may lie ready per thread: enough that no thread waits for the wire, little
-  // enough that others can have it.
-  Milliseconds queue_target{20};
+  // See WindowOptions.
+  std::chrono::nanoseconds queue_target = std::chrono::milliseconds(2);
+  std::uint64_t seed = 1;
   std::function<Uuid()> make_session_id = uuid_v4;  // a simulation must repeat itself
 };
 
@@ -56,12 +64,21 @@ class WorkerCore {
   };
   struct Actions {
     std::vector<Send> sends;
-    std::vector<Job> start;             // in this order
-    std::vector<std::uint64_t> cancel;  // jobs that need not start any more
-    std::vector<std::string> problems;  // for the log
+    std::vector<Job> start;              // in this order
+    std::vector<std::uint64_t> cancel;   // jobs that need not start any more
+    std::vector<std::size_t> close;      // links that are over: see retire_link()
+    std::vector<std::size_t> reconnect;  // silent for a lease: their connections are worth nothing
+    std::vector<std::string> problems;   // for the log
   };
 
   WorkerCore(WorkerOptions options, std::size_t links, SteadyTime now);
+
+  // One more dispatcher. The index may be one that was closed before.
+  std::size_t add_link(SteadyTime now);
+  // This address is no dispatcher's any more: nothing new is taken from it. Once all is answered
+  // and confirmed, or what is held can go to nobody for a lease, the link is among Actions::close,
+  // once.
+  void retire_link(std::size_t link, SteadyTime now);
 
   void on_connected(std::size_t link, SteadyTime now);
   void on_disconnected(std::size_t link, SteadyTime now);
@@ -74,6 +91,9 @@ class WorkerCore {
   void on_returned(std::uint64_t job);
   void tick(SteadyTime now);
 
+  // When tick() must be called again at the latest.
+  SteadyTime next_deadline(SteadyTime now) const;
+
   // No new work; jobs that did not start are to be taken back (Actions::cancel names them all).
   void drain();
   // All answered and confirmed; BYE is among the actions taken last.
@@ -81,6 +101,8 @@ class WorkerCore {
 
   Actions take_actions(SteadyTime now);
   std::size_t link_count() const { return links_.size(); }
+  // Jobs are so long that each slot counts (WindowPlanner::is_fine).
+  bool takes_each_slot() const { return planner_.is_fine(); }
   // Deliveries that are queued or running.
   std::size_t held() const { return jobs_.size(); }
   bool welcomed(std::size_t link) const;
@@ -102,18 +124,25 @@ class WorkerCore {
     std::unique_ptr<ResultItem> result;  // nothing: plain done
   };
   struct LinkState {
+    explicit LinkState(std::pmr::memory_resource* nodes) : held(nodes) {}
+
     Uuid session;
     bool connected = false;
     bool welcomed = false;
     bool said_bye = false;
+    bool left = false;  // said BYE to be served otherwise: what is delivered before WELCOME is not
+    std::optional<SteadyTime> retired_at;
+    bool closed = false;            // over; the slot is free
+    std::optional<Uuid> second_of;  // this spool is served by another link
     Uuid spool;
+    std::uint64_t epoch = 0;
     Milliseconds lease{10'000};
     Milliseconds grace{2'000};
     std::optional<SteadyTime> broken_at;
     SteadyTime sent_at{};
-    SteadyTime active_at{};
-    std::uint32_t window_said = 0;
-    std::unordered_map<Sequence, Held> held;
+    SteadyTime heard_at{};
+    std::optional<SteadyTime> offered_at;  // room for a dispatcher that said that it waits
+    std::pmr::unordered_map<Sequence, Held> held;
     std::vector<Sequence> unsent;  // answered since the last flush
   };
   struct JobPlace {
@@ -122,23 +151,35 @@ class WorkerCore {
   };
 
   void say_hello(std::size_t link, SteadyTime now);
-  void on_welcome(std::size_t link, const Welcome& welcome);
+  void on_welcome(std::size_t link, const Welcome& welcome, SteadyTime now);
+  bool yields(std::size_t link, const Welcome& welcome, SteadyTime now);
+  void move_session(std::size_t from, std::size_t to, SteadyTime now);
+  void end_retired(SteadyTime now);
+  bool is_second(std::size_t link) const;
   void on_deliver(std::size_t link, const Deliver& deliver,
                   const std::shared_ptr<const void>& owner, SteadyTime now);
   void on_confirm(std::size_t link, const Confirm& confirm);
   void forget_all(std::size_t link);
   void answer(std::size_t link, Sequence sequence, Held& held, std::unique_ptr<ResultItem> result);
   void flush_results(std::size_t link, SteadyTime now);
-  void send_windows(SteadyTime now);
-  std::uint32_t window_of(std::size_t link, SteadyTime now) const;
+  void send_windows(const std::vector<WindowPlanner::Said>& windows, bool before_results,
+                    SteadyTime now);
+  void give_back_stalled(SteadyTime now);
   void send(std::size_t link, std::string frame, SteadyTime now);
 
   const WorkerOptions options_;
+  // Of the maps below: a node is taken and given back for every delivery.
+  std::unique_ptr<std::pmr::memory_resource> nodes_ =
+      std::make_unique<std::pmr::unsynchronized_pool_resource>();
   std::vector<LinkState> links_;
-  std::unordered_map<std::uint64_t, JobPlace> jobs_;
+  WindowPlanner planner_;
+  std::vector<WindowPlanner::Link> loads_;                               // by link
+  std::pmr::unordered_map<std::uint64_t, JobPlace> jobs_{nodes_.get()};  // not answered
   std::uint64_t last_job_ = 0;
-  double mean_seconds_ = -1;  // of handling, smoothed; -1: not known
+  SteadyTime progress_at_;  // a job ended, or more came than there are threads
+  bool progressed_ = false;
   bool draining_ = false;
+  std::vector<std::size_t> farewells_;  // links to be told a window of 0
   Actions actions_;
 };
 

@@ -1,6 +1,10 @@
 #include "dray/config/config.hpp"
 
+#include <fstream>
+
 #include "dray/text.hpp"
+#include "dray/transport/curve.hpp"
+#include "support/temporary_folder.hpp"
 
 using namespace dray;
 using namespace std::chrono_literals;
@@ -81,6 +85,101 @@ TEST_CASE("faults say file, line, column and what to do") {
   CHECK(faults_of(kGood, "[app.order]", "[app.order").find("shop.toml:11:") == 0);
   CHECK(faults_of(kGood, "group = \"email\"", "group = \"mail\"").find("has no group 'mail'") !=
         std::string::npos);
+}
+
+TEST_CASE("a name may stand for what is consumed from, but nothing binds to one") {
+  const std::string from = "from = [\"tcp://orders.internal:7000\", \"orders\"]";
+  std::string text = kGood;
+  const auto at = text.find("from = [\"orders\"]");
+  REQUIRE(at != std::string::npos);
+  text.replace(at, 17, from);
+  const auto loaded = config::parse_config(text, "shop.toml");
+  CHECK(loaded.faults.empty());
+  CHECK(loaded.config.find_app("email")->consume->endpoints.front() ==
+        "tcp://orders.internal:7000");
+  CHECK(
+      faults_of(kGood, "ipc://./var/s", "tcp://orders.internal:7000").find("leaves this machine") !=
+      std::string::npos);
+  CHECK(faults_of(kGood, "from = [\"orders\"]", "from = [\"tcp://orders.internal\"]")
+            .find("tcp://host:5555") != std::string::npos);
+}
+
+TEST_CASE("no more room is made ready than a spool may use") {
+  const std::string line = "max_size = \"2GiB\"";
+  std::string text = kGood;
+  text.replace(text.find(line), line.size(), line + "\npreallocate = \"256MiB\"");
+  const auto loaded = config::parse_config(text, "shop.toml");
+  CHECK(loaded.faults.empty());
+  CHECK(loaded.config.spools.at("orders").preallocate == 256ULL << 20);
+  CHECK(faults_of(text, "\"256MiB\"", "\"3GiB\"").find("'preallocate' is more than 'max_size'") !=
+        std::string::npos);
+}
+
+TEST_CASE("keys open a spool to other machines") {
+  test::TemporaryFolder folder;
+  for (const char* name : {"orders", "mail"}) {
+    REQUIRE(transport::write_curve_keys(folder.path(), name, transport::make_curve_keys()).ok());
+  }
+  const auto orders_key = *transport::read_curve_public(folder / "orders.public");
+  const auto mail_key = *transport::read_curve_public(folder / "mail.public");
+  std::ofstream(folder / "allow.toml") << "[worker]\nmail = \"" << mail_key << "\"\n";
+  const auto parse = [&](const std::string& text) {
+    return config::parse_config(text, folder / "shop.toml");
+  };
+  const std::string spool = R"(
+[spool.orders]
+directory = "o"
+bind = "tcp://0.0.0.0:7000"
+keys = { secret = "orders.secret", allow = "allow.toml" }
+  [spool.orders.group.email]
+  topics = ["t"]
+[app.order]
+plugin = "p"
+source = "s"
+publish = "orders"
+)";
+  const std::string remote = R"(
+[app.email]
+plugin = "p"
+handler = "h"
+consume = { group = "email", from = ["tcp://orders.internal:7000"] }
+keys = { secret = "mail.secret", server = "orders.public" }
+)";
+  const std::string local = R"(
+[app.view]
+plugin = "p"
+handler = "h"
+consume = { group = "email", from = ["orders"] }
+)";
+  const auto loaded = parse(spool + remote + local);
+  for (const auto& fault : loaded.faults) UNSCOPED_INFO(fault.text());
+  REQUIRE(loaded.faults.empty());
+  CHECK(loaded.config.spools.at("orders").keys->public_key == orders_key);
+  CHECK(loaded.config.spools.at("orders").keys->allow_file == folder / "allow.toml");
+  const auto& email = *loaded.config.find_app("email");
+  CHECK(email.keys->public_key == mail_key);
+  CHECK(email.keys->servers.at("tcp://orders.internal:7000") == orders_key);
+  const auto& view = *loaded.config.find_app("view");  // beside the spool: its keys
+  CHECK(view.consume->endpoints.front() == "tcp://127.0.0.1:7000");
+  CHECK(view.keys->public_key == orders_key);
+  CHECK(view.keys->servers.at("tcp://127.0.0.1:7000") == orders_key);
+
+  const auto fault = [&](const std::string& from, const std::string& to) {
+    std::string text = spool + remote;
+    text.replace(text.find(from), from.size(), to);
+    std::string all;
+    for (const auto& each : parse(text).faults) all += each.text() + "\n";
+    return all;
+  };
+  CHECK(fault("\"orders.secret\"", "\"none.secret\"").find("dray keygen") != std::string::npos);
+  CHECK(fault("allow = \"allow.toml\"", "allow = \"none\"").find("shop.toml:5:") !=
+        std::string::npos);
+  CHECK(fault("secret = \"mail.secret\", ", "").find("needs 'secret'") != std::string::npos);
+  CHECK(fault(", server = \"orders.public\"", "").find("needs 'server'") != std::string::npos);
+  CHECK(fault("server = \"orders.public\"", "server = { \"tcp://x:1\" = \"orders.public\" }")
+            .find("no endpoint that this app takes from") != std::string::npos);
+  CHECK(fault("keys = { secret = \"orders.secret\", allow = \"allow.toml\" }", "")
+            .find("needs CURVE keys") != std::string::npos);
 }
 
 TEST_CASE("all faults are found in one pass") {

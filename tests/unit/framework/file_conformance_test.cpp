@@ -1,4 +1,6 @@
 // One suite for all implementations of File and Directory.
+#include <random>
+
 #include "dray/disk/posix_directory.hpp"
 #include "support/simulated_disk.hpp"
 #include "support/temporary_folder.hpp"
@@ -26,8 +28,8 @@ void conforms(Directory& directory) {
   }
   SECTION("a durable write writes, extends and overwrites; sync makes the rest durable") {
     auto file = directory.open("a", OpenMode::kCreateNew);
-    REQUIRE((*file)->write_durable_at(0, std::string(10'000, 'a')).ok());
-    REQUIRE((*file)->write_durable_at(9'999, "bb").ok());
+    REQUIRE((*file)->write_durable_at(0, std::string(10'000, 'a'), Caching::kKeep).ok());
+    REQUIRE((*file)->write_durable_at(9'999, "bb", Caching::kKeep).ok());
     REQUIRE((*file)->write_at(5'000, "c").ok());
     REQUIRE((*file)->sync_data().ok());
     CHECK(*(*file)->size() == 10'001);
@@ -36,6 +38,63 @@ void conforms(Directory& directory) {
     CHECK(bytes == "abb");
     CHECK(directory.identity() != 0);
     CHECK(directory.identity() == directory.identity());
+  }
+  SECTION("what is written in either way is read, whatever was read or written before") {
+    constexpr std::uint64_t kSize = 1U << 20;
+    const std::uint64_t seed = Catch::rngSeed();
+    INFO("seed " << seed);
+    std::mt19937_64 random(seed);
+    auto file = directory.open("a", OpenMode::kCreateNew);
+    REQUIRE((*file)->fill_zeros(0, kSize).ok());
+    std::string wanted(kSize, '\0');
+    std::uint64_t at = 0;
+    for (int i = 0; i < 2'000; ++i) {
+      // Mostly one behind the other, to the end of a block, as a log does it.
+      if (random() % 8 == 0) at = random() % kSize;
+      std::uint64_t size = 1 + random() % (random() % 4 == 0 ? 300'000 : 6'000);
+      if (random() % 8 != 0) size += 4096 - (at + size) % 4096;
+      if (at + size > kSize) at = 0, size = 4096;
+      const std::string bytes(size, static_cast<char>('a' + i % 26));
+      const auto how = random() % 8;
+      if (random() % 16 == 0) (*file)->rest();
+      if (how == 0) {
+        REQUIRE((*file)->write_at(at, bytes).ok());
+      } else if (how == 1) {
+        REQUIRE((*file)->write_durable_at(at, bytes, Caching::kKeep).ok());
+      } else {
+        REQUIRE((*file)->write_durable_at(at, bytes, Caching::kPast).ok());
+      }
+      wanted.replace(at, size, bytes);
+      at += random() % size;  // the rest is padding
+      if (random() % 4 != 0) continue;
+      const std::uint64_t from = random() % kSize;
+      std::string back(random() % (kSize - from) + 1, '?');
+      const auto got = (*file)->read_at(from, back.data(), back.size());
+      REQUIRE(got.ok());
+      REQUIRE((back == wanted.substr(from, back.size())));
+    }
+    CHECK(*(*file)->size() == kSize);
+    REQUIRE((*file)->truncate(5'000).ok());
+    REQUIRE((*file)->write_durable_at(5'000, std::string(3'192, 'z'), Caching::kPast).ok());
+    wanted.replace(5'000, kSize, std::string(3'192, 'z'));
+    std::string all(kSize, '?');
+    CHECK(*(*file)->read_at(0, all.data(), all.size()) == 8'192);
+    CHECK((all.substr(0, 8'192) == wanted));
+  }
+  SECTION("filling with zeros extends and overwrites, aligned or not, and nothing beside it") {
+    constexpr std::uint64_t kMany = (1U << 20) + (64U << 10);
+    auto file = directory.open("a", OpenMode::kCreateNew);
+    REQUIRE((*file)->write_at(0, std::string(kMany, 'x')).ok());
+    REQUIRE((*file)->fill_zeros(0, kMany - (64U << 10)).ok());
+    REQUIRE((*file)->fill_zeros(kMany, 2 * kMany).ok());
+    REQUIRE((*file)->fill_zeros(kMany - 10, 3).ok());
+    CHECK(*(*file)->size() == 3 * kMany);
+    std::string bytes(3 * kMany, '?');
+    CHECK(*(*file)->read_at(0, bytes.data(), bytes.size()) == bytes.size());
+    std::string wanted(3 * kMany, '\0');
+    wanted.replace(kMany - (64U << 10), 64U << 10, std::string(64U << 10, 'x'));
+    wanted.replace(kMany - 10, 3, std::string(3, '\0'));
+    CHECK((bytes == wanted));
   }
   SECTION("allocate and truncate set the size; new bytes are zero") {
     auto file = directory.open("a", OpenMode::kCreateNew);

@@ -42,7 +42,62 @@ TEST_CASE("a segment that ended a little short is recycled, and filled before it
   spares.recycle({std::move(*file), name, kSize - 100, false});
   CHECK(!spares.wants_recycled(kSize - 100));
   CHECK(spares.take(true)->name != name);  // the reserve
-  CHECK(!spares.prepare());                // nothing is left to fill
+  REQUIRE(spares.ensure_reserve());
+  CHECK(!spares.prepare());  // nothing is left to fill
   CHECK(spares.filled() == kSize);
   CHECK(spares.take(true)->name == name);
+}
+
+TEST_CASE("as many files as wanted are kept ready, recycled ones among them") {
+  test::SimulatedDisk disk(1);
+  const auto directory = disk.directory();
+  SpareSegments spares(*directory, kSize, 3);
+  REQUIRE(spares.ensure_reserve());
+  CHECK(spares.behind());
+  while (spares.prepare()) {
+  }
+  CHECK(!spares.behind());
+  CHECK(spares.filled() == 3 * kSize);
+  CHECK(!spares.wants_recycled(kSize));
+  const auto first = spares.take(false);
+  REQUIRE(first.has_value());
+  CHECK(first->size == kSize);
+  CHECK(spares.behind());
+  CHECK(spares.has_whole());
+  CHECK(spares.wants_recycled(kSize));
+  CHECK(!spares.wants_recycled(kSize, 1));
+  spares.recycle(*first);
+  CHECK(!spares.behind());
+  for (int i = 0; i < 3; ++i) CHECK(spares.take(false).has_value());
+  CHECK(!spares.has_whole());
+  CHECK(spares.filled() == 0);
+  CHECK(!spares.take(false).has_value());
+  CHECK(spares.take(true).has_value());  // the reserve
+}
+
+TEST_CASE("files that an earlier run made ready are taken over") {
+  test::SimulatedDisk disk(1);
+  const auto directory = disk.directory();
+  for (const char* name : {"spare.1", "spare.2", "spare.3", "spare.4"}) {
+    make_file(*directory, name, kSize);
+  }
+  SpareSegments spares(*directory, kSize, 2);
+  for (const char* name : {"spare.1", "spare.2", "spare.3", "spare.4"}) spares.adopt(name);
+  CHECK(spares.has_reserve());
+  CHECK(spares.filled() == 2 * kSize);
+  CHECK(directory->list()->size() == 3);  // one is too many
+}
+
+TEST_CASE("a ready file becomes the reserve when the disk has no room for one") {
+  test::SimulatedDisk disk(1);
+  const auto directory = disk.directory();
+  SpareSegments spares(*directory, kSize, 2);
+  REQUIRE(spares.ensure_reserve());
+  while (spares.prepare()) {
+  }
+  spares.release_reserve();
+  CHECK(!spares.has_reserve());
+  CHECK(!spares.prepare());  // room that others took is not taken for files ahead
+  CHECK(spares.ensure_reserve());
+  CHECK(spares.filled() == kSize);
 }

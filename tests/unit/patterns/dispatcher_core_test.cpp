@@ -72,6 +72,11 @@ class Bench {
     settle_down();
   }
 
+  void window(const std::string& peer, std::uint32_t messages) {
+    core->on_frame(peer, Window{messages, 1 << 20}, now());
+    settle_down();
+  }
+
   void advance(std::chrono::nanoseconds by) {
     clock.advance(by);
     core->tick(now());
@@ -86,6 +91,7 @@ class Bench {
         auto frame = decode_frame(send.frame);
         REQUIRE(frame.ok());
         if (const auto* deliver = std::get_if<Deliver>(&*frame)) {
+          last_waiting[send.peer] = deliver->waiting;
           for (const auto& each : deliver->deliveries) {
             delivered[send.peer].push_back({each.sequence, each.number, each.attempt, {}});
           }
@@ -93,6 +99,10 @@ class Bench {
           for (const auto& range : confirm->tokens) {
             for (const auto sequence : range.sequences) confirmed[send.peer].push_back(sequence);
           }
+        } else if (std::holds_alternative<Heartbeat>(*frame)) {
+          ++heartbeats;
+        } else if (const auto* backlog = std::get_if<Backlog>(&*frame)) {
+          told[send.peer].push_back(backlog->waiting);
         } else if (const auto* refused = std::get_if<Refused>(&*frame)) {
           refusals.push_back(refused->code);
         }
@@ -127,6 +137,9 @@ class Bench {
 
   VirtualClock clock;
   std::unique_ptr<DispatcherCore> core;
+  std::map<std::string, std::vector<std::uint64_t>> told;
+  std::map<std::string, std::uint64_t> last_waiting;
+  int heartbeats = 0;
   std::map<std::string, std::vector<Delivered>> delivered;
   std::map<std::string, std::vector<Sequence>> confirmed;
   std::vector<std::string> refusals;
@@ -186,6 +199,88 @@ TEST_CASE("work is spread over sessions, least loaded first") {
   CHECK(bench.delivered["b"].size() == 20);
 }
 
+TEST_CASE("a backlog that leaves 0 is told at once, and its end to who keeps room for it") {
+  Bench bench;
+  bench.hello("a", kOne, 1);
+  const auto first = bench.publish();
+  CHECK(bench.told["a"].empty());
+  const auto second = bench.publish();
+  CHECK(bench.told["a"] == std::vector<std::uint64_t>{1});
+  bench.publish();
+  CHECK(bench.told["a"].size() == 1);  // not told again before it is four times as much
+  for (int i = 0; i < 2; ++i) bench.publish();
+  CHECK(bench.told["a"].back() == 4);
+  bench.window("a", 10);
+  CHECK(bench.delivered["a"].size() == 5);
+  CHECK(bench.last_waiting["a"] == 0);  // the delivery said so
+  bench.answer("a", first, ResultKind::kDone);
+  bench.answer("a", second, ResultKind::kDone);
+  CHECK(bench.told["a"].back() == 4);
+}
+
+TEST_CASE("who keeps room for what went elsewhere is told that nothing waits any more") {
+  Bench bench;
+  bench.hello("a", kOne, 0);
+  bench.hello("b", kTwo, 0);
+  bench.publish();
+  CHECK(bench.told["a"] == std::vector<std::uint64_t>{1});
+  CHECK(bench.told["b"] == std::vector<std::uint64_t>{1});
+  bench.window("a", 1);
+  CHECK(bench.delivered["a"].size() == 1);
+  bench.window("b", 1);
+  CHECK(bench.delivered["b"].empty());
+  CHECK(bench.told["b"] == std::vector<std::uint64_t>{1, 0});
+}
+
+TEST_CASE("a heartbeat corrects who believes that something waits") {
+  Bench bench;
+  bench.hello("a", kOne, 0);
+  bench.hello("b", kTwo, 0);
+  bench.publish();
+  bench.window("a", 1);
+  CHECK(bench.told["b"] == std::vector<std::uint64_t>{1});
+  bench.advance(2'500ms);
+  CHECK(bench.told["b"] == std::vector<std::uint64_t>{1, 0});
+}
+
+TEST_CASE("a session that comes while something waits, and has no room, is told") {
+  Bench bench;
+  bench.hello("a", kOne, 0);
+  bench.publish();
+  bench.hello("b", kTwo, 0);
+  CHECK(bench.told["b"] == std::vector<std::uint64_t>{1});
+}
+
+TEST_CASE("a backlog is told again now and then, for a worker that missed it") {
+  Bench bench;
+  bench.hello("a", kOne, 0);
+  bench.publish();
+  bench.advance(2'500ms);
+  CHECK(bench.told["a"] == std::vector<std::uint64_t>{1, 1});
+}
+
+TEST_CASE("after a broken link every session is asked again soon, not at the next heartbeat") {
+  Bench bench;
+  bench.hello("a", kOne);
+  bench.advance(1ms);
+  bench.heartbeats = 0;
+  bench.core->on_link_broken(bench.now());
+  bench.settle_down();
+  CHECK(bench.heartbeats == 1);
+  for (int i = 0; i < 100; ++i) bench.advance(1ms);
+  CHECK(bench.heartbeats == 4);
+}
+
+TEST_CASE("a silent session is lost after one lease, not later") {
+  Bench bench;
+  bench.hello("a", kOne);
+  bench.advance(9'999ms);
+  CHECK(bench.core->session_status().size() == 1);
+  CHECK(bench.core->next_deadline(bench.now()) <= bench.now().steady + 1ms);
+  bench.advance(1ms);
+  CHECK(bench.core->session_status().empty());
+}
+
 TEST_CASE("a retry waits its back-off, counts, and ends as a dead letter at max_attempts") {
   Bench bench;
   const auto sequence = bench.publish();
@@ -217,6 +312,8 @@ TEST_CASE("snooze and return count no attempt; reject is dead at once") {
   const auto sequence = bench.publish();
   bench.hello("a", kOne);
   bench.answer("a", sequence, ResultKind::kReturned, 1);
+  CHECK(bench.delivered["a"].size() == 1);  // it has no room before it says so
+  bench.window("a", 10);
   REQUIRE(bench.delivered["a"].size() == 2);
   CHECK(bench.delivered["a"][1].attempt == 1);
   bench.answer("a", sequence, ResultKind::kSnooze, 2);
@@ -233,6 +330,7 @@ TEST_CASE(
   const auto sequence = bench.publish();
   bench.hello("a", kOne);
   bench.answer("a", sequence, ResultKind::kReturned, 1);
+  bench.window("a", 10);
   bench.answer("a", sequence, ResultKind::kDone, 1);  // number 2 is granted by now
   CHECK(bench.counts().done == 0);
   CHECK(bench.core->stale_results() == 1);

@@ -2,113 +2,16 @@
 
 #include <atomic>
 #include <future>
-#include <mutex>
 #include <set>
 
-#include "dray/worker.hpp"
-#include "support/temporary_folder.hpp"
+#include "support/ping.hpp"
 
 using namespace dray;
+using namespace dray::test;
 using namespace std::chrono_literals;
 
-namespace {
-
-struct Ping {
-  std::uint64_t number = 0;
-  std::string text;
-  DRAY_FIELDS(number, text)
-};
-
-// Counts what it saw, and runs `what` for each message.
-struct Seen {
-  std::mutex mutex;
-  std::map<std::uint64_t, int> times;
-  std::condition_variable changed;
-  std::function<Outcome(const Ping&, Delivery&)> what;
-
-  std::size_t count() { return snapshot().size(); }
-  std::map<std::uint64_t, int> snapshot() {
-    const std::lock_guard lock(mutex);
-    return times;
-  }
-};
-
-class SeenHandler final : public Handler<Ping> {
- public:
-  explicit SeenHandler(Seen& seen) : seen_(seen) {}
-  Outcome handle(const Ping& ping, Delivery& delivery) override {
-    {
-      const std::lock_guard lock(seen_.mutex);
-      ++seen_.times[ping.number];
-      seen_.changed.notify_all();
-    }
-    return seen_.what ? seen_.what(ping, delivery) : done();
-  }
-
- private:
-  Seen& seen_;
-};
-
-std::unique_ptr<Worker> start_worker(const std::string& group, const std::string& endpoint,
-                                     Seen& seen, WorkerSettings settings = {}) {
-  settings.group = group;
-  settings.endpoints = {endpoint};
-  settings.retry.initial = 10ms;
-  settings.retry.max = 20ms;
-  auto worker = Worker::start(settings, [&seen]() -> Result<std::unique_ptr<Consumer>> {
-    return consumer_of(std::make_unique<SeenHandler>(seen), Log());
-  });
-  REQUIRE(worker.ok());
-  return std::move(*worker);
-}
-
-SpoolerOptions options_in(const test::TemporaryFolder& folder,
-                          std::vector<SpoolerGroup> groups = {{"email", {"ping"}}}) {
-  SpoolerOptions options;
-  options.directory = folder / "spool";
-  options.bind = "ipc://" + (folder / "s");
-  options.groups = std::move(groups);
-  options.lease = 2s;
-  options.reconnect_grace = 200ms;
-  return options;
-}
-
-std::unique_ptr<Spooler> open_spooler(const SpoolerOptions& options) {
-  auto spooler = Spooler::open(options);
-  INFO((spooler.ok() ? std::string() : spooler.error().text()));
-  REQUIRE(spooler.ok());
-  return std::move(*spooler);
-}
-
-// Polls the status until `ready` says yes; the bound is there to fail, not to pace.
-SpoolGroupStatus wait_for(Spooler& spooler, const std::string& group,
-                          const std::function<bool(const SpoolGroupStatus&)>& ready) {
-  const auto deadline = std::chrono::steady_clock::now() + 20s;
-  for (;;) {
-    auto status = spooler.status();
-    REQUIRE(status.ok());
-    for (const auto& each : status->groups) {
-      CHECK(each.accepted == each.pending + each.done + each.dead + each.expired + each.dropped +
-                                 each.damaged);  // P2
-      if (each.name != group) continue;
-      if (ready(each)) return each;
-      INFO("accepted " << each.accepted << " pending " << each.pending << " done " << each.done
-                       << " dead " << each.dead << " in flight " << each.in_flight << " workers "
-                       << each.workers);
-      REQUIRE(std::chrono::steady_clock::now() < deadline);
-    }
-    std::this_thread::yield();
-  }
-}
-
-bool settled(const SpoolGroupStatus& status) {
-  return status.pending == 0;
-}
-
-}  // namespace
-
 TEST_CASE("a published message reaches a worker of each group and is settled once by each") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   const auto options = options_in(folder, {{"email", {"ping"}}, {"invoice", {"ping"}}});
   auto spooler = open_spooler(options);
   Seen email, invoice;
@@ -129,7 +32,7 @@ TEST_CASE("a published message reaches a worker of each group and is settled onc
 }
 
 TEST_CASE("messages published without any worker wait, and survive a restart of the spool") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   const auto options = options_in(folder);
   {
     auto spooler = open_spooler(options);
@@ -143,7 +46,7 @@ TEST_CASE("messages published without any worker wait, and survive a restart of 
 }
 
 TEST_CASE("a topic without a group is refused as unroutable") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   auto spooler = open_spooler(options_in(folder));
   const auto receipt = spooler->publish("pong", Ping{});
   REQUIRE(!receipt.ok());
@@ -151,7 +54,7 @@ TEST_CASE("a topic without a group is refused as unroutable") {
 }
 
 TEST_CASE("a dedup id gives the first receipt again, also after a restart") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   const auto options = options_in(folder);
   PublishOptions publish;
   publish.dedup = "order-1";
@@ -175,7 +78,7 @@ TEST_CASE("a dedup id gives the first receipt again, also after a restart") {
 
 TEST_CASE(
     "a failing handler is retried with back-off and then becomes a dead letter with history") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   const auto options = options_in(folder);
   auto spooler = open_spooler(options);
   Seen seen;
@@ -203,7 +106,7 @@ TEST_CASE(
 }
 
 TEST_CASE("a body that does not fit the handler's type is a dead letter at once, with the field") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   const auto options = options_in(folder);
   auto spooler = open_spooler(options);
   Seen seen;
@@ -221,7 +124,7 @@ TEST_CASE("a body that does not fit the handler's type is a dead letter at once,
 }
 
 TEST_CASE("a follow-up is published in the commit of the settlement") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   const auto options = options_in(folder, {{"email", {"ping"}}, {"view", {"mail.sent"}}});
   auto spooler = open_spooler(options);
   Seen email, view;
@@ -236,7 +139,7 @@ TEST_CASE("a follow-up is published in the commit of the settlement") {
 }
 
 TEST_CASE("what a worker holds is not delivered again when the dispatcher restarts") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   const auto options = options_in(folder);
   auto spooler = open_spooler(options);
   Seen seen;
@@ -262,7 +165,7 @@ TEST_CASE("what a worker holds is not delivered again when the dispatcher restar
 }
 
 TEST_CASE("a backlog larger than memory's share is read back from the segments in full") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   auto options = options_in(folder);
   options.durability = Durability::kOs;
   auto spooler = open_spooler(options);
@@ -278,7 +181,7 @@ TEST_CASE("a backlog larger than memory's share is read back from the segments i
 }
 
 TEST_CASE("a second process cannot open the same spool") {
-  test::TemporaryFolder folder;
+  TemporaryFolder folder;
   auto options = options_in(folder);
   auto spooler = open_spooler(options);
   options.bind.clear();

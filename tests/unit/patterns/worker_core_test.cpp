@@ -42,6 +42,8 @@ class Bench {
     auto actions = core->take_actions(clock.steady());
     for (auto& job : actions.start) started.push_back(job);
     for (const auto job : actions.cancel) cancelled.push_back(job);
+    closed.insert(closed.end(), actions.close.begin(), actions.close.end());
+    problems.insert(problems.end(), actions.problems.begin(), actions.problems.end());
     for (auto& send : actions.sends) frames.push_back(std::move(*decode_frame(send.frame)));
   }
   // The frames of type T since the last call of clear().
@@ -59,6 +61,8 @@ class Bench {
   std::unique_ptr<WorkerCore> core;
   std::vector<WorkerCore::Job> started;
   std::vector<std::uint64_t> cancelled;
+  std::vector<std::size_t> closed;
+  std::vector<std::string> problems;
   std::vector<ProtocolFrame> frames;
 };
 
@@ -124,6 +128,7 @@ TEST_CASE("a drain returns what did not start, finishes what did, and says BYE")
   bench.connect();
   bench.deliver(1);
   bench.deliver(2);
+  bench.frames.clear();
   bench.core->drain();
   bench.act();
   CHECK(bench.sent<Window>().back().messages == 0);
@@ -164,18 +169,232 @@ TEST_CASE("a stale claim is forgotten: its job is cancelled and its outcome is n
 TEST_CASE("short jobs widen the window, long ones narrow it to the threads") {
   Bench bench;
   bench.connect();
-  for (Sequence i = 1; i <= 200; ++i) {
+  for (Sequence i = 1; i <= 400; ++i) {
+    bench.deliver(i);
+    bench.core->on_outcome(bench.started.back().id, done(), 20us, bench.clock.utc());
+    bench.clock.advance(1ms);
+    bench.act();
+  }
+  CHECK(bench.sent<Window>().back().messages > 150);
+  for (Sequence i = 401; i <= 800; ++i) {
+    bench.deliver(i);
+    bench.core->on_outcome(bench.started.back().id, done(), 1s, bench.clock.utc());
+    bench.clock.advance(1ms);
+    bench.act();
+  }
+  CHECK(bench.sent<Window>().back().messages == 2);
+}
+
+TEST_CASE("what finds no thread free, where each slot counts, goes back at once") {
+  Bench bench;
+  bench.connect();
+  for (Sequence i = 1; i <= 3; ++i) bench.deliver(i);
+  CHECK(bench.started.size() == 2);
+  REQUIRE(bench.sent<ResultFrame>().size() == 1);
+  CHECK(bench.sent<ResultFrame>()[0].items[0].kind == ResultKind::kReturned);
+  CHECK(bench.sent<ResultFrame>()[0].items[0].tokens.sequences == std::vector<Sequence>{3});
+  bench.frames.clear();
+  bench.finish(bench.started[0].id);
+  // The room that it has again is said behind the result.
+  REQUIRE(bench.sent<Window>().size() == 1);
+  CHECK(bench.sent<Window>()[0].messages >= 2);
+  CHECK(std::holds_alternative<Window>(bench.frames.back()));
+}
+
+TEST_CASE("what waits behind jobs that do not end goes back, the jobs go on") {
+  Bench bench;
+  bench.connect();
+  for (Sequence i = 1; i <= 400; ++i) {
     bench.deliver(i);
     bench.core->on_outcome(bench.started.back().id, done(), 20us, bench.clock.utc());
     bench.act();
   }
-  CHECK(bench.sent<Window>().back().messages > 500);
-  for (Sequence i = 201; i <= 500; ++i) {
-    bench.deliver(i);
-    bench.core->on_outcome(bench.started.back().id, done(), 1s, bench.clock.utc());
-    bench.act();
+  bench.core->tick(bench.clock.steady());
+  const std::size_t before = bench.started.size();
+  for (Sequence i = 401; i <= 410; ++i) bench.deliver(i);
+  REQUIRE(bench.started.size() == before + 10);
+  CHECK(bench.core->next_deadline(bench.clock.steady()) <= bench.clock.steady() + 100ms);
+  bench.clock.advance(100ms);
+  bench.core->tick(bench.clock.steady());
+  bench.act();
+  CHECK(bench.cancelled.size() == 8);
+  CHECK(bench.cancelled[0] == bench.started[before + 2].id);
+}
+
+TEST_CASE("a dispatcher that says that something waits is told the window again") {
+  Bench bench;
+  bench.connect();
+  bench.frames.clear();
+  bench.core->on_frame(0, Backlog{5}, nullptr, bench.clock.steady());
+  bench.act();
+  REQUIRE(bench.sent<Window>().size() == 1);
+  CHECK(bench.sent<Window>()[0].messages >= 2);
+}
+
+namespace {
+
+void welcome(Bench& bench, std::size_t link, const Uuid& spool, std::uint64_t epoch) {
+  bench.core->on_connected(link, bench.clock.steady());
+  bench.act();
+  bench.core->on_frame(link, Welcome{spool, epoch, 10'000, 2'000}, nullptr, bench.clock.steady());
+  bench.act();
+}
+
+}  // namespace
+
+TEST_CASE("a link that is retired takes nothing new and closes once all is confirmed") {
+  Bench bench;
+  bench.connect();
+  bench.deliver(7);
+  bench.core->retire_link(0, bench.clock.steady());
+  bench.act();
+  CHECK(bench.sent<Window>().back().messages == 0);
+  bench.deliver(8);  // it was on its way
+  CHECK(bench.started.size() == 1);
+  bench.finish(bench.started[0].id);
+  CHECK(bench.closed.empty());
+  bench.confirm(7);
+  bench.confirm(8);
+  CHECK(bench.sent<Bye>().size() == 1);
+  CHECK(bench.closed == std::vector<std::size_t>{0});
+  CHECK(bench.core->add_link(bench.clock.steady()) == 0);  // the slot is free
+}
+
+TEST_CASE("a second way to the same spool waits, and takes over when the first one ends") {
+  Bench bench;
+  bench.connect();
+  const auto second = bench.core->add_link(bench.clock.steady());
+  welcome(bench, second, bench.spool, 1);
+  CHECK(!bench.core->welcomed(second));
+  CHECK(bench.problems.empty());
+  CHECK(bench.sent<Bye>().size() == 1);
+  const auto hellos = bench.sent<Hello>().size();
+  bench.clock.advance(3s);
+  bench.core->tick(bench.clock.steady());
+  bench.act();
+  CHECK(bench.sent<Hello>().size() == hellos);  // no HELLO while the first is served
+  bench.core->on_disconnected(0, bench.clock.steady());
+  bench.clock.advance(3s);
+  bench.core->tick(bench.clock.steady());
+  bench.act();
+  CHECK(bench.sent<Hello>().size() == hellos + 1);
+  bench.core->on_frame(second, Welcome{bench.spool, 1, 10'000, 2'000}, nullptr,
+                       bench.clock.steady());
+  CHECK(bench.core->welcomed(second));
+}
+
+TEST_CASE("what a refused link delivers crosses its BYE, and is not run") {
+  Bench bench;
+  bench.connect();
+  const auto second = bench.core->add_link(bench.clock.steady());
+  welcome(bench, second, bench.spool, 2);
+  Deliver frame;
+  frame.epoch = 2;
+  frame.deliveries.push_back({7, 1, 1, "envelope"});
+  bench.core->on_frame(second, frame, nullptr, bench.clock.steady());
+  bench.act();
+  CHECK(bench.started.empty());
+  CHECK(bench.core->held() == 0);
+  bench.core->drain();
+  bench.act();
+  CHECK(bench.core->drained());
+}
+
+TEST_CASE("a session stays with its link while that is connected, also if another is faster") {
+  Bench bench;
+  bench.connect();
+  bench.deliver(7);
+  const auto second = bench.core->add_link(bench.clock.steady());
+  bench.core->on_disconnected(0, bench.clock.steady());
+  bench.core->on_connected(0, bench.clock.steady());  // its WELCOME is on the way
+  bench.act();
+  bench.frames.clear();
+  welcome(bench, second, bench.spool, 2);
+  CHECK(bench.sent<Hello>().size() == 1);
+  CHECK(bench.sent<Hello>()[0].held.empty());
+  CHECK(!bench.core->welcomed(second));
+  bench.core->on_frame(0, Welcome{bench.spool, 2, 10'000, 2'000}, nullptr, bench.clock.steady());
+  bench.act();
+  CHECK(bench.core->welcomed(0));
+  CHECK(bench.problems.empty());
+}
+
+TEST_CASE(
+    "a link whose dispatcher became another's forgets first, then takes over what that left") {
+  Bench bench;
+  bench.connect();
+  bench.deliver(7);
+  const Uuid session = bench.sent<Hello>()[0].session;
+  const auto other = bench.core->add_link(bench.clock.steady());
+  const Uuid other_spool = uuid_v4();
+  welcome(bench, other, other_spool, 1);
+  Deliver frame;
+  frame.epoch = 1;
+  frame.deliveries.push_back({9, 1, 1, "envelope"});
+  bench.core->on_frame(other, frame, nullptr, bench.clock.steady());
+  bench.core->on_disconnected(0, bench.clock.steady());
+  bench.core->on_disconnected(other, bench.clock.steady());
+  bench.act();
+  bench.frames.clear();
+  welcome(bench, other, bench.spool, 2);  // its address leads to the first spool now
+  REQUIRE(bench.sent<Hello>().size() == 2);
+  CHECK(bench.sent<Hello>()[1].session == session);
+  CHECK(bench.sent<Hello>()[1].held.at(0).sequences == std::vector<Sequence>{7});
+}
+
+TEST_CASE("what was given back and is said again after a reconnect closes the window again") {
+  Bench bench;
+  bench.connect();
+  for (Sequence i = 1; i <= 3; ++i) bench.deliver(i);
+  bench.core->on_disconnected(0, bench.clock.steady());
+  bench.frames.clear();
+  bench.connect();
+  REQUIRE(bench.sent<ResultFrame>().size() == 1);
+  bench.frames.clear();
+  bench.finish(bench.started[0].id);
+  CHECK(bench.sent<Window>().size() == 1);
+}
+
+TEST_CASE("another incarnation of a spool that is served is refused, loudly") {
+  Bench bench;
+  bench.connect();
+  const auto second = bench.core->add_link(bench.clock.steady());
+  welcome(bench, second, bench.spool, 2);
+  CHECK(!bench.core->welcomed(second));
+  REQUIRE(bench.problems.size() == 1);
+  CHECK(bench.problems[0].find("served twice") != std::string::npos);
+}
+
+TEST_CASE("a dispatcher that comes back under another address is told what is held of it") {
+  Bench bench;
+  bench.connect();
+  bench.deliver(7);
+  bench.deliver(8);
+  bench.finish(bench.started[0].id);
+  const Uuid session = bench.sent<Hello>()[0].session;
+  bench.core->on_disconnected(0, bench.clock.steady());
+  bench.core->retire_link(0, bench.clock.steady());
+  bench.act();
+  CHECK(bench.closed.empty());  // not yet: its answers are wanted
+  const auto moved = bench.core->add_link(bench.clock.steady());
+  REQUIRE(moved == 1);
+  bench.frames.clear();
+  welcome(bench, moved, bench.spool, 2);
+  REQUIRE(bench.sent<Hello>().size() == 2);
+  CHECK(bench.sent<Hello>()[1].session == session);
+  CHECK(bench.sent<Hello>()[1].held.at(0).sequences == std::vector<Sequence>{7, 8});
+  CHECK(bench.sent<Bye>().size() == 1);  // of the session that it need not have
+  CHECK(bench.closed == std::vector<std::size_t>{0});
+  bench.core->on_frame(moved, Welcome{bench.spool, 2, 10'000, 2'000}, nullptr,
+                       bench.clock.steady());
+  bench.finish(bench.started[1].id);
+  std::vector<Sequence> answered;
+  for (const auto& frame : bench.sent<ResultFrame>()) {
+    for (const auto& item : frame.items) {
+      answered.insert(answered.end(), item.tokens.sequences.begin(), item.tokens.sequences.end());
+    }
   }
-  CHECK(bench.sent<Window>().back().messages == 2);
+  CHECK(answered == std::vector<Sequence>{7, 8});
 }
 
 TEST_CASE("every frame comes back as it was, and no damaged one crashes the reader") {
@@ -198,7 +417,8 @@ TEST_CASE("every frame comes back as it was, and no damaged one crashes the read
                                         encode(Welcome{uuid_v4(), 1, 2, 3}),
                                         encode(Refused{"a", "b"}),
                                         encode(deliver),
-                                        encode(Confirm{{{1, 2, {3}}}})};
+                                        encode(Confirm{{{1, 2, {3}}}}),
+                                        encode(Backlog{4})};
   std::mt19937 random(17);
   for (std::size_t i = 0; i < frames.size(); ++i) {
     const auto frame = decode_frame(frames[i]);

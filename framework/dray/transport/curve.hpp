@@ -1,0 +1,42 @@
+// CURVE keys (RFC 26/CURVEZMQ) and who may connect with which (P9).
+//
+// A key is 32 bytes, written as 40 characters of Z85 (RFC 32). A secret file holds both keys of a
+// node and belongs to its owner alone; a public file is what others are given:
+//
+//   orders.secret  public = "..."      orders.public  public = "..."
+//                  secret = "..."
+//
+// An allow list names the keys that may connect, by role; roles: worker.
+//
+//   [worker]
+//   mail-1 = "..."
+//
+// Threading: pure but for the files. Failure: errors say which file, where in it, and what to do.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "dray/result.hpp"
+
+namespace dray::transport {
+
+struct CurveKeys {
+  std::string public_key, secret_key;  // Z85
+};
+
+CurveKeys make_curve_keys();
+bool is_curve_key(const std::string& text);
+
+// Writes FOLDER/NAME.secret (mode 0600) and FOLDER/NAME.public. kConflict if one is there already.
+Status write_curve_keys(const std::string& folder, const std::string& name, const CurveKeys& keys);
+// kInvalid if anyone but its owner may read it, or if the two keys do not belong together.
+Result<CurveKeys> read_curve_secret(const std::string& path);
+// The key of a public file (or of a secret one).
+Result<std::string> read_curve_public(const std::string& path);
+
+// Keys that may connect as workers, and their names.
+using AllowedKeys = std::map<std::string, std::string>;
+Result<AllowedKeys> read_allow_list(const std::string& path);
+
+}  // namespace dray::transport
