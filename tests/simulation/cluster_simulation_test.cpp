@@ -74,7 +74,19 @@ TEST_CASE("every planted fault of the protocol is caught within 1000 seeds") {
                Plant{Fault::kLeaseNotRenewed, "a heartbeat does not renew the lease"},
                Plant{Fault::kWindowLeak, "credit does not return"},
                Plant{Fault::kRoomNotSaid, "room is not said when there is some"},
-               Plant{Fault::kByeCrossed, "what crosses a BYE is held"});
+               Plant{Fault::kByeCrossed, "what crosses a BYE is held"},
+               Plant{Fault::kKeyIgnored, "messages of a key run side by side"},
+               Plant{Fault::kRetryFreesKey, "a retry gives its key's turn away"},
+               Plant{Fault::kKeysForgotten, "a restart forgets whose turn it is"},
+               Plant{Fault::kKeysNotAwaited, "messages do not wait until the turns are known"},
+               Plant{Fault::kLostFreesKey, "a lost session gives its keys' turns away"},
+               Plant{Fault::kDueOvertakes, "a message that is due overtakes its key"},
+               Plant{Fault::kPauseIgnored, "a pause is ignored"},
+               Plant{Fault::kPauseForgotten, "a restart forgets a pause"},
+               Plant{Fault::kConcurrencyIgnored, "a group's concurrency is ignored"},
+               Plant{Fault::kRateIgnored, "a group's rate is ignored"},
+               Plant{Fault::kPriorityIgnored, "priorities are ignored"},
+               Plant{Fault::kReplayForgotten, "what is replayed is not delivered"});
   balancing::planted_fault = plant.fault;
   const auto caught = first_fault(1'000, fault_of);
   balancing::planted_fault = Fault::kNone;

@@ -1,4 +1,4 @@
-#include "simulation/cluster_world.hpp"
+#include "simulation/cluster_state.hpp"
 
 #include <algorithm>
 #include <cstdio>
@@ -6,95 +6,20 @@
 
 namespace dray::test {
 
-using namespace std::chrono_literals;
-using balancing::DispatcherCore;
-using balancing::WorkerCore;
-using spool::GroupId;
 using spool::RecordType;
 
 namespace {
-
-constexpr auto kLease = 1'000ms;
-constexpr auto kGrace = 200ms;
-constexpr auto kFaultsFor = 4s;
-constexpr auto kDrainFor = 120s;  // a wall clock set back holds back what is due by it
-constexpr std::uint32_t kAttemptsMax = 3;
-constexpr std::uint32_t kWindowMax = 8;
-const std::vector<std::string> kGroups{"a", "b"};
 
 spool::SpoolOptions cluster_spool_options() {
   spool::SpoolOptions options;
   options.log.segment_size = 8U << 10;
   options.max_size = 8U << 20;
   options.groups = std::vector<spool::GroupDeclaration>{{"a", {"t", "u"}}, {"b", {"t"}}};
+  options.retain = kRetain;
   return options;
 }
 
 }  // namespace
-
-struct ClusterWorld::Producer final : spool::CommitListener {
-  Producer(ClusterWorld& world_in, std::size_t index_in, std::uint64_t seed)
-      : world(world_in), index(index_in), disk(seed) {}
-
-  void on_committed(spool::Committed committed) override {
-    world.on_tickets(*this, committed);
-    inbox.push_back(std::move(committed));
-  }
-  void on_failed(const Error&) override { poisoned = true; }
-
-  ClusterWorld& world;
-  const std::size_t index;
-  SimulatedDisk disk;
-  std::uint64_t life = 0;
-  bool up = false;
-  bool poisoned = false;
-  bool step_wanted = false;
-  bool commit_wanted = false;
-  bool checkpoint_due = false;
-  SteadyTime timer_at{};
-  SteadyTime upkeep_at{};
-  std::unique_ptr<Directory> directory;
-  std::unique_ptr<spool::Spool> spool;
-  std::unique_ptr<spool::LogReader> reader;
-  std::unique_ptr<spool::LogReader> look_up;
-  std::unique_ptr<DispatcherCore> core;
-  std::vector<spool::Committed> inbox;
-  std::map<std::string, std::pair<std::size_t, std::uint64_t>> peers;  // to worker, connection
-  // By ticket: what will be settled or dead once it is durable.
-  std::map<std::uint64_t, std::vector<TaskKey>> settling;
-  // The model.
-  std::uint64_t published = 0;  // handed in
-  std::uint64_t received = 0;   // receipts
-};
-
-struct ClusterWorld::WorkerNode {
-  std::size_t index = 0;
-  std::uint64_t life = 0;
-  bool up = false;
-  bool step_wanted = false;
-  SteadyTime timer_at{};
-  bool draining = false;
-  std::uint32_t threads = 1;
-  std::uint32_t busy = 0;
-  std::unique_ptr<WorkerCore> core;
-  std::deque<WorkerCore::Job> queue;
-
-  std::string name() const {
-    return "worker " + std::to_string(index) + ", life " + std::to_string(life);
-  }
-};
-
-struct ClusterWorld::Link {
-  std::size_t producer = 0;
-  std::size_t worker = 0;
-  bool up = false;
-  std::uint64_t connection = 0;
-  std::string peer;
-  SteadyTime to_producer{};  // when the last frame on its way arrives
-  SteadyTime to_worker{};
-  SteadyTime stalled_until{};  // half open: nothing arrives, nobody notices
-  SteadyTime trouble_at{};     // when it last was down or stalled
-};
 
 std::size_t ClusterWorld::Task::count(Outcome::Kind kind) const {
   return static_cast<std::size_t>(std::count_if(runs.begin(), runs.end(), [&](const Run& run) {
@@ -132,6 +57,11 @@ ClusterWorld::ClusterWorld(std::uint64_t seed)
     workers_.back()->index = i;
     workers_.back()->threads = static_cast<std::uint32_t>(1 + draw(3));
   }
+  if (draw(4) == 0) limits_["a"].concurrency = static_cast<std::uint32_t>(1 + draw(6));
+  if (draw(4) == 0) {
+    limits_["b"].rate = balancing::RateLimit{static_cast<double>(50 + draw(200)),
+                                             static_cast<std::uint32_t>(1 + draw(5))};
+  }
   for (std::size_t p = 0; p < producers; ++p) {
     for (std::size_t w = 0; w < workers; ++w) {
       links_.push_back(std::make_unique<Link>());
@@ -148,8 +78,12 @@ void ClusterWorld::run() {
   for (std::size_t i = 0; i < producers_.size(); ++i) start_producer(i);
   for (std::size_t i = 0; i < workers_.size(); ++i) start_worker(i);
   const std::size_t messages = 20 + draw(60);
+  // In some worlds half of them come at once, so that priorities matter.
+  const Nanoseconds burst_at = between(0ns, kFaultsFor);
+  const bool bursts = draw(3) == 0;
   for (std::size_t i = 0; i < messages; ++i) {
-    after(between(0ns, kFaultsFor), [this] { publish(draw(producers_.size())); });
+    const Nanoseconds at = bursts && i % 2 == 0 ? burst_at : between(0ns, kFaultsFor);
+    after(at, [this] { publish(draw(producers_.size())); });
   }
   const std::size_t faults = draw(50);
   for (std::size_t i = 0; i < faults; ++i) {
@@ -158,7 +92,10 @@ void ClusterWorld::run() {
   while (turn(begun + kFaultsFor)) {
   }
   calm_ = true;
-  for (auto& producer : producers_) producer->disk.heal();
+  for (auto& producer : producers_) {
+    producer->disk.heal();
+    for (GroupId group = 0; group < kGroups.size(); ++group) set_paused(*producer, group, false);
+  }
   const SteadyTime deadline = clock_.steady() + kDrainFor;
   // A while of quiet after the last settlement: nothing may come back.
   std::optional<SteadyTime> settled_at;
@@ -226,15 +163,24 @@ void ClusterWorld::start_producer(std::size_t index) {
   options.reconnect_grace = kGrace;
   options.ready_messages_max = 8;
   options.last_utc_ms = producer.spool->last_utc_ms();
+  options.limits = limits_;
+  options.retain = kRetain;
   options.seed = draw(1'000'000);
   spool::Spool& spool = *producer.spool;
   producer.core = std::make_unique<DispatcherCore>(
       options, spool.take_groups(), spool.recorded_sessions(),
       [&spool](std::string_view topic) { return spool.route(topic); }, now());
+  note_settled(producer);
   producer.up = true;
   producer.poisoned = false;
   ++producer.life;
   producer.inbox.clear();
+  producer.deliveries.clear();
+  producer.grants.clear();
+  producer.inversions.clear();
+  if (calm_) {
+    for (GroupId group = 0; group < kGroups.size(); ++group) set_paused(producer, group, false);
+  }
   producer.step_wanted = producer.commit_wanted = producer.checkpoint_due = false;
   trace("producer " + std::to_string(index) + " starts, epoch " +
         std::to_string(producer.spool->epoch()) + ", boundary " +
@@ -261,6 +207,8 @@ void ClusterWorld::crash_producer(std::size_t index, bool power_cut) {
     for (auto& [grant, end] : task.grants) end.fenced = false;
   }
   producer.settling.clear();
+  producer.pausing.clear();
+  producer.replaying.clear();
   producer.peers.clear();
   if (power_cut) {
     producer.disk.cut_power();
@@ -280,6 +228,8 @@ void ClusterWorld::publish(std::size_t index) {
   ++producer.published;
   Draft draft{draw(2) == 0 ? "t" : "u", body, {}};
   if (draw(8) == 0) draft.options.deliver_at = clock_.utc() + Milliseconds(draw(800));
+  if (draw(3) == 0) draft.options.key = "key " + std::to_string(draw(3));
+  draft.options.priority = static_cast<Priority>(draw(3));
   producer.spool->publish_draft(draft, [this, &producer, draft](const Result<Receipt>& receipt) {
     if (!receipt.ok()) return;
     ++producer.received;
@@ -287,6 +237,11 @@ void ClusterWorld::publish(std::size_t index) {
       Task& task = tasks_[{producer.index, group, receipt->sequence}];
       task.behaviour = static_cast<Behaviour>(draft.body[0]);
       task.accepted = true;
+      task.key = draft.options.key;
+      if (task.key.empty()) task.priority = draft.options.priority;
+      task.delayed = draft.options.deliver_at.has_value();
+      task.published_in = producer.life;
+      task.accepted_at = clock_.steady();
     }
   });
   request_commit(producer);
@@ -338,13 +293,20 @@ void ClusterWorld::perform(Producer& producer) {
   auto& core = *producer.core;
   for (auto actions = core.take_actions(now()); !actions.empty();
        actions = core.take_actions(now())) {
+    for (const auto ticket : actions.finished) on_finished(producer, ticket);
     for (const auto& each : actions.sends) send(producer, each);
     for (auto& each : actions.submissions) submit(producer, std::move(each));
     for (const auto& each : actions.refills) {
       auto slice =
           spool::read_backlog(*producer.reader, core.group_state(each.group), each.request);
       require(slice.ok() && slice->lost.empty() && slice->damaged.empty(), "the backlog has gaps");
-      core.on_refilled(each.group, each.lane, std::move(*slice));
+      core.on_refilled(each, std::move(*slice));
+    }
+    for (const auto& each : actions.key_reads) {
+      const auto key = spool::read_key(*producer.look_up, each.sequence,
+                                       core.group_state(each.group).history(each.sequence));
+      require(key.ok(), "a message's key cannot be read");
+      core.on_key(each.group, each.sequence, *key, now());
     }
     for (const auto& each : actions.fetches) {
       auto message = spool::read_message(*producer.look_up, each.sequence,
@@ -389,6 +351,7 @@ void ClusterWorld::submit(Producer& producer, spool::Submission submission) {
       const auto record = from_bytes<spool::DeadRecord>(entry.payload);
       require(record.ok(), "a death cannot be read");
       keys.emplace_back(producer.index, record->group, record->sequence);
+      producer.dying.insert(keys.back());
     } else if (entry.type == RecordType::kSessionEnd) {
       const auto record = from_bytes<spool::SessionEndRecord>(entry.payload);
       require(record.ok(), "a session's end cannot be read");
@@ -432,6 +395,7 @@ void ClusterWorld::on_tickets(Producer& producer, const spool::Committed& commit
             std::to_string(producer.index) + " is settled for group " + kGroups[std::get<1>(key)]);
       require(!task.settled, "message " + std::to_string(std::get<2>(key)) + " is settled twice");
       task.settled = true;
+      task.dead = producer.dying.erase(key) != 0;
     }
     producer.settling.erase(found);
   }
@@ -626,6 +590,8 @@ void ClusterWorld::begin(WorkerNode& worker, const WorkerCore::Job& job) {
   const auto grant = task.grants[{worker.index, worker.life, origin->epoch, origin->number}];
   const bool lost = grant.lost;
   require(!task.settled || lost, name + " is run though it is settled");
+  task.key = envelope->key;
+  if (!lost) check_turn(key, name);
   for (const auto& run : task.runs) {
     const bool again = run.lost || (run.finished && (run.outcome == Outcome::Kind::kRetry ||
                                                      run.outcome == Outcome::Kind::kSnooze));
@@ -744,160 +710,6 @@ SteadyTime ClusterWorld::arrival(Link& via, SteadyTime& last) {
   const auto earliest = std::max(clock_.steady(), via.stalled_until);
   last = std::max(last, earliest + between(20us, 1ms));
   return last;
-}
-
-// --- faults and checks ----------------------------------------------------------------------
-
-void ClusterWorld::break_something() {
-  Link& via = *links_[draw(links_.size())];
-  switch (draw(12)) {
-    case 0:
-    case 1:
-      return disconnect(via);
-    case 2:
-    case 3: {
-      // Half open; afterwards what was on its way arrives, or the connection breaks.
-      trace("link of worker " + std::to_string(via.worker) + " with producer " +
-            std::to_string(via.producer) + " stalls");
-      const Nanoseconds length = draw(3) == 0 ? between(kLease, 3 * kLease) : between(5ms, kLease);
-      via.stalled_until = std::max(via.stalled_until, clock_.steady() + length);
-      after(length, [this, &via, connection = via.connection] {
-        via.trouble_at = clock_.steady();
-        if (via.connection == connection && draw(2) == 0) disconnect(via);
-      });
-      return;
-    }
-    case 4:
-    case 5:
-      return crash_worker(draw(workers_.size()));
-    case 6:
-      return crash_producer(draw(producers_.size()), false);
-    case 7:
-      return crash_producer(draw(producers_.size()), true);
-    case 8:
-      if (auto& producer = *producers_[draw(producers_.size())]; producer.up) {
-        producer.disk.fail_at(1 + draw(20), ErrorCode::kIo);
-      }
-      return;
-    default: {
-      if (draw(6) == 0) {
-        if (std::exchange(clock_jumped_, true)) return;
-        const auto seconds = static_cast<std::int64_t>(draw(300)) - 75;
-        return clock_.jump_utc(Milliseconds(1'000 * seconds));
-      }
-      drain(*workers_[draw(workers_.size())]);
-    }
-  }
-}
-
-void ClusterWorld::drain(WorkerNode& worker) {
-  if (!worker.up || worker.draining) return;
-  worker.draining = true;
-  worker.core->drain();
-  wake(worker);
-}
-
-// P3, and the window.
-void ClusterWorld::check_delivery(Producer& producer, std::size_t worker,
-                                  const std::string& bytes) {
-  const auto frame = balancing::decode_frame(bytes);
-  require(frame.ok(), "a bad frame");
-  const auto* deliver = std::get_if<balancing::Deliver>(&*frame);
-  if (deliver == nullptr) return;
-  for (const auto& session : producer.core->session_status()) {
-    // What it held when it said HELLO may be more.
-    if (session.worker != workers_[worker]->name()) continue;
-    require(session.outstanding <= kWindowMax,
-            "more is granted than any window allows: " + std::to_string(session.outstanding) +
-                " to " + session.worker);
-  }
-  const Sequence durable = producer.spool->segments().durable_lsn();
-  for (const auto& each : deliver->deliveries) {
-    const auto group = static_cast<GroupId>(worker % kGroups.size());
-    Task& task = tasks_[{producer.index, group, each.sequence}];
-    task.grants.try_emplace({worker, workers_[worker]->life, deliver->epoch, each.number},
-                            Task::GrantEnd{});
-    trace("message " + std::to_string(each.sequence) + " of producer " +
-          std::to_string(producer.index) + " goes to worker " + std::to_string(worker) +
-          ", number " + std::to_string(each.number));
-    require(each.sequence <= durable, "a message is delivered before it is durable");
-    require(!task.settled, "message " + std::to_string(each.sequence) + " for group " +
-                               kGroups[group] + " is delivered though it is settled");
-  }
-}
-
-void ClusterWorld::check_counts(Producer& producer) {
-  for (const auto* state : producer.core->group_states()) {
-    require(state->counts().balanced(), "the counts of a group do not balance");
-  }
-}
-
-bool ClusterWorld::all_settled() const {
-  for (const auto& producer : producers_) {
-    if (!producer->up) return false;
-    for (const auto* state : producer->core->group_states()) {
-      if (state->counts().pending != 0) return false;
-    }
-  }
-  return true;
-}
-
-void ClusterWorld::check_end() {
-  for (auto& producer : producers_) {
-    for (const auto* state : producer->core->group_states()) {
-      const auto& counts = state->counts();
-      const std::string name = "group " + state->name();
-      require(counts.damaged == 0 && counts.expired == 0 && counts.dropped == 0,
-              name + " counts what did not happen");
-      std::uint64_t accepted = 0;
-      for (const auto& [key, task] : tasks_) {
-        const auto& [index, group, sequence] = key;
-        if (index != producer->index || group != state->id()) continue;
-        ++accepted;
-        const auto* history = state->history(sequence);
-        const bool dead = history != nullptr && history->dead();
-        const std::string message = "message " + std::to_string(sequence) + " of " + name;
-        require(dead || state->is_settled(sequence), message + " is lost");
-        const bool may_die = task.behaviour == Behaviour::kPoison ||
-                             task.behaviour == Behaviour::kKiller ||
-                             task.behaviour == Behaviour::kRejected;
-        const auto failures = task.count(Outcome::Kind::kRetry) + task.count_lost();
-        require(!dead || may_die || failures >= kAttemptsMax, message + " died of nothing");
-        require(dead || !may_die, message + " is done though it always fails");
-        require(dead || task.count(Outcome::Kind::kDone) > 0, message + " is done without a run");
-        require(task.behaviour != Behaviour::kPoison ||
-                    task.count(Outcome::Kind::kRetry) <= kAttemptsMax + task.count_lost(),
-                message + " was tried too often");
-      }
-      require(counts.accepted == accepted, name + " accepted " + std::to_string(counts.accepted) +
-                                               ", there were " + std::to_string(accepted));
-    }
-    require(producer->received <= producer->published, "receipts for nothing");
-  }
-}
-
-std::string ClusterWorld::explain() const {
-  std::string text;
-  for (const auto& producer : producers_) {
-    text += "producer " + std::to_string(producer->index) + (producer->up ? "" : " is down") + ": ";
-    if (!producer->up) continue;
-    for (const auto& status : producer->core->group_status()) {
-      text += status.name + " pending " + std::to_string(status.counts.pending) + ", in flight " +
-              std::to_string(status.in_flight) + ", delayed " + std::to_string(status.delayed) +
-              ", workers " + std::to_string(status.workers) + (status.gated ? ", gated; " : "; ");
-    }
-  }
-  for (const auto& worker : workers_) {
-    text += "worker " + std::to_string(worker->index) + (worker->up ? "" : " is down") +
-            (worker->draining ? " drains" : "");
-    if (!worker->up) continue;
-    text += " holds " + std::to_string(worker->core->held()) + ", welcomed by";
-    for (std::size_t p = 0; p < producers_.size(); ++p) {
-      if (worker->core->welcomed(p)) text += " " + std::to_string(p);
-    }
-    text += "; ";
-  }
-  return text;
 }
 
 }  // namespace dray::test

@@ -5,7 +5,8 @@
 // While it runs, nodes crash, disks fail, links break and clocks jump. At every step: P2 (counts
 // balance; nothing is settled twice), P3 (nothing that is settled is delivered), P4 (attempts have
 // causes; only what fails dies), P5 (nothing runs a second time that is held or finished, unless
-// its worker was lost). Once the faults stop, everything drains.
+// its worker was lost), P10 (one message of a key at a time, in order), priorities, and the limits
+// and pauses of groups. Once the faults stop, everything drains.
 //
 // Threading: one thread. Failure: throws WorldFault with what was wrong.
 #pragma once
@@ -70,7 +71,14 @@ class ClusterWorld {
     };
     std::map<Grant, GrantEnd> grants;
     bool settled = false;  // its settlement, or its death, is durable
+    bool dead = false;
     bool accepted = false;
+    bool replayed = false;  // maybe, if its producer crashed then
+    std::string key;
+    Priority priority = Priority::kNormal;
+    bool delayed = false;
+    std::uint64_t published_in = 0;  // life of its producer
+    SteadyTime accepted_at{};
     std::size_t count(Outcome::Kind kind) const;
     std::size_t count_lost() const;
     void lose(std::size_t worker, std::uint64_t life, bool fenced);
@@ -130,6 +138,15 @@ class ClusterWorld {
   void break_something();
   void check_delivery(Producer& producer, std::size_t worker, const std::string& frame);
   void check_cause(const TaskKey& key);
+  void check_turn(const TaskKey& key, const std::string& name);
+  void note_settled(const Producer& producer);
+  void check_limits(Producer& producer, spool::GroupId group, std::size_t deliveries);
+  void check_priority(Producer& producer, spool::GroupId group, const Task& granted);
+  // Administration.
+  void pause_something();
+  void set_paused(Producer& producer, spool::GroupId group, bool paused);
+  void replay_something();
+  void on_finished(Producer& producer, std::uint64_t ticket);
   void check_counts(Producer& producer);
   bool all_settled() const;
   void check_end();
@@ -149,6 +166,7 @@ class ClusterWorld {
   std::uint64_t last_message_ = 0;
   bool calm_ = false;  // the faults have stopped
   bool clock_jumped_ = false;
+  std::map<std::string, balancing::GroupLimits> limits_;  // by group, of every producer
   const bool trace_;
 };
 

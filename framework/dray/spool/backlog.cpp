@@ -53,7 +53,8 @@ class GroupReader {
     if (record.header.type == RecordType::kLost) on_gap(lsn, lsn);
     if (!held_.empty()) return true;
     slice_.next = lsn + 1;
-    return slice_.messages.size() < request_.messages_max && bytes_->size() < request_.bytes_max;
+    return slice_.messages.size() < request_.messages_max &&
+           bytes_->size() < request_.bytes_max && ++records_ < request_.records_max;
   }
 
   void on_gap(Lsn first, Lsn last) {
@@ -65,7 +66,7 @@ class GroupReader {
         slice_.lost.push_back(lost);
       }
     }
-    if (last < request_.known) return;
+    if (last < request_.known || !request_.accounts) return;
     first = std::max(first, request_.known);
     slice_.passed += group_.damaged_between(first, last + 1);
     gaps_.push_back({first, last, 0});
@@ -73,7 +74,7 @@ class GroupReader {
 
   BacklogSlice take(bool whole) {
     if (whole) slice_.next = request_.before;
-    if (whole && request_.accepted_at_end) count(request_.before, *request_.accepted_at_end);
+    if (whole && request_.accounts && request_.accepted_at_end) count(request_.before, *request_.accepted_at_end);
     skip_to(slice_.next);
     slice_.gaps = std::move(gaps_);
     const std::shared_ptr<const std::string> owner = bytes_;
@@ -88,7 +89,7 @@ class GroupReader {
  private:
   void on_message(const Record& record) {
     const Lsn lsn = record.header.lsn;
-    const bool look_inside = (record.header.flags & kHasOptions) != 0;
+    const bool look_inside = (record.header.flags & (kHasOptions | kHasKey)) != 0;
     std::string_view topic = envelope_topic(record.payload);
     std::optional<EnvelopeView> view;
     if (topic.empty() || look_inside) {
@@ -102,13 +103,21 @@ class GroupReader {
     skip_to(lsn);
     skip_from_ = lsn + 1;
     if (!group_.is_plain(lsn)) return;  // settled, or it has an entry
+    const auto priority = priority_of(record.header.flags);
+    if (priority != request_.priority) return;
     places_.emplace_back(bytes_->size(), record.payload.size());
     bytes_->append(record.payload);
-    slice_.messages.push_back(
-        {lsn, view ? to_ms(view->deliver_at) : 0, view ? to_ms(view->expires_at) : 0, nullptr, {}});
+    slice_.messages.push_back({lsn,
+                               view ? to_ms(view->deliver_at) : 0,
+                               view ? to_ms(view->expires_at) : 0,
+                               nullptr,
+                               {},
+                               priority,
+                               view ? key_hash(view->key) : 0});
   }
 
   void skip_to(Lsn lsn) {
+    if (!request_.accounts) return;
     const Lsn from = std::max(skip_from_, request_.known);  // behind it all is accounted for
     if (from < lsn) slice_.skips.emplace_back(from, lsn - 1);
     skip_from_ = std::max(skip_from_, lsn);
@@ -116,7 +125,7 @@ class GroupReader {
 
   // The log says how many the group had accepted up to here.
   void on_count(Lsn lsn, const std::vector<std::uint64_t>& accepted) {
-    if (group_.id() < accepted.size()) count(lsn, accepted[group_.id()]);
+    if (request_.accounts && group_.id() < accepted.size()) count(lsn, accepted[group_.id()]);
   }
 
   void count(Lsn lsn, std::uint64_t wanted) {
@@ -138,6 +147,7 @@ class GroupReader {
   std::vector<DamagedPart> gaps_;                            // since the last count
   std::vector<std::pair<RecordHeader, std::string>> held_;   // of a unit that is not complete yet
   Lsn skip_from_;
+  std::size_t records_ = 0;
 };
 
 }  // namespace
@@ -172,9 +182,27 @@ Result<std::optional<StoredMessage>> read_message(LogReader& reader, Sequence se
   }
   const auto envelope = parse_envelope(*bytes);
   if (!envelope.ok()) return std::optional<StoredMessage>{};
-  StoredMessage message{sequence, to_ms(envelope->deliver_at), to_ms(envelope->expires_at), bytes,
-                        *bytes};
+  StoredMessage message{sequence,
+                        to_ms(envelope->deliver_at),
+                        to_ms(envelope->expires_at),
+                        bytes,
+                        *bytes,
+                        envelope->key.empty() ? envelope->priority : Priority::kNormal,
+                        key_hash(envelope->key)};
   return std::optional<StoredMessage>(std::move(message));
+}
+
+Result<KeyHash> read_key(LogReader& reader, Sequence sequence, const History* history) {
+  auto message = read_message(reader, sequence, history);
+  if (!message.ok()) return message.error();
+  return message->has_value() ? (*message)->key : 0;
+}
+
+KeyHash key_hash(std::string_view key) {
+  if (key.empty()) return 0;
+  const auto hash = static_cast<std::uint64_t>(std::hash<std::string_view>()(key));
+  const auto part = (hash ^ (hash >> kKeyHashBits)) & ((1ULL << kKeyHashBits) - 1);
+  return part == 0 ? 1 : part;
 }
 
 namespace {

@@ -19,13 +19,21 @@
 
 namespace dray::spool {
 
+// Stands for an ordering key in memory. Two keys with one hash share their order, which costs time
+// and breaks nothing. 0: no key.
+using KeyHash = std::uint64_t;
+inline constexpr int kKeyHashBits = 40;
+KeyHash key_hash(std::string_view key);
+
 // A message with its bytes at hand.
 struct StoredMessage {
   Sequence sequence = 0;
   std::int64_t deliver_at_ms = 0;
   std::int64_t expires_at_ms = 0;
-  std::shared_ptr<const std::string> owner;
-  std::string_view envelope;
+  std::shared_ptr<const std::string> owner = nullptr;
+  std::string_view envelope = {};
+  Priority priority = Priority::kNormal;
+  KeyHash key = 0;
 };
 
 struct BacklogSlice {
@@ -54,6 +62,10 @@ struct BacklogRequest {
   std::vector<DamagedPart> gaps = {};  // of the slice before this one
   // What the group had accepted at `before`, if that is known.
   std::optional<std::uint64_t> accepted_at_end = std::nullopt;
+  Priority priority = Priority::kNormal;  // of the messages that are wanted
+  // One of a group's readers accounts for what lies in the log; the others only look for theirs.
+  bool accounts = true;
+  std::size_t records_max = SIZE_MAX;  // looked at
 };
 
 Result<BacklogSlice> read_backlog(LogReader& reader, const GroupState& group,
@@ -66,6 +78,9 @@ Result<std::optional<StoredMessage>> read_message(LogReader& reader, Sequence se
 // How its deliveries ended, newest first, at most `count_max`. What cannot be read ends the list.
 std::vector<AttemptRecord> read_attempts(LogReader& reader, const History& history, GroupId group,
                                          std::size_t count_max);
+
+// The ordering key of a message; 0 if it has none, or can no longer be read.
+Result<KeyHash> read_key(LogReader& reader, Sequence sequence, const History* history);
 
 // A copy of this message for the groups that have an entry for it. Nothing: it can no longer be
 // read, or no group needs it.

@@ -10,7 +10,6 @@ namespace dray::spool {
 namespace {
 
 constexpr std::size_t kEntrySize = 48;
-constexpr std::size_t kIntervalSize = 16;
 
 enum EntryFlags : std::uint8_t { kDead = 1, kSuspect = 2, kEnded = 4 };
 
@@ -47,24 +46,21 @@ std::pair<Sequence, History> get_entry(const char* in) {
 
 Result<GroupState> GroupState::restore(const GroupSnapshot& snapshot) {
   const Error fault{ErrorCode::kCorrupt, "group " + snapshot.name + " cannot be read", "", 0};
-  const auto& closed = snapshot.closed.bytes;
   const auto& entries = snapshot.entries.bytes;
-  if (snapshot.eras.empty() || closed.size() % kIntervalSize != 0 ||
-      entries.size() % kEntrySize != 0 || !snapshot.counts.balanced()) {
+  GroupState state(snapshot.id, snapshot.name);
+  if (snapshot.eras.empty() || !state.closed_.decode(snapshot.closed.bytes) ||
+      entries.size() % kEntrySize != 0 || !snapshot.counts.balanced() ||
+      snapshot.first_of.size() != kPriorities || snapshot.replayed > snapshot.counts.accepted) {
     return fault;
   }
-  GroupState state(snapshot.id, snapshot.name);
   state.eras_ = snapshot.eras;
   state.counts_ = snapshot.counts;
   state.known_ = snapshot.known;
   state.passed_ = snapshot.passed;
   state.damaged_ = snapshot.damaged;
-  for (std::size_t at = 0; at < closed.size(); at += kIntervalSize) {
-    const auto first = get_le<std::uint64_t>(closed.data() + at);
-    const auto last = get_le<std::uint64_t>(closed.data() + at + 8);
-    if (first > last) return fault;
-    state.closed_.add(first, last);
-  }
+  state.replayed_ = snapshot.replayed;
+  state.paused_ = snapshot.paused;
+  std::copy(snapshot.first_of.begin(), snapshot.first_of.end(), state.first_of_.begin());
   for (std::size_t at = 0; at < entries.size(); at += kEntrySize) {
     state.entries_.insert(state.entries_.end(), get_entry(entries.data() + at));
   }
@@ -85,10 +81,10 @@ GroupSnapshot GroupState::snapshot() const {
   snapshot.known = known_;
   snapshot.passed = passed_;
   snapshot.damaged = damaged_;
-  for (const auto& [first, last] : closed_.intervals()) {
-    put_le(snapshot.closed.bytes, first);
-    put_le(snapshot.closed.bytes, last);
-  }
+  snapshot.first_of.assign(first_of_.begin(), first_of_.end());
+  snapshot.replayed = replayed_;
+  snapshot.paused = paused_;
+  snapshot.closed.bytes = closed_.encode();
   snapshot.entries.bytes.reserve(entries_.size() * kEntrySize);
   for (const auto& [sequence, history] : entries_) {
     put_entry(snapshot.entries.bytes, sequence, history);
@@ -109,8 +105,8 @@ void GroupState::declare(Lsn lsn, std::vector<std::string> topics, GroupStanding
   damaged_.clear();
   // Nothing that the log holds or will hold is open for it.
   known_ = std::numeric_limits<Sequence>::max();
-  passed_ = counts_.accepted;
-  closed_ = IntervalSet();
+  passed_ = published();
+  closed_ = SequenceSet();
   closed_.add(1, known_ - 1);
 }
 
@@ -131,8 +127,8 @@ void GroupState::accept(std::uint64_t messages) {
 }
 
 void GroupState::raise_accepted(std::uint64_t accepted) {
-  if (standing() == GroupStanding::kDropped || accepted <= counts_.accepted) return;
-  accept(accepted - counts_.accepted);
+  if (standing() == GroupStanding::kDropped || accepted <= published()) return;
+  accept(accepted - published());
 }
 
 bool GroupState::settle(Sequence sequence, Settlement settlement) {
@@ -223,6 +219,15 @@ bool GroupState::revive(Sequence sequence) {
   found->second.set_losses(0);
   --counts_.dead;
   ++counts_.pending;
+  return true;
+}
+
+bool GroupState::replay(Sequence sequence, Lsn lsn) {
+  if (standing() == GroupStanding::kDropped || !is_settled(sequence)) return false;
+  accept();
+  ++replayed_;
+  // Numbers of deliveries before are forgotten; these are others (P3).
+  entries_[sequence].end_number(static_cast<std::uint32_t>(lsn & 0x7FFF'FFFF));
   return true;
 }
 

@@ -1,7 +1,7 @@
 // GroupState: where every message of a spool stands for one group (P2, P3). Pure.
 //
 // A message that is simply waiting costs nothing here (P8). Kept are: a cursor (`known`) behind
-// which every position of the log is accounted for; the closed positions as intervals; and one
+// which every position of the log is accounted for; the closed positions as a set; and one
 // entry of at most 64 bytes for each message with a history (delayed, retrying, suspect, dead).
 //
 //   accepted --> open --settle()--> settled (done | expired | dropped | damaged)
@@ -10,7 +10,7 @@
 //                dead
 //
 // A position is *closed* if it is no open message of this group, or has an entry. So an entry is
-// open though its position is closed, and intervals stay few however many entries there are.
+// open though its position is closed, and the set stays small however many entries there are.
 //
 // Threading: owned by one thread. Failure: transitions that are not allowed return false and
 // change nothing.
@@ -18,11 +18,12 @@
 
 #include <absl/container/btree_map.h>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "dray/spool/interval_set.hpp"
+#include "dray/spool/sequence_set.hpp"
 #include "dray/spool/record_payload.hpp"
 
 namespace dray::spool {
@@ -120,10 +121,16 @@ struct GroupSnapshot {
   Sequence known = 1;
   std::uint64_t passed = 0;
   std::vector<DamagedPart> damaged;
-  Binary closed;   // pairs of first and last, 8 bytes each
+  std::vector<Sequence> first_of;  // index: Priority; see GroupState::first_of()
+  std::uint64_t replayed = 0;
+  bool paused = false;
+  Binary closed;   // SequenceSet::encode()
   Binary entries;  // 48 bytes each
-  DRAY_FIELDS(id, name, eras, counts, known, passed, damaged, closed, entries)
+  DRAY_FIELDS(id, name, eras, counts, known, passed, damaged, first_of, replayed, paused, closed,
+              entries)
 };
+
+inline constexpr std::size_t kPriorities = 3;
 
 class GroupState {
  public:
@@ -140,6 +147,10 @@ class GroupState {
   GroupStanding standing() const { return eras_.back().standing; }
   const std::vector<std::string>& topics() const { return eras_.back().topics; }
   const GroupCounts& counts() const { return counts_; }
+  // What was accepted as it was published: without what was replayed.
+  std::uint64_t published() const { return counts_.accepted - replayed_; }
+  bool paused() const { return paused_; }
+  void set_paused(bool paused) { paused_ = paused; }
 
   // From `lsn` on the group takes these topics; before the first declaration it took none.
   // kDropped settles all that is open. REQUIRES: before any accept() behind `lsn`.
@@ -160,6 +171,9 @@ class GroupState {
   void retry(const RetryRecord& record, Lsn lsn);
   bool dead(const DeadRecord& record, Lsn lsn);
   bool revive(Sequence sequence);
+  // A settled message, or one that the group never had, is accepted by the record at `lsn` and is
+  // to be delivered at once. False if it is open.
+  bool replay(Sequence sequence, Lsn lsn);
   // Its time came: it is on its way to a worker. REQUIRES: it has an entry.
   void take(Sequence sequence) { entries_.at(sequence).set_due_ms(History::kAtHand); }
   // The copy holds its history up to the record at `record_lsn`.
@@ -192,6 +206,13 @@ class GroupState {
   std::uint64_t passed() const { return passed_; }
   // The cursor went on to `next`, over `messages` of this group. REQUIRES: next >= known().
   void pass(Sequence next, std::uint64_t messages);
+  // No plain message of this priority lies below: a cursor of its own may begin there.
+  Sequence first_of(Priority priority) const {
+    return first_of_[static_cast<std::size_t>(priority)];
+  }
+  void set_first_of(Priority priority, Sequence first) {
+    first_of_[static_cast<std::size_t>(priority)] = first;
+  }
   // Damage on record in [from, before), which the cursor counts as it passes.
   std::uint64_t damaged_between(Lsn from, Lsn before) const;
 
@@ -204,9 +225,12 @@ class GroupState {
   GroupCounts counts_;
   Sequence known_ = 1;
   std::uint64_t passed_ = 0;
+  std::uint64_t replayed_ = 0;
+  bool paused_ = false;
+  std::array<Sequence, kPriorities> first_of_{1, 1, 1};
   Lsn begun_ = 0;  // see begin_in_the_middle()
   std::vector<DamagedPart> damaged_;
-  IntervalSet closed_;
+  SequenceSet closed_;
   Entries entries_;
 };
 

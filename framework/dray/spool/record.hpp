@@ -49,6 +49,15 @@ inline constexpr std::uint8_t kPriorityMask = 0x03;  // messages: dray::Priority
 inline constexpr std::uint8_t kContinues = 0x04;
 // A message with a dedup id, deliver_at or expires_at: replay must look into the envelope.
 inline constexpr std::uint8_t kHasOptions = 0x08;
+// A message with an ordering key. Its priority is normal: it keeps its place in its key's order.
+inline constexpr std::uint8_t kHasKey = 0x10;
+
+// Of a message. What is no priority counts as normal.
+constexpr Priority priority_of(std::uint8_t flags) {
+  const auto given = flags & kPriorityMask;
+  return given <= static_cast<std::uint8_t>(Priority::kLow) ? static_cast<Priority>(given)
+                                                            : Priority::kNormal;
+}
 
 struct SegmentHeader {
   std::uint32_t version = kFormatVersion;

@@ -37,7 +37,8 @@ struct GroupRecord {
   std::string name;
   std::vector<std::string> topics;
   GroupStanding standing = GroupStanding::kAttached;
-  DRAY_FIELDS(id, name, topics, standing)
+  bool paused = false;  // nothing is delivered until it is resumed
+  DRAY_FIELDS(id, name, topics, standing, paused)
 };
 
 struct SessionRecord {
@@ -130,10 +131,12 @@ struct CopiedHistory {
   GroupId group = 0;
   Lsn record_lsn = 0;                   // of the newest of them; a later record stays the newest
   std::vector<AttemptRecord> attempts;  // newest first
-  DRAY_FIELDS(group, record_lsn, attempts)
+  bool replayed = false;                // it was settled, or never the group's: accepted anew
+  DRAY_FIELDS(group, record_lsn, attempts, replayed)
 };
 
-// An open message moved to the end of the log; it keeps its sequence.
+// An open message moved to the end of the log, or a settled one that a group is given once more. It
+// keeps its sequence.
 struct CopyRecord {
   Sequence sequence = 0;
   std::vector<CopiedHistory> histories;

@@ -104,7 +104,7 @@ void Spool::publish_draft(Draft draft, ReceiptCallback done) {
   const bool has_options = item.dedup || options.deliver_at || options.expires_at;
   Frame frame;
   frame.type = RecordType::kMessage;
-  frame.flags = message_flags(options.priority, has_options);
+  frame.flags = message_flags(options.priority, has_options, !options.key.empty());
   frame.groups = groups;
   frame.deliver_at_ms = to_ms(options.deliver_at);
   frame.expires_at_ms = to_ms(options.expires_at);
@@ -404,9 +404,19 @@ Status Spool::write(Chunk& chunk) {
     const auto until = segments_->write(chunk.batch, from, chunk.sync);
     if (!until.ok()) return until.error();
     // The next segment's opening says what was accepted before it.
-    for (; from < *until; ++from) count_accepted(frames[from].groups);
+    for (; from < *until; ++from) {
+      count_accepted(frames[from].groups);
+      if (frames[from].type == RecordType::kGroup) note_declared(chunk.batch.payload(frames[from]));
+    }
   }
   return {};
+}
+
+// The next segment's opening repeats it.
+void Spool::note_declared(std::string_view payload) {
+  auto record = from_bytes<GroupRecord>(payload);
+  DRAY_ASSERT(record.ok() && record->id < declared_.size());  // the dispatcher made it
+  declared_[record->id] = std::move(*record);
 }
 
 Committed Spool::describe(const Chunk& chunk, Lsn first) const {
@@ -419,9 +429,9 @@ Committed Spool::describe(const Chunk& chunk, Lsn first) const {
   committed.messages.reserve(frames.size());
   for (const auto& frame : frames) {
     if (frame.type != RecordType::kMessage) continue;
-    committed.messages.push_back(
-        {frame.lsn, frame.groups, static_cast<Priority>(frame.flags & kPriorityMask),
-         frame.deliver_at_ms, frame.expires_at_ms, chunk.batch.payload(frame)});
+    committed.messages.push_back({frame.lsn, frame.groups, priority_of(frame.flags),
+                                  frame.deliver_at_ms, frame.expires_at_ms,
+                                  chunk.batch.payload(frame), (frame.flags & kHasKey) != 0});
   }
   const Frame* frame = frames.data();
   for (const auto& item : chunk.items) {

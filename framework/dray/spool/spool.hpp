@@ -61,6 +61,7 @@ struct AcceptedMessage {
   std::int64_t deliver_at_ms = 0;
   std::int64_t expires_at_ms = 0;
   std::string_view envelope;  // in Committed::bytes
+  bool has_key = false;
 };
 
 // One record that the dispatcher wants in the log.
@@ -224,6 +225,7 @@ class Spool final : public Publisher {
   void fail_publishes(Chunk& chunk, const Error& error);
   void write_marker(CommitListener& listener);
   void count_accepted(GroupMask groups);
+  void note_declared(std::string_view payload);
   void fail(const Error& error, CommitListener& listener);
 
   // spool_upkeep.cpp
@@ -247,12 +249,12 @@ class Spool final : public Publisher {
   std::vector<RecordedSession> sessions_;
   std::unordered_map<std::string, GroupMask, TextHash, std::equal_to<>> routes_;
   std::vector<std::unique_ptr<GroupState>> groups_;
-  std::vector<GroupRecord> declared_;  // index: GroupId
   const std::shared_ptr<BatchBuffers> buffers_ = std::make_shared<BatchBuffers>();
 
   // Owned by the committer thread.
   std::unique_ptr<SegmentLog> segments_;
   std::array<std::uint64_t, kGroupsMax> accepted_{};
+  std::vector<GroupRecord> declared_;  // index: GroupId
   bool marker_due_ = false;
   std::uint64_t checkpointed_at_ = 0;  // SegmentLog::bytes_appended() of the last one
 

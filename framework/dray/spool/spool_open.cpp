@@ -75,8 +75,9 @@ Status Spool::recover() {
   boundary_ = segments_->next_lsn();
   epoch_ = state.epoch() + 1;
   for (const auto& group : state.groups()) {
-    accepted_[group->id()] = group->counts().accepted;
-    declared_.push_back({group->id(), group->name(), group->topics(), group->standing()});
+    accepted_[group->id()] = group->published();
+    declared_.push_back({group->id(), group->name(), group->topics(), group->standing(),
+                         group->paused()});
   }
   auto changes = changed_groups(state);
   if (!changes.ok()) return changes.error();
@@ -158,7 +159,8 @@ Result<std::vector<GroupRecord>> Spool::changed_groups(SpoolState& state) {
                    directory_.path(), 0};
     }
     const auto id = known != nullptr ? known->id() : static_cast<GroupId>(next_id++);
-    changes.push_back({id, wanted.name, wanted.topics, GroupStanding::kAttached});
+    changes.push_back({id, wanted.name, wanted.topics, GroupStanding::kAttached,
+                       known != nullptr && known->paused()});
   }
   for (const auto& group : state.groups()) {
     if (group->standing() == GroupStanding::kDropped) continue;
@@ -171,7 +173,8 @@ Result<std::vector<GroupRecord>> Spool::changed_groups(SpoolState& state) {
         "pending",
         {{"group", group->name()}, {"pending", std::to_string(group->counts().pending)}});
     if (group->standing() == GroupStanding::kAttached) {
-      changes.push_back({group->id(), group->name(), group->topics(), GroupStanding::kDetached});
+      changes.push_back({group->id(), group->name(), group->topics(), GroupStanding::kDetached,
+                         group->paused()});
     }
   }
   return changes;

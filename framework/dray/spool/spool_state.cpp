@@ -6,9 +6,10 @@
 
 namespace dray::spool {
 
-std::uint8_t message_flags(Priority priority, bool has_options) {
-  return static_cast<std::uint8_t>(static_cast<std::uint8_t>(priority) |
-                                   (has_options ? kHasOptions : 0));
+std::uint8_t message_flags(Priority priority, bool has_options, bool has_key) {
+  return static_cast<std::uint8_t>(
+      static_cast<std::uint8_t>(has_key ? Priority::kNormal : priority) |
+      (has_options ? kHasOptions : 0) | (has_key ? kHasKey : 0));
 }
 
 GroupState* SpoolState::find_group(std::string_view name) {
@@ -90,11 +91,11 @@ Status SpoolState::declare(Lsn lsn, const GroupRecord& record) {
     groups_.push_back(std::make_unique<GroupState>(record.id, record.name));
   }
   routed_topic_.clear();
-  const auto& known = *groups_[record.id];
-  if (known.declared() && known.topics() == record.topics && known.standing() == record.standing) {
-    return {};  // the opening before it said so
-  }
-  groups_[record.id]->declare(lsn, record.topics, record.standing);
+  auto& known = *groups_[record.id];
+  const bool same =
+      known.declared() && known.topics() == record.topics && known.standing() == record.standing;
+  if (!same) known.declare(lsn, record.topics, record.standing);  // else the opening said so
+  known.set_paused(record.paused);
   return {};
 }
 
@@ -126,6 +127,7 @@ Status SpoolState::apply_copy(Lsn lsn, std::string_view payload) {
     for (const auto& history : copy.histories) {
       auto state = group(history.group);
       if (!state.ok()) return state.error();
+      if (history.replayed) (void)(*state)->replay(copy.sequence, lsn);
       (*state)->copied(copy.sequence, lsn, history.record_lsn);
       (*state)->copied_from_before(copy.sequence, lsn,
                                    history.attempts.empty() ? nullptr : history.attempts.data());

@@ -26,7 +26,7 @@ struct RecordedSession {
 };
 
 // Flags of a message's record.
-std::uint8_t message_flags(Priority priority, bool has_options);
+std::uint8_t message_flags(Priority priority, bool has_options, bool has_key);
 
 class SpoolState {
  public:

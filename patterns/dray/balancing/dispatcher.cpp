@@ -334,6 +334,7 @@ void Dispatcher::perform() {
     for (auto& each : actions.sends) send(std::move(each));
     for (const auto& submission : actions.submissions) state.spool.submit(submission);
     for (const auto& each : actions.refills) refill(each);
+    for (const auto& each : actions.key_reads) read_key(each);
     for (const auto& each : actions.fetches) fetch(each);
     for (const auto ticket : actions.finished) {
       const auto found = state.finished.find(ticket);
@@ -364,12 +365,20 @@ void Dispatcher::refill(const DispatcherCore::Refill& refill) {
                      {"messages", std::to_string(part.count)}});
   }
   for (const auto sequence : slice->lost) report_lost(sequence);
-  state.core.on_refilled(refill.group, refill.lane, std::move(*slice));
+  state.core.on_refilled(refill, std::move(*slice));
 }
 
 void Dispatcher::report_lost(Sequence sequence) {
   state_->log.error("an acknowledged message can no longer be read",
                     {{"sequence", std::to_string(sequence)}});
+}
+
+void Dispatcher::read_key(const DispatcherCore::Fetch& wanted) {
+  auto& state = *state_;
+  const auto* history = state.core.group_state(wanted.group).history(wanted.sequence);
+  const auto key = spool::read_key(state.look_up, wanted.sequence, history);
+  if (!key.ok()) return poison("reading a message's key", key.error());
+  state.core.on_key(wanted.group, wanted.sequence, *key, state.now());
 }
 
 void Dispatcher::fetch(const DispatcherCore::Fetch& fetch) {

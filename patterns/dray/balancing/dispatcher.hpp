@@ -65,6 +65,7 @@ class Dispatcher final : public spool::CommitListener {
   void perform();
   void refill(const DispatcherCore::Refill& refill);
   void fetch(const DispatcherCore::Fetch& fetch);
+  void read_key(const DispatcherCore::Fetch& wanted);
   void expel_key(const std::string& key);
   void expel_disallowed();
   void upkeep();

@@ -30,12 +30,11 @@ DispatcherCore::DispatcherCore(const DispatcherOptions& options,
   for (auto& each : groups) {
     auto group = std::make_unique<Group>();
     group->state = std::move(each);
-    const auto& state = *group->state;
-    group->old_lane.cursor = std::min(state.first_plain(), state.known());
-    group->old_lane.caught_up = group->old_lane.cursor >= options_.boundary;
-    group->live_lane.cursor = std::max(options_.boundary, std::min(state.known(), kSequenceMax));
-    group->live_lane.passed = group->accepted_before = state.counts().accepted;
-    group->live_lane.caught_up = true;
+    const auto limits = options_.limits.find(group->state->name());
+    if (limits != options_.limits.end()) group->limits = limits->second;
+    if (planted(Fault::kPauseForgotten)) group->state->set_paused(false);
+    if (group->limits.rate) group->bucket.emplace(*group->limits.rate, now.steady);
+    place_lanes(*group);
     groups_.push_back(std::move(group));
   }
   for (const auto& session : recorded) {
@@ -47,14 +46,40 @@ DispatcherCore::DispatcherCore(const DispatcherOptions& options,
   for (const auto& group : groups_) {
     std::vector<std::pair<std::int64_t, Sequence>> waiting;
     for (const auto& [sequence, history] : group->state->entries()) {
-      const bool at_hand = history.due_ms() == History::kAtHand;
-      if (!history.dead()) waiting.emplace_back(at_hand ? 0 : history.due_ms(), sequence);
+      if (history.dead()) continue;
+      const std::int64_t due_ms = history.due_ms() == History::kAtHand ? 0 : history.due_ms();
+      // Of a key's messages those have a place in its order: see on_key().
+      const bool has_place = due_ms == 0 || history.number() > 0;
+      if (has_place && group->limits.ordered && !planted(Fault::kKeysForgotten)) {
+        group->to_learn.push_back(sequence);
+      } else {
+        waiting.emplace_back(due_ms, sequence);
+      }
     }
     for (const auto& [due_ms, sequence] : waiting) schedule(*group, sequence, due_ms);
   }
   if (options_.last_utc_ms > to_ms(now.utc) + kClockJumpMs) {
     expiry_paused_until_ = now.steady + kClockSteady;
   }
+}
+
+// Where the cursors begin.
+void DispatcherCore::place_lanes(Group& group) {
+  const auto& state = *group.state;
+  for (std::size_t i = 0; i < spool::kPriorities; ++i) {
+    auto& old = group.old_lanes.at(i);
+    auto& live = group.live_lanes.at(i);
+    old.which = Lane::kOld;
+    old.priority = live.priority = static_cast<Priority>(i);
+    old.cursor = std::max(state.first_plain(), state.first_of(old.priority));
+    if (old.accounts()) old.cursor = std::min(old.cursor, state.known());
+    old.caught_up = old.cursor >= options_.boundary;
+    live.cursor = options_.boundary;
+    live.caught_up = true;
+  }
+  auto& accounting = group.live_lane();
+  accounting.cursor = std::max(options_.boundary, std::min(state.known(), kSequenceMax));
+  accounting.passed = group.accepted_before = state.published();
 }
 
 DispatcherCore::~DispatcherCore() = default;
@@ -116,7 +141,13 @@ void DispatcherCore::tick(Now now) {
   ask_links(now);
   watch_clock(now);
   open_gates(now);
-  for (const auto& group : groups_) move_due(*group, now);
+  for (const auto& group : groups_) {
+    learn_keys(*group);
+    for (auto* lanes : {&group->old_lanes, &group->live_lanes}) {
+      for (auto& lane : *lanes) lane.looked = false;
+    }
+    move_due(*group, now);
+  }
 }
 
 void DispatcherCore::look_after_sessions(Now now) {
@@ -160,6 +191,11 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
   }
   for (const auto& group : groups_) {
     if (group->gated) next = std::min(next, started_ + options_.lease);
+    if (!group->to_learn.empty() || looks_on(*group)) return now.steady;
+    if (group->bucket && !group->state->paused() &&
+        group->ready_count() + group->suspects.size() > 0) {
+      next = std::min(next, now.steady + group->bucket->until_next());
+    }
     if (group->waiting.empty()) continue;
     // What finds no room now is moved by an answer, not by the time.
     if (group->again.size() + group->suspects.size() >= options_.ready_messages_max) continue;
@@ -192,6 +228,7 @@ DispatcherCore::Actions DispatcherCore::take_actions(Now now) {
   // answered.
   if (!planted(Fault::kRetryAnsweredAgain)) flush_confirms();
   for (const auto& group : groups_) {
+    if (!group->late.empty()) line_up_late(*group, position(*group));
     move_due(*group, now);
     dispatch(*group, now);
     request_refills(*group);
@@ -206,7 +243,7 @@ std::uint64_t DispatcherCore::open_ticket(Ticket ticket) {
   return last_ticket_;
 }
 
-void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
+void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) {
   if (ticket.kind == Ticket::Kind::kSession) {
     const auto found = sessions_.find(ticket.session);
     if (found == sessions_.end()) return;
@@ -221,6 +258,7 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
     }
     return;
   }
+  if (ticket.kind == Ticket::Kind::kGroup) return on_group_ticket(ticket, first, now);
   Group& group = *groups_[ticket.group];
   if (ticket.kind == Ticket::Kind::kDamage) {
     --damage_pending_;
@@ -243,17 +281,31 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now) {
       case Ticket::Kind::kRevive:
         if (group.state->revive(sequence)) schedule(group, sequence, 0);
         break;
+      case Ticket::Kind::kReplay:
+        if (!group.state->replay(sequence, first)) break;
+        group.state->copied(sequence, first, 0);
+        if (!planted(Fault::kReplayForgotten)) schedule(group, sequence, 0);
+        break;
       case Ticket::Kind::kSession:
       case Ticket::Kind::kDamage:
       case Ticket::Kind::kCopy:
+      case Ticket::Kind::kGroup:
         break;
     }
+    const bool ends_turn = ticket.kind == Ticket::Kind::kSettled ||
+                           ticket.kind == Ticket::Kind::kDead ||
+                           (ticket.kind == Ticket::Kind::kRetry && planted(Fault::kRetryFreesKey));
+    KeyHash key = 0;
     const auto session = sessions_.find(session_id);
-    if (session == sessions_.end()) continue;
-    const auto grant = session->second->grants.find(sequence);
-    if (grant == session->second->grants.end()) continue;
-    confirm(*session->second, grant->second.epoch, grant->second.number, sequence);
-    session->second->grants.erase(grant);
+    if (session != sessions_.end()) {
+      const auto grant = session->second->grants.find(sequence);
+      if (grant != session->second->grants.end()) {
+        key = grant->second.key;
+        confirm(*session->second, grant->second.epoch, grant->second.number, sequence);
+        session->second->grants.erase(grant);
+      }
+    }
+    if (ends_turn && !group.lines.empty()) release_key(group, sequence, key);
   }
 }
 

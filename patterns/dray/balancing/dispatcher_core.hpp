@@ -14,9 +14,15 @@
 //   HELLO --> recording --session record durable--> active --BYE, lease over, grace over--> ended
 //               (a session that the log knows is active at once)
 //
+// Each priority of a group is a cursor of its own through the log; the one of normal messages
+// accounts for what lies there. Messages with a key (P10) are all normal: they get their key's turn
+// as they come to the front, in order (KeyLines), or leave their bytes and stand in line. After a
+// restart the keys of messages with a history are read from the log first; until then, and until
+// what is older went out, messages with a key wait.
+//
 // Promises: P2, P3 (a result counts only for the grant it names), P4 (attempts), P5 (after a
 // restart nothing older is delivered until every recorded session spoke or one lease passed), P8
-// (memory: ready messages are bounded per group, the rest is read back from the log).
+// (memory: ready messages are bounded per group, the rest is read back from the log), P10.
 //
 // Threading: one thread. Failure: bad frames change nothing. Ownership: owns the group states and
 // sessions; messages share their bytes with the batch they came in.
@@ -35,6 +41,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "dray/balancing/group_limits.hpp"
+#include "dray/balancing/key_lines.hpp"
 #include "dray/balancing/protocol.hpp"
 #include "dray/spool/backlog.hpp"
 #include "dray/spool/spool.hpp"
@@ -54,7 +62,8 @@ struct DispatcherOptions {
   std::uint64_t held_max = 1'000'000;  // dead, delayed and retrying messages, over all groups
   spool::RetainOptions retain;
   std::int64_t last_utc_ms = 0;  // the latest time that the log names; 0: none
-  std::uint64_t seed = 1;        // of the jitter
+  std::map<std::string, GroupLimits> limits;  // by group; others have none
+  std::uint64_t seed = 1;                     // of the jitter
 };
 
 using ReadyMessage = spool::StoredMessage;
@@ -86,6 +95,9 @@ struct GroupStatus {
   std::uint64_t held = 0;     // messages with a history: delayed and dead; they cost memory
   std::uint64_t workers = 0;
   bool gated = false;  // waits after a restart for sessions to speak
+  bool paused = false;
+  GroupLimits limits;
+  std::uint64_t in_line = 0;  // messages that have the turn of their key, or wait for it
 };
 
 class DispatcherCore {
@@ -98,7 +110,7 @@ class DispatcherCore {
   struct Refill {
     spool::GroupId group = 0;
     Lane lane = Lane::kLive;
-    spool::BacklogRequest request;
+    spool::BacklogRequest request;  // names the priority
   };
   // Read one message again; answer with on_fetched.
   struct Fetch {
@@ -110,10 +122,11 @@ class DispatcherCore {
     std::vector<spool::Submission> submissions;
     std::vector<Refill> refills;
     std::vector<Fetch> fetches;
-    std::vector<std::uint64_t> finished;  // tickets of revive() and drop() that are durable
+    std::vector<Fetch> key_reads;         // whose keys are to be read: answer with on_key
+    std::vector<std::uint64_t> finished;  // tickets of administration that are durable
     bool empty() const {
       return sends.empty() && submissions.empty() && refills.empty() && fetches.empty() &&
-             finished.empty();
+             key_reads.empty() && finished.empty();
     }
   };
   using Router = std::function<spool::GroupMask(std::string_view topic)>;
@@ -132,7 +145,9 @@ class DispatcherCore {
   // before the socket refuses to send there.
   void on_link_broken(Now now);
   void on_committed(const spool::Committed& committed, Now now);
-  void on_refilled(spool::GroupId group, Lane lane, spool::BacklogSlice slice);
+  void on_refilled(const Refill& refill, spool::BacklogSlice slice);
+  // 0: no key, or the message cannot be read.
+  void on_key(spool::GroupId group, Sequence sequence, KeyHash key, Now now);
   // Nothing: the record is damaged.
   void on_fetched(spool::GroupId group, Sequence sequence, std::optional<ReadyMessage> message);
   void tick(Now now);
@@ -158,8 +173,23 @@ class DispatcherCore {
   const spool::GroupState& group_state(spool::GroupId group) const;
   std::uint64_t revive(spool::GroupId group, const std::vector<Sequence>& dead);
   std::uint64_t drop(spool::GroupId group, const std::vector<Sequence>& dead);
+  // A settled message, or one that the group never had, is accepted and delivered once more. One
+  // that is open is left as it is.
+  std::uint64_t replay(spool::GroupId group, Sequence settled, std::string envelope);
+  // While paused nothing is delivered; what is granted already goes on. Survives restarts.
+  std::uint64_t set_paused(spool::GroupId group, bool paused);
+  // The group takes nothing any more and all that is open in it is dropped; its sessions end.
+  std::uint64_t drop_group(spool::GroupId group);
   std::vector<GroupStatus> group_status() const;
   std::vector<SessionStatus> session_status() const;
+  // Who holds the message, or has answered and waits for the commit.
+  struct Holder {
+    Uuid session;
+    std::string worker;
+    std::uint32_t number = 0;  // of the delivery
+    bool settling = false;
+  };
+  std::optional<Holder> holder_of(spool::GroupId group, Sequence sequence) const;
   std::uint64_t stale_results() const { return stale_results_; }
   // Messages with a history, over all groups; at the limit nothing new is granted.
   std::uint64_t held() const;
@@ -176,6 +206,7 @@ class DispatcherCore {
   struct LaneState;
   struct Group;
   struct Ticket;
+  struct LateMessage;
 
   void on_hello(const std::string& peer, const Hello& hello, Now now);
   void adopt(Session& session, const std::vector<TokenRange>& held, Now now);
@@ -215,11 +246,12 @@ class DispatcherCore {
   void watch_clock(Now now);
   bool is_expired(const ReadyMessage& message, Now now) const;
   void request_refills(Group& group);
-  void expire(Group& group, Sequence sequence);
+  void expire(Group& group, const ReadyMessage& message);
   bool grant_front(Group& group, Session& session, Now now);
   void grant_suspects(Group& group, Now now);
   void dispatch(Group& group, Now now);
   std::uint64_t waiting_in(const Group& group) const;
+  std::uint64_t waiting_without_limits(const Group& group) const;
   void announce(Group& group);
   void tell_waiting(Session& session, std::uint64_t waiting);
   void note_room(Session& session);
@@ -236,6 +268,24 @@ class DispatcherCore {
   void ping(Session& session);
   void send(const Session& session, std::string frame);
   void on_ticket(const Ticket& ticket, spool::Lsn first, Now now);
+  void on_group_ticket(const Ticket& ticket, spool::Lsn first, Now now);
+  void place_lanes(Group& group);
+  bool wants_look(const LaneState& lane) const;
+  bool looks_on(const Group& group) const;
+  void learn_keys(Group& group);
+  Sequence position(const Group& group) const;
+  void add_late(Group& group, LateMessage late);
+  void line_up_late(Group& group, Sequence reached);
+  bool keys_known(const Group& group) const;
+  bool has_turn(Group& group, const ReadyMessage& message);
+  void release_key(Group& group, Sequence sequence, KeyHash key);
+  bool stalls(const Group& group, const LaneState& lane) const;
+  LaneState* next_lane(Group& group);
+  std::uint64_t allowance(Group& group, Now now) const;
+  std::uint64_t submit_group(const Group& group, spool::GroupRecord record);
+  void accept_into(Group& group, LaneState& lane, const spool::AcceptedMessage& message,
+                   std::shared_ptr<const std::string> owner);
+  void note_first_open(Group& group);
   std::uint64_t open_ticket(Ticket ticket);
   Milliseconds back_off(const RetryPolicy& policy, std::uint32_t attempts);
   Session* session_of_peer(const std::string& peer);

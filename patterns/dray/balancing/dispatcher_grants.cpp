@@ -20,6 +20,10 @@ constexpr std::size_t kSettlementSequencesMax = 65'536;
 // one of them has room soon, few enough that a thousand workers cost no more than ten.
 constexpr std::uint64_t kToldPerMessage = 4;
 constexpr std::uint64_t kToldMin = 8;
+// Of the grants out of lanes, every so many begin with normal and with low ones.
+constexpr std::uint64_t kTurnsOfNormal = 8;
+constexpr std::uint64_t kTurnsOfLow = 32;
+constexpr auto kRoomFor = Milliseconds(50);
 constexpr std::uint64_t kToldAgain = 4;  // when it is so many times what it was, or a part
 
 }  // namespace
@@ -85,14 +89,38 @@ DispatcherCore::Session* DispatcherCore::least_loaded_of_many(Group& group,
   return least.best();
 }
 
-void DispatcherCore::expire(Group& group, Sequence sequence) {
-  group.expired.push_back(sequence);
+void DispatcherCore::expire(Group& group, const ReadyMessage& message) {
+  group.expired.push_back(message.sequence);
+  if (message.key != 0) group.keys_left[message.sequence] = message.key;
+}
+
+// By the group's limits, now.
+std::uint64_t DispatcherCore::allowance(Group& group, Now now) const {
+  if (group.state->paused() && !planted(Fault::kPauseIgnored)) return 0;
+  std::uint64_t allowed = UINT64_MAX;
+  if (group.limits.concurrency != 0 && !planted(Fault::kConcurrencyIgnored)) {
+    std::uint64_t in_flight = 0;
+    for (const auto* session : group.sessions) in_flight += session->outstanding;
+    allowed = group.limits.concurrency - std::min<std::uint64_t>(in_flight, group.limits.concurrency);
+  }
+  if (group.bucket && !planted(Fault::kRateIgnored)) {
+    group.bucket->fill(now.steady);
+    allowed = std::min(allowed, group.bucket->available());
+  }
+  return allowed;
 }
 
 void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& message, Now) {
   const auto* history = group.state->history(message.sequence);
   Grant grant;
   grant.epoch = options_.epoch;
+  grant.priority = message.priority;
+  if (message.key != 0) {
+    grant.key = message.key;
+    group.keys_left.erase(message.sequence);
+  }
+  if (group.allowed != UINT64_MAX) --group.allowed;
+  if (group.bucket) group.bucket->take();
   grant.bytes = static_cast<std::uint32_t>(message.envelope.size());
   if (history != nullptr) {
     grant.number = history->number() + (planted(Fault::kNumberStands) ? 0 : 1);
@@ -113,22 +141,46 @@ void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& m
   }
 }
 
-// Grants the first of what is ready: due again, then old, then new. False if nothing is.
+// High first, then normal, then low; but each priority that has something ready gets a share.
+DispatcherCore::LaneState* DispatcherCore::next_lane(Group& group) {
+  using Order = std::array<Priority, spool::kPriorities>;
+  static constexpr Order kUsual{Priority::kHigh, Priority::kNormal, Priority::kLow};
+  static constexpr Order kNormalShare{Priority::kNormal, Priority::kHigh, Priority::kLow};
+  static constexpr Order kLowShare{Priority::kLow, Priority::kNormal, Priority::kHigh};
+  const Order* order = &kUsual;
+  if (group.turns % kTurnsOfNormal == kTurnsOfNormal - 1) order = &kNormalShare;
+  if (group.turns % kTurnsOfLow == kTurnsOfLow - 1) order = &kLowShare;
+  if (planted(Fault::kPriorityIgnored)) order = &kLowShare;
+  for (const auto priority : *order) {
+    auto& old = group.lane(Lane::kOld, priority);
+    auto& lane = !group.gated && !old.ready.empty() ? old : group.lane(Lane::kLive, priority);
+    if (!lane.ready.empty() && !stalls(group, lane)) return &lane;
+  }
+  return nullptr;
+}
+
+// Grants the first of what is ready: due again, then by priority, old before new. False if nothing
+// may go.
 bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
   LaneState* lane = nullptr;
   std::deque<ReadyMessage>* queue = &group.again;
   if (queue->empty()) {
     if (held_full()) return false;
-    lane = !group.gated && !group.old_lane.ready.empty() ? &group.old_lane : &group.live_lane;
+    lane = next_lane(group);
+    if (lane == nullptr) return false;
     queue = &lane->ready;
   }
-  if (queue->empty()) return false;
   ReadyMessage message = std::move(queue->front());
   queue->pop_front();
-  if (lane != nullptr) lane->bytes -= message.envelope.size();
+  if (lane != nullptr) {
+    lane->bytes -= message.envelope.size();
+    ++group.turns;
+  }
   if (lane == nullptr && group.state->is_settled(message.sequence)) return true;  // dropped since
+  if (lane != nullptr && message.key != 0) line_up_late(group, message.sequence);
+  if (!has_turn(group, message)) return true;
   if (is_expired(message, now)) {
-    expire(group, message.sequence);
+    expire(group, message);
   } else {
     grant(group, session, message, now);
   }
@@ -136,7 +188,7 @@ bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
 }
 
 void DispatcherCore::grant_suspects(Group& group, Now now) {
-  while (!group.suspects.empty()) {
+  while (!group.suspects.empty() && group.allowed > 0) {
     Session* idle = nullptr;
     Session* least = nullptr;
     bool reserved = false;
@@ -157,13 +209,14 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
     const ReadyMessage message = std::move(group.suspects.front());
     group.suspects.pop_front();
     if (group.state->is_settled(message.sequence)) continue;  // dropped since
+    if (!has_turn(group, message)) continue;
     if (is_expired(message, now)) {
-      expire(group, message.sequence);
+      expire(group, message);
     } else {
       grant(group, *idle, message, now);
     }
   }
-  if (!std::exchange(group.any_reserved, false)) return;
+  if (!group.suspects.empty() || !std::exchange(group.any_reserved, false)) return;
   for (auto* session : group.sessions) {
     if (std::exchange(session->reserved, false)) note_room(*session);
   }
@@ -174,8 +227,10 @@ void DispatcherCore::dispatch(Group& group, Now now) {
     group.not_ready = group.waiting.size() + group.waiting_old.size();
     for (const auto* session : group.sessions) group.not_ready += session->grants.size();
   }
+  group.allowed = allowance(group, now);
   grant_suspects(group, now);
-  for (;;) {
+  bool progress = true;
+  while (progress && group.allowed > 0) {
     // P8: at the limit only what is held already goes out.
     const std::size_t ready = held_full() ? group.again.size() : group.ready_count();
     if (ready == 0) break;
@@ -184,8 +239,9 @@ void DispatcherCore::dispatch(Group& group, Now now) {
     if (session == nullptr) break;
     // Shrinks as the backlog does, so that the last few are spread over all.
     const std::size_t chunk = std::clamp<std::size_t>(ready / (2 * with_room), 1, kGrantChunkMax);
-    for (std::size_t i = 0; i < chunk && session->has_room(); ++i) {
-      if (!grant_front(group, *session, now)) break;
+    for (std::size_t i = 0; i < chunk && session->has_room() && group.allowed > 0; ++i) {
+      progress = grant_front(group, *session, now);
+      if (!progress) break;
     }
   }
   for (auto* session : std::exchange(group.delivering, {})) flush_deliveries(*session);
@@ -194,6 +250,17 @@ void DispatcherCore::dispatch(Group& group, Now now) {
 
 // Messages that could go out now if there were room. An estimate while they are not in memory.
 std::uint64_t DispatcherCore::waiting_in(const Group& group) const {
+  if (group.state->paused()) return 0;
+  std::uint64_t most = UINT64_MAX;
+  if (group.limits.concurrency != 0) most = group.limits.concurrency;
+  if (group.bucket) {
+    // What a worker keeps room for could go out soon.
+    most = std::min(most, std::max<std::uint64_t>(1, group.bucket->within(kRoomFor)));
+  }
+  return std::min(most, waiting_without_limits(group));
+}
+
+std::uint64_t DispatcherCore::waiting_without_limits(const Group& group) const {
   if (held_full()) return group.again.size() + group.suspects.size();
   std::uint64_t waiting = group.ready_count() + group.suspects.size();
   if (group.all_read()) return waiting;

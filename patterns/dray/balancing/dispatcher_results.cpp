@@ -84,8 +84,9 @@ void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, S
     }
     LogEntry message = log_entry(RecordType::kMessage, envelope);
     const bool has_options = !parsed->dedup.empty() || parsed->deliver_at || parsed->expires_at;
-    message.flags = static_cast<std::uint8_t>(spool::message_flags(parsed->priority, has_options) |
-                                              spool::kContinues);
+    message.flags = static_cast<std::uint8_t>(
+        spool::message_flags(parsed->priority, has_options, !parsed->key.empty()) |
+        spool::kContinues);
     message.groups = route;
     submission.entries.push_back(std::move(message));
   }

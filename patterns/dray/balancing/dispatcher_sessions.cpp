@@ -112,6 +112,9 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
       group.state->take(sequence);
       session.grants.emplace(sequence, grant);
       ++session.outstanding;
+      if (!group.limits.ordered || planted(Fault::kKeysForgotten)) continue;
+      group.adopted.insert(sequence);
+      group.to_learn.push_back(sequence);
     }
   }
 }
@@ -198,6 +201,12 @@ void DispatcherCore::on_stuck(const Send& send, Now now) {
 
 void DispatcherCore::end_session(Session& session, const std::string& reason, bool lost, Now now) {
   Group& group = *groups_[session.group];
+  for (const auto& [sequence, grant] : session.grants) {
+    if (grant.key != 0) group.keys_left[sequence] = grant.key;
+    if (lost && grant.key != 0 && !grant.settling && planted(Fault::kLostFreesKey)) {
+      release_key(group, sequence, grant.key);
+    }
+  }
   if (lost) {
     lose_grants(session, reason, now);
   } else {

@@ -1,6 +1,8 @@
 // What a DispatcherCore keeps of grants, sessions, lanes and groups. For its own source files only.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <memory_resource>
 
 #include "dray/balancing/dispatcher_core.hpp"
@@ -27,7 +29,9 @@ struct DispatcherCore::Grant {
   std::uint16_t losses = 0;
   bool suspect = false;
   bool settling = false;  // answered; the record is on its way to the disk
+  Priority priority = Priority::kNormal;
   std::uint32_t bytes = 0;
+  KeyHash key = 0;  // whose turn it has
 };
 
 struct DispatcherCore::Session {
@@ -77,22 +81,48 @@ struct DispatcherCore::Session {
 };
 
 struct DispatcherCore::LaneState {
+  Lane which = Lane::kLive;
+  Priority priority = Priority::kNormal;
   std::deque<ReadyMessage> ready;
   std::size_t bytes = 0;
   Sequence cursor = 0;       // next sequence that is not in memory
-  std::uint64_t passed = 0;  // messages of the group below cursor; of the live lane only
+  std::uint64_t passed = 0;  // messages of the group below cursor; of the live normal lane only
   bool caught_up = false;    // nothing is left to read
   bool reading = false;      // a Refill is under way
   std::vector<spool::DamagedPart> gaps;  // see spool::BacklogSlice
   bool held_back = false;                // stopped at the limit of held messages
+  bool looked = false;                   // in this turn, if it does not account
+
+  // For what lies in the log: the others only look for theirs.
+  bool accounts() const { return priority == Priority::kNormal; }
+};
+
+struct DispatcherCore::LateMessage {
+  Sequence behind = 0;
+  Sequence sequence = 0;
+  KeyHash key = 0;
 };
 
 struct DispatcherCore::Group {
   std::unique_ptr<spool::GroupState> state;
   std::uint64_t accepted_before = 0;  // by this group before this epoch
-  LaneState old_lane;
-  LaneState live_lane;
+  std::array<LaneState, spool::kPriorities> old_lanes;   // index: Priority
+  std::array<LaneState, spool::kPriorities> live_lanes;  // the same
   bool gated = false;
+  GroupLimits limits;
+  std::optional<TokenBucket> bucket;
+  std::uint64_t allowed = UINT64_MAX;  // deliveries, by the limits, as of this dispatch
+  std::uint64_t turns = 0;             // grants out of lanes, for the shares of priorities
+  // Keys.
+  KeyLines lines;
+  std::deque<Sequence> to_learn;  // messages with a history whose keys are not known yet
+  std::size_t learning = 0;       // asked for
+  // They get in line once all below `behind` has: messages that were due for the first time, and
+  // after a restart those that were in line. Ascending by `behind`.
+  std::deque<LateMessage> late;
+  std::set<Sequence> adopted;     // after the restart a session said that it holds them
+  // Of messages in line whose grant went with its session, or that expired.
+  std::unordered_map<Sequence, KeyHash> keys_left;
   // Due time and sequence. What is no longer true is noticed when its time comes: see move_due().
   using Waiting = std::pair<std::int64_t, Sequence>;
   using WaitingQueue = std::priority_queue<Waiting, std::deque<Waiting>, std::greater<>>;
@@ -116,16 +146,39 @@ struct DispatcherCore::Group {
   std::vector<std::pair<Uuid, Sequence>> done;
   std::vector<Sequence> expired;
 
-  LaneState& lane(Lane which) { return which == Lane::kOld ? old_lane : live_lane; }
-  bool all_read() const { return live_lane.caught_up && (gated || old_lane.caught_up); }
+  // The lanes that account for what lies in the log.
+  LaneState& old_lane() { return lane(Lane::kOld, Priority::kNormal); }
+  LaneState& live_lane() { return lane(Lane::kLive, Priority::kNormal); }
+  LaneState& lane(Lane which, Priority priority) {
+    return (which == Lane::kOld ? old_lanes : live_lanes)[static_cast<std::size_t>(priority)];
+  }
+  bool all_read() const {
+    const auto caught_up = [](const LaneState& lane) { return lane.caught_up; };
+    return std::all_of(live_lanes.begin(), live_lanes.end(), caught_up) &&
+           (gated || std::all_of(old_lanes.begin(), old_lanes.end(), caught_up));
+  }
   std::size_t ready_count() const {
-    return again.size() + (gated ? 0 : old_lane.ready.size()) + live_lane.ready.size();
+    std::size_t count = again.size();
+    for (const auto& each : live_lanes) count += each.ready.size();
+    if (gated) return count;
+    for (const auto& each : old_lanes) count += each.ready.size();
+    return count;
   }
 };
 
 // What a submission means once it is durable.
 struct DispatcherCore::Ticket {
-  enum class Kind { kSession, kSettled, kRetry, kDead, kRevive, kDamage, kCopy };
+  enum class Kind {
+    kSession,
+    kSettled,
+    kRetry,
+    kDead,
+    kRevive,
+    kReplay,
+    kDamage,
+    kCopy,
+    kGroup,
+  };
   Kind kind = Kind::kSettled;
   spool::GroupId group = 0;
   Uuid session;
@@ -134,6 +187,7 @@ struct DispatcherCore::Ticket {
   spool::RetryRecord retry;
   spool::DeadRecord dead;
   spool::DamagedPart damage;
+  spool::GroupRecord declared;
   std::vector<std::pair<spool::GroupId, spool::Lsn>> copied;  // group, newest record in the copy
   bool report = false;
 };

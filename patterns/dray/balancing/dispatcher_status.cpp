@@ -57,9 +57,81 @@ std::uint64_t DispatcherCore::drop(GroupId group, const std::vector<Sequence>& d
   return number;
 }
 
+std::uint64_t DispatcherCore::replay(GroupId group, Sequence settled, std::string envelope) {
+  spool::CopyRecord copy;
+  copy.sequence = settled;
+  copy.envelope.bytes = std::move(envelope);
+  copy.histories.push_back({group, 0, {}, true});
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kReplay;
+  ticket.group = group;
+  ticket.report = true;
+  ticket.sequences.emplace_back(Uuid{}, settled);
+  Submission submission;
+  submission.entries.push_back(log_entry(RecordType::kCopy, to_bytes(copy)));
+  submission.ticket = open_ticket(std::move(ticket));
+  const auto number = submission.ticket;
+  actions_.submissions.push_back(std::move(submission));
+  return number;
+}
+
+std::uint64_t DispatcherCore::submit_group(const Group& group, spool::GroupRecord record) {
+  record.id = group.state->id();
+  record.name = group.state->name();
+  record.topics = group.state->topics();
+  Submission submission;
+  submission.entries.push_back(log_entry(RecordType::kGroup, to_bytes(record)));
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kGroup;
+  ticket.group = record.id;
+  ticket.declared = std::move(record);
+  ticket.report = true;
+  submission.ticket = open_ticket(std::move(ticket));
+  const auto number = submission.ticket;
+  actions_.submissions.push_back(std::move(submission));
+  return number;
+}
+
+std::uint64_t DispatcherCore::set_paused(GroupId group, bool paused) {
+  spool::GroupRecord record;
+  record.standing = groups_.at(group)->state->standing();
+  record.paused = paused;
+  return submit_group(*groups_.at(group), std::move(record));
+}
+
+std::uint64_t DispatcherCore::drop_group(GroupId group) {
+  spool::GroupRecord record;
+  record.standing = spool::GroupStanding::kDropped;
+  return submit_group(*groups_.at(group), std::move(record));
+}
+
+void DispatcherCore::on_group_ticket(const Ticket& ticket, spool::Lsn first, Now now) {
+  Group& group = *groups_[ticket.group];
+  auto& state = *group.state;
+  state.set_paused(ticket.declared.paused);
+  if (ticket.declared.standing != spool::GroupStanding::kDropped ||
+      state.standing() == spool::GroupStanding::kDropped) {
+    return;
+  }
+  state.declare(first, ticket.declared.topics, spool::GroupStanding::kDropped);
+  for (auto* session : std::vector<Session*>(group.sessions)) {
+    send(*session, encode(Refused{"unknown-group", "group '" + state.name() + "' was dropped"}));
+    end_session(*session, "group dropped", false, now);
+  }
+  auto fresh = std::make_unique<Group>();
+  fresh->state = std::move(group.state);
+  fresh->accepted_before = group.accepted_before;
+  fresh->limits = group.limits;
+  fresh->fetching = group.fetching;
+  fresh->learning = group.learning;
+  groups_[ticket.group] = std::move(fresh);
+  place_lanes(*groups_[ticket.group]);
+}
+
 std::vector<GroupStatus> DispatcherCore::group_status() const {
   std::vector<GroupStatus> all;
   for (const auto& group : groups_) {
+    if (group->state->standing() == spool::GroupStanding::kDropped) continue;
     GroupStatus status;
     status.name = group->state->name();
     status.topics = group->state->topics();
@@ -69,10 +141,23 @@ std::vector<GroupStatus> DispatcherCore::group_status() const {
     status.workers = group->sessions.size();
     status.held = group->state->entries().size();
     status.gated = group->gated;
+    status.paused = group->state->paused();
+    status.limits = group->limits;
+    status.in_line = group->lines.size();
     for (const auto* session : group->sessions) status.in_flight += session->outstanding;
     all.push_back(std::move(status));
   }
   return all;
+}
+
+std::optional<DispatcherCore::Holder> DispatcherCore::holder_of(GroupId group,
+                                                                Sequence sequence) const {
+  for (const auto* session : groups_.at(group)->sessions) {
+    const auto grant = session->grants.find(sequence);
+    if (grant == session->grants.end()) continue;
+    return Holder{session->id, session->worker, grant->second.number, grant->second.settling};
+  }
+  return std::nullopt;
 }
 
 std::vector<SessionStatus> DispatcherCore::session_status() const {

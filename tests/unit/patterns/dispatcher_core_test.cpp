@@ -112,6 +112,10 @@ class Bench {
         const auto& state = core->group_state(refill.group);
         spool::BacklogSlice slice;
         slice.next = refill.request.before;
+        if (!refill.request.accounts) {  // all are of normal priority here
+          core->on_refilled(refill, std::move(slice));
+          continue;
+        }
         Sequence skip_from = refill.request.from;
         for (auto each = stored.lower_bound(refill.request.from);
              each != stored.end() && each->first < refill.request.before; ++each) {
@@ -122,8 +126,9 @@ class Bench {
           slice.messages.push_back({each->first, 0, 0, each->second, *each->second});
         }
         if (skip_from < slice.next) slice.skips.emplace_back(skip_from, slice.next - 1);
-        core->on_refilled(refill.group, refill.lane, std::move(slice));
+        core->on_refilled(refill, std::move(slice));
       }
+      for (const auto& each : actions.key_reads) core->on_key(each.group, each.sequence, 0, now());
       for (const auto& fetch : actions.fetches) {
         const auto& bytes = stored.at(fetch.sequence);
         core->on_fetched(fetch.group, fetch.sequence,

@@ -1,0 +1,62 @@
+// GroupLimits and TokenBucket: how fast, and how many at a time, a group of one spool is delivered.
+//
+// Threading: one thread. Failure: none.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <optional>
+
+#include "dray/clock.hpp"
+
+namespace dray::balancing {
+
+// Deliveries for each `per`; up to `burst` of them at once after a quiet time.
+struct RateLimit {
+  double per_second = 0;  // > 0
+  std::uint32_t burst = 1;
+};
+
+struct GroupLimits {
+  bool ordered = true;  // keys are obeyed (P10)
+  // Unanswered deliveries at a time, over all workers; 0: no limit.
+  std::uint32_t concurrency = 0;
+  std::optional<RateLimit> rate;
+};
+
+// The token bucket of RFC 2697 with one rate: it fills at a steady rate up to its burst, and
+// begins full.
+class TokenBucket {
+ public:
+  TokenBucket(const RateLimit& limit, SteadyTime now)
+      : limit_(limit), tokens_(limit.burst), filled_at_(now) {}
+
+  void fill(SteadyTime now) {
+    const std::chrono::duration<double> passed = now - filled_at_;
+    filled_at_ = now;
+    tokens_ = std::min<double>(limit_.burst, tokens_ + passed.count() * limit_.per_second);
+  }
+  // Whole tokens.
+  std::uint64_t available() const { return static_cast<std::uint64_t>(tokens_ + kRounding); }
+  void take() { tokens_ -= 1; }
+  // Until there is a whole one.
+  std::chrono::nanoseconds until_next() const {
+    if (available() > 0) return std::chrono::nanoseconds(0);
+    const std::chrono::duration<double> wait((1 - tokens_) / limit_.per_second);
+    return std::chrono::ceil<std::chrono::nanoseconds>(wait);
+  }
+  // What it may give within `time` from now.
+  std::uint64_t within(std::chrono::duration<double> time) const {
+    return static_cast<std::uint64_t>(tokens_ + time.count() * limit_.per_second);
+  }
+
+ private:
+  static constexpr double kRounding = 1e-6;
+
+  RateLimit limit_;
+  double tokens_;
+  SteadyTime filled_at_;
+};
+
+}  // namespace dray::balancing
