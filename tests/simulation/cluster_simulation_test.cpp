@@ -78,7 +78,7 @@ TEST_CASE("every planted fault of the protocol is caught within 1000 seeds") {
                Plant{Fault::kKeyIgnored, "messages of a key run side by side"},
                Plant{Fault::kRetryFreesKey, "a retry gives its key's turn away"},
                Plant{Fault::kKeysForgotten, "a restart forgets whose turn it is"},
-               Plant{Fault::kKeysNotAwaited, "messages do not wait until the turns are known"},
+               Plant{Fault::kLiveOvertakes, "after a restart new messages overtake older ones"},
                Plant{Fault::kLostFreesKey, "a lost session gives its keys' turns away"},
                Plant{Fault::kDueOvertakes, "a message that is due overtakes its key"},
                Plant{Fault::kPauseIgnored, "a pause is ignored"},

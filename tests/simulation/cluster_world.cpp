@@ -58,8 +58,8 @@ ClusterWorld::ClusterWorld(std::uint64_t seed)
     workers_.back()->threads = static_cast<std::uint32_t>(1 + draw(3));
   }
   if (draw(4) == 0) limits_["a"].concurrency = static_cast<std::uint32_t>(1 + draw(6));
-  if (draw(4) == 0) {
-    limits_["b"].rate = balancing::RateLimit{static_cast<double>(50 + draw(200)),
+  if (draw(3) == 0) {
+    limits_["b"].rate = balancing::RateLimit{static_cast<double>(10 + draw(100)),
                                              static_cast<std::uint32_t>(1 + draw(5))};
   }
   for (std::size_t p = 0; p < producers; ++p) {

@@ -131,9 +131,9 @@ void DispatcherCore::release_key(Group& group, Sequence sequence, KeyHash key) {
 // Messages of the live lane wait until all that is older went out.
 bool DispatcherCore::stalls(const Group& group, const LaneState& lane) const {
   if (lane.ready.front().key == 0 || !group.limits.ordered) return false;
-  if (!keys_known(group) && !planted(Fault::kKeysNotAwaited)) return true;
+  if (!keys_known(group)) return true;
   const auto& older = group.old_lanes.at(static_cast<std::size_t>(Priority::kNormal));
-  return lane.which == Lane::kLive && (!older.caught_up || !older.ready.empty());
+  return lane.which == Lane::kLive && !planted(Fault::kLiveOvertakes) && (!older.caught_up || !older.ready.empty());
 }
 
 }  // namespace dray::balancing

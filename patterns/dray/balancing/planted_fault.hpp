@@ -30,7 +30,7 @@ enum class Fault {
   kKeyIgnored,           // P10: one message of a key at a time
   kRetryFreesKey,        // P10: a retry keeps its key's turn
   kKeysForgotten,        // P10: after a restart, what was granted has its key's turn
-  kKeysNotAwaited,       // P10: messages with a key wait until the turns are known
+  kLiveOvertakes,        // P10: after a restart, what is older goes first
   kLostFreesKey,         // P10: what a lost session held keeps its key's turn
   kDueOvertakes,         // P10: a delayed message is behind what was published before it was due
   kPauseIgnored,         // a paused group gets nothing
