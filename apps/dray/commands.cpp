@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <iostream>
 
-#include "dray/admin_client.hpp"
+#include "dray/command_tools.hpp"
 #include "dray/config/config.hpp"
 #include "dray/node.hpp"
 #include "dray/plugin/plugin_library.hpp"
@@ -24,12 +24,6 @@ int report(const std::vector<config::Fault>& faults) {
     std::cerr << faults.size() << (faults.size() == 1 ? " fault\n" : " faults\n");
   }
   return faults.empty() ? 0 : kExitWrong;
-}
-
-int fail(const Error& error) {
-  std::cerr << "dray: " << error.text() << "\n";
-  const bool wrong = error.code == ErrorCode::kInvalid || error.code == ErrorCode::kUnroutable;
-  return wrong ? kExitWrong : kExitFailed;
 }
 
 // Plugin files and the names in them, as part of the config.
@@ -56,55 +50,6 @@ void check_plugins(const config::Config& config, std::vector<config::Fault>& fau
   }
 }
 
-Result<std::vector<std::string>> directories(const SpoolChoice& choice) {
-  if (std::filesystem::is_directory(choice.target)) return std::vector{choice.target};
-  auto loaded = config::load_config(choice.target);
-  if (!loaded.faults.empty()) {
-    return Error{ErrorCode::kInvalid, loaded.faults.front().text(), "", 0};
-  }
-  std::vector<std::string> found;
-  for (const auto& [name, spool] : loaded.config.spools) {
-    if (choice.spool.empty() || choice.spool == name) found.push_back(spool.directory);
-  }
-  if (found.empty()) {
-    return Error{ErrorCode::kInvalid,
-                 choice.spool.empty() ? "this config has no spool"
-                                      : "this config has no spool '" + choice.spool + "'",
-                 choice.target, 0};
-  }
-  return found;
-}
-
-Result<AdminClient> one_spool(const SpoolChoice& choice) {
-  auto found = directories(choice);
-  if (!found.ok()) return found.error();
-  if (found->size() != 1) {
-    return Error{ErrorCode::kInvalid, "this config has several spools; choose one with --spool",
-                 choice.target, 0};
-  }
-  return AdminClient(found->front());
-}
-
-std::string text_of(const json& value) {
-  return value.is_string() ? value.get<std::string>() : value.dump();
-}
-
-// Columns as wide as their widest cell; numbers to the right.
-void print_table(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<std::size_t> widths;
-  for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  for (const auto& row : rows) {
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      const int width = static_cast<int>(widths[i]);
-      std::printf(i == 0 ? "  %-*s" : "  %*s", width, row[i].c_str());
-    }
-    std::printf("\n");
-  }
-}
-
 void print_status(const json& status) {
   std::printf("%s  (%s, epoch %s, %s of %s)\n", text_of(status["directory"]).c_str(),
               text_of(status["durability"]).c_str(), text_of(status["epoch"]).c_str(),
@@ -119,6 +64,7 @@ void print_status(const json& status) {
       row.push_back(text_of(group[key]));
     }
     if (!group["attached"].get<bool>()) row.emplace_back("(not in the config)");
+    if (group["paused"].get<bool>()) row.emplace_back("(paused: dray resume)");
     if (group["waiting_for_sessions"].get<bool>()) {
       row.emplace_back("(after a restart: older messages wait for workers to say what they hold)");
     }
@@ -187,60 +133,27 @@ int status_command(const SpoolChoice& choice, bool as_json) {
   return 0;
 }
 
-int publish_command(const SpoolChoice& choice, const std::string& topic, const std::string& body,
-                    const std::string& key, const std::string& dedup) {
+int publish_command(const SpoolChoice& choice, const PublishWish& wish) {
   const auto client = one_spool(choice);
   if (!client.ok()) return fail(client.error());
-  const auto parsed = json::parse(body, nullptr, false);
+  const auto parsed = json::parse(wish.body, nullptr, false);
   if (parsed.is_discarded()) {
     return fail(
         Error{ErrorCode::kInvalid, "the body is no JSON; write it like '{\"id\": 1}'", "", 0});
   }
-  json request{{"topic", topic}, {"body", parsed}};
-  if (!key.empty()) request["key"] = key;
-  if (!dedup.empty()) request["dedup"] = dedup;
+  json request{{"topic", wish.topic}, {"body", parsed}, {"priority", wish.priority}};
+  if (!wish.key.empty()) request["key"] = wish.key;
+  if (!wish.dedup.empty()) request["dedup"] = wish.dedup;
+  for (const auto& [name, text] :
+       {std::pair("delay_ms", wish.delay), {"expires_ms", wish.expires}}) {
+    if (text.empty()) continue;
+    const auto duration = parse_duration(text);
+    if (!duration.ok()) return fail(duration.error());
+    request[name] = duration->count();
+  }
   const auto receipt = client->post("/v0/publish", request);
   if (!receipt.ok()) return fail(receipt.error());
   std::cout << receipt->dump() << "\n";
-  return 0;
-}
-
-int dead_list_command(const SpoolChoice& choice, const std::string& group, std::uint64_t limit,
-                      bool as_json) {
-  const auto client = one_spool(choice);
-  if (!client.ok()) return fail(client.error());
-  const auto answer = client->get("/v0/dead?group=" + AdminClient::escape(group) +
-                                  "&limit=" + std::to_string(limit));
-  if (!answer.ok()) return fail(answer.error());
-  if (as_json) {
-    std::cout << answer->dump(2) << "\n";
-    return 0;
-  }
-  std::vector<std::vector<std::string>> rows{
-      {"sequence", "topic", "attempts", "died at", "cause", "reason"}};
-  for (const auto& letter : (*answer)["dead"]) {
-    rows.push_back({text_of(letter["sequence"]), text_of(letter["topic"]),
-                    text_of(letter["attempts"]), text_of(letter["died_at"]),
-                    text_of(letter["cause"]), text_of(letter["reason"])});
-  }
-  print_table(rows);
-  return 0;
-}
-
-int dead_change_command(const SpoolChoice& choice, const std::string& group,
-                        const std::string& action, const std::vector<std::uint64_t>& sequences,
-                        bool all) {
-  if (sequences.empty() && !all) {
-    return fail(Error{ErrorCode::kInvalid, "name sequences, or give --all", "", 0});
-  }
-  const auto client = one_spool(choice);
-  if (!client.ok()) return fail(client.error());
-  json request{{"group", group}, {"all", all}};
-  if (!sequences.empty()) request["sequences"] = sequences;
-  const auto answer = client->post("/v0/dead/" + action, request);
-  if (!answer.ok()) return fail(answer.error());
-  std::printf("%s %s\n", text_of((*answer)["changed"]).c_str(),
-              action == "retry" ? "pending again" : "dropped");
   return 0;
 }
 

@@ -20,15 +20,12 @@ struct SpoolChoice {
 int check_command(const std::string& file);
 int run_command(const std::string& file, const std::vector<std::string>& apps);
 int status_command(const SpoolChoice& choice, bool json);
-int publish_command(const SpoolChoice& choice, const std::string& topic, const std::string& body,
-                    const std::string& key, const std::string& dedup);
-int dead_list_command(const SpoolChoice& choice, const std::string& group, std::uint64_t limit,
-                      bool json);
-// `action`: "retry" or "drop".
-int dead_change_command(const SpoolChoice& choice, const std::string& group,
-                        const std::string& action, const std::vector<std::uint64_t>& sequences,
-                        bool all);
-
+struct PublishWish {
+  std::string topic, body, key, dedup;
+  std::string priority = "normal";
+  std::string delay, expires;  // like "10m", from now
+};
+int publish_command(const SpoolChoice& choice, const PublishWish& wish);
 int keygen_command(const std::string& folder, const std::string& name);
 
 }  // namespace dray::app

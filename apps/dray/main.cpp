@@ -6,6 +6,7 @@
 #include "dray/bench.hpp"
 #include "dray/commands.hpp"
 #include "dray/node.hpp"
+#include "dray/queue_commands.hpp"
 #include "dray/spool_commands.hpp"
 #include "dray/supervisor.hpp"
 
@@ -17,6 +18,130 @@ using namespace dray::app;
 void add_spool_choice(CLI::App& command, SpoolChoice& choice) {
   command.add_option("target", choice.target, "config file, or directory of a spool")->required();
   command.add_option("--spool", choice.spool, "which spool of the config");
+}
+
+// Groups, dead letters, replay and single messages.
+struct QueueArguments {
+  DeadChoice dead;
+  ReplayWish replay;
+  std::string id, body;
+  std::string timeout = "1m";
+  std::uint64_t limit = 100;
+  std::uint64_t sequence = 0;
+  bool signatures = false;
+  bool dry_run = false;
+};
+
+void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice, bool& json,
+                       int& code) {
+  auto* dead = cli.add_subcommand("dead",
+                                  "Example: dray dead list shop.toml email\n\n"
+                                  "Dead letters: look at them, give them another chance, edit "
+                                  "or drop them.");
+  dead->require_subcommand(1);
+  const auto add = [&, dead](const char* name, const char* help) {
+    auto* command = dead->add_subcommand(name, help);
+    add_spool_choice(*command, choice);
+    command->add_option("group", given.dead.group, "group")->required();
+    return command;
+  };
+  const auto add_filter = [&](CLI::App& command) {
+    command.add_option("--topic", given.dead.topic, "only of this topic");
+    command.add_option("--cause", given.dead.cause, "only: rejected, attempts, lost, unroutable");
+    command.add_option("--signature", given.dead.signature,
+                       "only with this error, as `dead list --signatures` shows it");
+  };
+  auto* list = add("list", "Example: dray dead list shop.toml email --cause rejected");
+  add_filter(*list);
+  list->add_option("--limit", given.limit, "at most so many (default 100, at most 1000)");
+  list->add_flag("--signatures", given.signatures, "count them by error instead");
+  list->add_flag("--json", json, "for programs; with body and history");
+  list->callback(
+      [&] { code = dead_list_command(choice, given.dead, given.limit, given.signatures, json); });
+  auto* show = add("show", "Example: dray dead show shop.toml email 17");
+  show->add_option("sequence", given.sequence, "which one")->required()->check(CLI::PositiveNumber);
+  show->add_flag("--json", json, "for programs");
+  show->callback([&] { code = dead_show_command(choice, given.dead.group, given.sequence, json); });
+  for (const char* action : {"retry", "drop"}) {
+    auto* command = add(action, action == std::string("retry")
+                                    ? "Example: dray dead retry shop.toml email 17 18"
+                                    : "Example: dray dead drop shop.toml email --all");
+    command->add_option("sequences", given.dead.sequences, "which ones, as `dead list` shows them");
+    add_filter(*command);
+    command->add_flag("--all", given.dead.all, "all of the group");
+    command->add_flag("--dry-run", given.dry_run, "only say how many");
+    command->callback(
+        [&, action] { code = dead_change_command(choice, given.dead, action, given.dry_run); });
+  }
+  auto* edit = add("edit",
+                   "Example: dray dead edit shop.toml email 17 '{\"email\": \"a@b.org\"}'\n\n"
+                   "Another body, for this group, and another chance.");
+  edit->add_option("sequence", given.sequence, "which one")->required()->check(CLI::PositiveNumber);
+  edit->add_option("body", given.body, "the whole new body, as JSON")->required();
+  edit->callback(
+      [&] { code = dead_edit_command(choice, given.dead.group, given.sequence, given.body); });
+}
+
+void add_queue_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice, bool& json,
+                        int& code) {
+  add_dead_commands(cli, given, choice, json, code);
+  const auto add_for_group = [&](CLI::App& parent, const char* name, const char* help) {
+    auto* command = parent.add_subcommand(name, help);
+    add_spool_choice(*command, choice);
+    command->add_option("group", given.dead.group, "group")->required();
+    return command;
+  };
+  add_for_group(cli, "pause",
+                "Example: dray pause shop.toml email\n\n"
+                "Deliver nothing to a group until dray resume; also after a restart.")
+      ->callback([&] { code = group_command(choice, given.dead.group, "pause"); });
+  add_for_group(cli, "resume",
+                "Example: dray resume shop.toml email\n\n"
+                "Let a paused group go on.")
+      ->callback([&] { code = group_command(choice, given.dead.group, "resume"); });
+  auto* drain = add_for_group(cli, "drain",
+                              "Example: dray drain shop.toml email\n\n"
+                              "Pause a group and wait until its workers hold nothing of it.");
+  drain->add_option("--timeout", given.timeout, "wait so long (default 1m)");
+  drain->callback([&] { code = drain_command(choice, given.dead.group, given.timeout); });
+  auto* groups = cli.add_subcommand("group",
+                                    "Example: dray group list shop.toml\n\n"
+                                    "The groups of a spool.");
+  groups->require_subcommand(1);
+  auto* list = groups->add_subcommand("list", "Example: dray group list shop.toml");
+  add_spool_choice(*list, choice);
+  list->add_flag("--json", json, "for programs");
+  list->callback([&] { code = group_list_command(choice, json); });
+  add_for_group(*groups, "drop",
+                "Example: dray group drop shop.toml old-group\n\n"
+                "Forget a group that is not in the config any more, with all that is pending.")
+      ->callback([&] { code = group_command(choice, given.dead.group, "drop"); });
+  auto* replay = cli.add_subcommand("replay",
+                                    "Example: dray replay shop.toml --group email --since 2h\n\n"
+                                    "Give settled messages that the spool retains to a group once "
+                                    "more.");
+  add_spool_choice(*replay, choice);
+  replay->add_option("--group", given.replay.group, "to whom")->required();
+  replay->add_option("--since", given.replay.since,
+                     "published since: an age like 2h, or a time like 2026-11-26T07:00:00Z");
+  replay->add_option("--where", given.replay.where,
+                     "only with this in the body, like order_id=17 or customer.city=Paris");
+  replay->add_flag("--dry-run", given.replay.dry_run, "only say how many");
+  replay->add_flag("--json", json, "for programs");
+  replay->callback([&] { code = replay_command(choice, given.replay, json); });
+  auto* show = cli.add_subcommand("show",
+                                  "Example: dray show shop.toml 17\n\n"
+                                  "The whole life of a message and, if it waits, why.");
+  add_spool_choice(*show, choice);
+  show->add_option("message", given.id, "its id, or its sequence")->required();
+  show->add_flag("--json", json, "for programs");
+  show->callback([&] { code = show_command(choice, given.id, json); });
+  auto* confirm = cli.add_subcommand("confirm-clock",
+                                     "Example: dray confirm-clock shop.toml\n\n"
+                                     "The wall clock is right although it jumped: let messages "
+                                     "expire again at once.");
+  add_spool_choice(*confirm, choice);
+  confirm->callback([&] { code = confirm_clock_command(choice); });
 }
 
 }  // namespace
@@ -79,46 +204,24 @@ int main(int argc, char** argv) {
   status->add_flag("--json", json, "for programs");
   status->callback([&] { code = status_command(choice, json); });
 
-  std::string topic, body, key, dedup;
+  PublishWish wish;
   auto* publish =
       cli.add_subcommand("publish",
                          "Example: dray publish shop.toml order.placed '{\"order_id\": \"1\"}'\n\n"
                          "Publish one message into a spool that is served; prints the receipt.");
   add_spool_choice(*publish, choice);
-  publish->add_option("topic", topic, "topic")->required();
-  publish->add_option("body", body, "body, as JSON")->required();
-  publish->add_option("--key", key, "ordering key");
-  publish->add_option("--dedup", dedup, "dedup id: publishing again with it is safe");
-  publish->callback([&] { code = publish_command(choice, topic, body, key, dedup); });
+  publish->add_option("topic", wish.topic, "topic")->required();
+  publish->add_option("body", wish.body, "body, as JSON")->required();
+  publish->add_option("--key", wish.key, "ordering key");
+  publish->add_option("--dedup", wish.dedup, "dedup id: publishing again with it is safe");
+  publish->add_option("--priority", wish.priority, "high, normal or low")
+      ->check(CLI::IsMember({"high", "normal", "low"}));
+  publish->add_option("--delay", wish.delay, "not before so long from now, like 10m");
+  publish->add_option("--expires", wish.expires, "not after so long from now");
+  publish->callback([&] { code = publish_command(choice, wish); });
 
-  std::string group;
-  std::uint64_t limit = 100;
-  std::vector<std::uint64_t> sequences;
-  bool all = false;
-  auto* dead = cli.add_subcommand("dead",
-                                  "Example: dray dead list shop.toml email\n\n"
-                                  "Dead letters: look at them, give them another chance, "
-                                  "or drop them.");
-  dead->require_subcommand(1);
-  const auto add_dead = [&](const char* name, const char* help) {
-    auto* command = dead->add_subcommand(name, help);
-    add_spool_choice(*command, choice);
-    command->add_option("group", group, "group")->required();
-    return command;
-  };
-  auto* dead_list = add_dead("list", "Example: dray dead list shop.toml email");
-  dead_list->add_option("--limit", limit, "at most so many (default 100)");
-  dead_list->add_flag("--json", json, "for programs; with body and history");
-  dead_list->callback([&] { code = dead_list_command(choice, group, limit, json); });
-  for (const char* action : {"retry", "drop"}) {
-    auto* command = add_dead(action, action == std::string("retry")
-                                         ? "Example: dray dead retry shop.toml email 17 18"
-                                         : "Example: dray dead drop shop.toml email --all");
-    command->add_option("sequences", sequences, "which ones, as `dead list` shows them");
-    command->add_flag("--all", all, "all of the group");
-    command->callback(
-        [&, action] { code = dead_change_command(choice, group, action, sequences, all); });
-  }
+  QueueArguments queue;
+  add_queue_commands(cli, queue, choice, json, code);
 
   auto* spool = cli.add_subcommand("spool",
                                    "Example: dray spool verify var/orders\n\n"
@@ -265,10 +368,10 @@ int main(int argc, char** argv) {
   std::string endpoint;
   auto* worker = bench->add_subcommand("worker", "the worker process of end-to-end")->group("");
   worker->add_option("endpoint", endpoint)->required();
-  worker->add_option("group", group)->required();
+  worker->add_option("group", queue.dead.group)->required();
   add_handler(*worker);
   worker->add_flag("--stamps", measured.stamps);
-  worker->callback([&] { code = bench_worker(measured, endpoint, group); });
+  worker->callback([&] { code = bench_worker(measured, endpoint, queue.dead.group); });
 
   try {
     cli.parse(argc, argv);

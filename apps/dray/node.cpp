@@ -109,7 +109,13 @@ SpoolerOptions spooler_options(const config::SpoolConfig& spool, Ending& ending,
   if (const auto& keys = spool.keys) {
     options.keys = SpoolerKeys{keys->public_key, keys->secret_key, keys->allow_file};
   }
-  for (const auto& group : spool.groups) options.groups.push_back({group.name, group.topics});
+  for (const auto& group : spool.groups) {
+    SpoolerGroup wanted{group.name, group.topics, {}};
+    wanted.limits.ordered = group.ordered;
+    wanted.limits.concurrency = group.concurrency;
+    if (group.rate_per_second > 0) wanted.limits.rate = {group.rate_per_second, group.burst};
+    options.groups.push_back(std::move(wanted));
+  }
   options.log = log;
   // P7: the restart recovers.
   options.on_failure = [&ending](const Error&) { ending.request(kExitFailed); };

@@ -7,6 +7,69 @@
 
 namespace dray::app {
 
+namespace {
+
+nlohmann::json limits_json(const balancing::GroupLimits& limits) {
+  nlohmann::json out{{"ordered", limits.ordered}};
+  if (limits.concurrency != 0) out["concurrency"] = limits.concurrency;
+  if (limits.rate) {
+    out["rate_per_second"] = limits.rate->per_second;
+    out["burst"] = limits.rate->burst;
+  }
+  return out;
+}
+
+// A body that cannot be decoded may be just why the letter is dead. Document refuses deep nesting,
+// on which the JSON library would recurse without end.
+nlohmann::json body_json(const std::string& body) {
+  if (!Document::parse(body).ok()) return nullptr;
+  auto json = nlohmann::json::from_msgpack(body, true, false);
+  return json.is_discarded() ? nlohmann::json(nullptr) : json;
+}
+
+std::string text_of_ms(std::int64_t ms) {
+  return utc_text(UtcTime(Milliseconds(ms)));
+}
+
+}  // namespace
+
+nlohmann::json to_json(const MessageLife& life) {
+  static constexpr const char* kPriorityNames[] = {"high", "normal", "low"};
+  nlohmann::json groups = nlohmann::json::array();
+  for (const auto& group : life.groups) {
+    nlohmann::json events = nlohmann::json::array();
+    for (const auto& event : group.events) {
+      nlohmann::json each{{"what", event.what}};
+      if (event.at_ms != 0) each["at"] = text_of_ms(event.at_ms);
+      if (!event.worker.empty()) each["worker"] = event.worker;
+      if (!event.reason.empty()) each["reason"] = event.reason;
+      if (event.number != 0) each["delivery"] = event.number;
+      if (event.attempts != 0) each["attempts"] = event.attempts;
+      if (event.took_ms) each["took_ms"] = *event.took_ms;
+      events.push_back(std::move(each));
+    }
+    nlohmann::json out{{"group", group.group}, {"state", group.state}, {"events", events}};
+    if (!group.why.empty()) out["why"] = group.why;
+    groups.push_back(std::move(out));
+  }
+  nlohmann::json headers = nlohmann::json::object();
+  for (const auto& [name, value] : life.headers) headers[name] = value;
+  nlohmann::json out{{"sequence", life.sequence},
+                     {"id", life.id},
+                     {"topic", life.topic},
+                     {"priority", kPriorityNames[static_cast<std::size_t>(life.priority)]},
+                     {"published_at", text_of_ms(life.published_at_ms)},
+                     {"durable", life.durable},
+                     {"headers", headers},
+                     {"body", body_json(life.body)},
+                     {"groups", groups}};
+  if (!life.key.empty()) out["key"] = life.key;
+  if (!life.dedup.empty()) out["dedup"] = life.dedup;
+  if (life.deliver_at_ms) out["deliver_at"] = text_of_ms(*life.deliver_at_ms);
+  if (life.expires_at_ms) out["expires_at"] = text_of_ms(*life.expires_at_ms);
+  return out;
+}
+
 nlohmann::json to_json(const SpoolStatus& status) {
   nlohmann::json groups = nlohmann::json::array();
   for (const auto& group : status.groups) {
@@ -24,6 +87,9 @@ nlohmann::json to_json(const SpoolStatus& status) {
                       {"in_flight", group.in_flight},
                       {"delayed", group.delayed},
                       {"held", group.held},
+                      {"in_line", group.in_line},
+                      {"paused", group.paused},
+                      {"limits", limits_json(group.limits)},
                       {"workers", group.workers}});
   }
   nlohmann::json workers = nlohmann::json::array();
@@ -61,18 +127,17 @@ nlohmann::json to_json(const DeadLetter& letter) {
                        {"reason", attempt.reason},
                        {"attempts", attempt.attempts}});
   }
-  // A body that cannot be decoded may be just why the letter is dead.
-  // Document refuses deep nesting, on which the JSON library would recurse without end.
-  nlohmann::json body = nullptr;
-  if (Document::parse(letter.body).ok()) {
-    body = nlohmann::json::from_msgpack(letter.body, true, false);
-    if (body.is_discarded()) body = nullptr;
-  }
-  return {{"sequence", letter.sequence}, {"id", letter.id},
-          {"topic", letter.topic},       {"key", letter.key},
-          {"cause", letter.cause},       {"reason", letter.reason},
-          {"worker", letter.worker},     {"died_at", letter.died_at},
-          {"attempts", letter.attempts}, {"body", body},
+  return {{"sequence", letter.sequence},
+          {"id", letter.id},
+          {"topic", letter.topic},
+          {"key", letter.key},
+          {"cause", letter.cause},
+          {"reason", letter.reason},
+          {"worker", letter.worker},
+          {"died_at", letter.died_at},
+          {"attempts", letter.attempts},
+          {"body", body_json(letter.body)},
+          {"signature", error_signature(letter.reason)},
           {"history", history}};
 }
 
@@ -105,6 +170,13 @@ std::string to_prometheus(const SpoolStatus& status) {
   auto& in_flight = family("dray_group_in_flight", "Deliveries that workers hold unanswered");
   for (const auto& group : status.groups)
     gauge(in_flight, {{"group", group.name}}, group.in_flight);
+  auto& delayed = family("dray_group_delayed", "Messages that are retried, snoozed or not yet due");
+  for (const auto& group : status.groups) gauge(delayed, {{"group", group.name}}, group.delayed);
+  auto& in_line = family("dray_group_in_line", "Messages that have the turn of their key, or wait");
+  for (const auto& group : status.groups) gauge(in_line, {{"group", group.name}}, group.in_line);
+  auto& paused = family("dray_group_paused", "1 while the group is paused");
+  for (const auto& group : status.groups)
+    gauge(paused, {{"group", group.name}}, group.paused ? 1 : 0);
   auto& workers = family("dray_group_workers", "Worker sessions");
   for (const auto& group : status.groups) gauge(workers, {{"group", group.name}}, group.workers);
   gauge(family("dray_spool_size_bytes", "Bytes of segments"), {}, status.size_bytes);

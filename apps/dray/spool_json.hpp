@@ -12,6 +12,7 @@ namespace dray::app {
 
 nlohmann::json to_json(const SpoolStatus& status);
 nlohmann::json to_json(const DeadLetter& letter);
+nlohmann::json to_json(const MessageLife& life);
 // https://prometheus.io/docs/instrumenting/exposition_formats/ by prometheus-cpp.
 std::string to_prometheus(const SpoolStatus& status);
 

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdio>
 #include <ctime>
+#include <string_view>
 
 namespace dray {
 
@@ -32,6 +33,28 @@ std::string utc_text(UtcTime time) {
                 parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday, parts.tm_hour, parts.tm_min,
                 parts.tm_sec, static_cast<int>(ms));
   return text.data();
+}
+
+std::optional<UtcTime> parse_utc(const std::string& text) {
+  int year = 0, month = 0, day = 0, hour = 0, minute = 0, second = 0, ms = 0;
+  int read = 0;
+  const char* at = text.c_str();
+  if (std::sscanf(at, "%4d-%2d-%2dT%2d:%2d%n", &year, &month, &day, &hour, &minute, &read) < 5) {
+    return std::nullopt;
+  }
+  at += read;
+  read = 0;
+  if (std::sscanf(at, ":%2d%n", &second, &read) == 1) at += read;
+  read = 0;
+  if (std::sscanf(at, ".%3d%n", &ms, &read) == 1) at += read;
+  const auto date = std::chrono::year(year) / month / day;
+  const auto within = [](int value, int below) { return value >= 0 && value < below; };
+  if (std::string_view(at) != "Z" || !date.ok() || !within(hour, 24) || !within(minute, 60) ||
+      !within(second, 60) || !within(ms, 1'000)) {
+    return std::nullopt;
+  }
+  return std::chrono::sys_days(date) + std::chrono::hours(hour) + std::chrono::minutes(minute) +
+         std::chrono::seconds(second) + Milliseconds(ms);
 }
 
 }  // namespace dray

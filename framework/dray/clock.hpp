@@ -10,6 +10,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace dray {
@@ -56,5 +57,7 @@ class VirtualClock final : public Clock {
 
 // 2026-11-22T10:00:00.000Z
 std::string utc_text(UtcTime time);
+// The same back; seconds and their parts may be missing. Nothing: it is no such time.
+std::optional<UtcTime> parse_utc(const std::string& text);
 
 }  // namespace dray

@@ -106,6 +106,7 @@ class Delivery {
   const Uuid& id() const { return envelope_.id; }
   std::string_view topic() const { return envelope_.topic; }
   std::string_view key() const { return envelope_.key; }
+  Priority priority() const { return envelope_.priority; }
   std::string_view body() const { return envelope_.body; }
   UtcTime published_at() const { return envelope_.published_at; }
   std::string_view group() const { return group_; }

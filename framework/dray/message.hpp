@@ -96,6 +96,10 @@ std::string_view envelope_topic(std::string_view bytes);
 // Reads an envelope without copying and without decoding the body. kCorrupt on any fault.
 Result<EnvelopeView> parse_envelope(std::string_view bytes);
 
+// The same message with another body. kCorrupt if `envelope` is none, kInvalid beyond a limit.
+Result<std::string> with_body(std::string_view envelope, const std::string& body,
+                              const MessageLimits& limits);
+
 // A MessagePack map of text to text; nothing for no headers.
 std::string encode_headers(const Headers& headers);
 Result<Headers> parse_headers(std::string_view bytes);

@@ -4,14 +4,11 @@
 #include <fstream>
 #include <future>
 
-#include "dray/balancing/dispatcher.hpp"
 #include "dray/disk/posix_directory.hpp"
+#include "dray/spooler_state.hpp"
 
 namespace dray {
 namespace {
-
-constexpr std::size_t kDeadBatchMax = 10'000;
-constexpr std::size_t kDeadHistoryMax = 32;
 
 // systemd's machine-id(5): 32 hexadecimal digits. Nil where there is none.
 Uuid machine_id() {
@@ -19,23 +16,11 @@ Uuid machine_id() {
   std::string digits;
   file >> digits;
   if (digits.size() != 32) return {};
-  for (const std::size_t at : {8U, 13U, 18U, 23U}) digits.insert(at, "-");
+  for (const std::size_t at : {8U, 13U, 18U, 23U}) digits.insert(at, 1, '-');
   return Uuid::from_text(digits).value_or(Uuid{});
 }
 
 }  // namespace
-
-struct Spooler::State {
-  SpoolerOptions options;
-  SystemClock clock;
-  transport::Context context;
-  std::unique_ptr<Directory> directory;
-  std::unique_ptr<spool::Spool> spool;
-  std::unique_ptr<transport::Authenticator> authenticator;
-  std::unique_ptr<balancing::Dispatcher> dispatcher;
-  std::string endpoint;  // with the port that was chosen for "tcp://127.0.0.1:*"
-  bool stopped = false;
-};
 
 Spooler::Spooler(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Spooler::~Spooler() {
@@ -74,6 +59,7 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   dispatcher_options.held_max = state->spool->options().held_max;
   dispatcher_options.retain = state->spool->options().retain;
   dispatcher_options.last_utc_ms = state->spool->last_utc_ms();
+  for (const auto& group : wanted.groups) dispatcher_options.limits[group.name] = group.limits;
   dispatcher_options.seed = random_u64();
   std::optional<balancing::DispatcherSecurity> security;
   if (const auto& keys = wanted.keys) {
@@ -150,10 +136,6 @@ void Spooler::publish_draft(Draft draft, ReceiptCallback done) {
   state_->spool->publish_draft(std::move(draft), std::move(done));
 }
 
-namespace {
-const Error kStopped{ErrorCode::kClosed, "the spool is stopped", "", 0};
-}
-
 Result<SpoolStatus> Spooler::status() {
   SpoolStatus status;
   auto& spool = *state_->spool;
@@ -166,148 +148,26 @@ Result<SpoolStatus> Spooler::status() {
   status.max_size_bytes = spool.max_size();
   status.ready_bytes = spool.segments().spares().filled();
   status.damaged_ranges = spool.scan_report().damaged.size();
-  status.detached_groups = spool.detached_groups();
   status.segments = spool.segments().segments().size();
   status.held_max = spool.options().held_max;
   const bool answered = state_->dispatcher->call([&](balancing::Dispatcher::Desk& desk) {
     status.stale_results = desk.core.stale_results();
     status.expiry_paused = desk.core.expiry_paused({state_->clock.steady(), state_->clock.utc()});
     for (const auto& group : desk.core.group_status()) {
+      if (!group.attached) status.detached_groups.push_back(group.name);
       status.groups.push_back({group.name, group.topics, group.attached, group.gated,
                                group.counts.accepted, group.counts.pending, group.counts.done,
                                group.counts.dead, group.counts.expired, group.counts.dropped,
                                group.counts.damaged, group.in_flight, group.delayed, group.workers,
-                               group.held});
+                               group.held, group.in_line, group.paused, group.limits});
     }
     for (const auto& session : desk.core.session_status()) {
       status.workers.push_back({session.id.text(), session.worker, session.group,
                                 session.outstanding, session.window, session.connected});
     }
   });
-  if (!answered) return kStopped;
+  if (!answered) return spooler_stopped();
   return status;
-}
-
-namespace {
-
-Error no_group(const std::string& group) {
-  return Error{ErrorCode::kNotFound, "this spool has no group '" + group + "'", "", 0};
-}
-
-DeadLetter read_dead_letter(spool::LogReader& reader, Sequence sequence,
-                            const spool::History& history, spool::GroupId group) {
-  const auto time = [](std::int64_t ms) { return utc_text(UtcTime(Milliseconds(ms))); };
-  DeadLetter letter;
-  letter.sequence = sequence;
-  if (auto message = spool::read_message(reader, sequence, &history); message.ok() && *message) {
-    const auto envelope = parse_envelope((*message)->envelope);
-    if (envelope.ok()) {
-      letter.id = envelope->id.text();
-      letter.topic = envelope->topic;
-      letter.key = envelope->key;
-      letter.body = envelope->body;
-    }
-  }
-  letter.attempts = history.attempts();
-  const auto attempts = spool::read_attempts(reader, history, group, kDeadHistoryMax + 1);
-  for (std::size_t i = 0; i < attempts.size(); ++i) {
-    const auto& each = attempts[i];
-    if (i == 0) {
-      letter.cause = each.cause;
-      letter.reason = each.reason;
-      letter.worker = each.worker;
-      letter.died_at = time(each.at_ms);
-    } else {
-      letter.history.push_back({time(each.at_ms), each.worker, each.reason, each.attempts});
-    }
-  }
-  return letter;
-}
-
-}  // namespace
-
-Result<std::vector<DeadLetter>> Spooler::dead_letters(const std::string& group, Sequence after,
-                                                      std::size_t limit) {
-  Result<std::vector<DeadLetter>> result = std::vector<DeadLetter>{};
-  const bool answered = state_->dispatcher->call([&](balancing::Dispatcher::Desk& desk) {
-    const auto id = desk.core.find_group(group);
-    if (!id) {
-      result = no_group(group);
-      return;
-    }
-    const auto& state = desk.core.group_state(*id);
-    spool::LogReader reader = desk.reader.look_up();
-    for (Sequence each = state.next_dead(after); each != 0 && result->size() < limit;
-         each = state.next_dead(each)) {
-      result->push_back(read_dead_letter(reader, each, *state.history(each), *id));
-    }
-  });
-  if (!answered) return kStopped;
-  return result;
-}
-
-namespace {
-
-// Applies `change` to the dead letters named (or to all), in batches; waits until durable.
-Result<std::size_t> change_dead(balancing::Dispatcher& dispatcher, const std::string& group,
-                                std::vector<Sequence> wanted,
-                                std::uint64_t (balancing::DispatcherCore::*change)(
-                                    spool::GroupId, const std::vector<Sequence>&)) {
-  std::sort(wanted.begin(), wanted.end());
-  wanted.erase(std::unique(wanted.begin(), wanted.end()), wanted.end());
-  Result<std::size_t> result = std::size_t{0};
-  auto durable = std::make_shared<std::promise<void>>();
-  auto waiting = durable->get_future();
-  const bool answered = dispatcher.call([&](balancing::Dispatcher::Desk& desk) {
-    const auto id = desk.core.find_group(group);
-    if (!id) {
-      result = no_group(group);
-      return durable->set_value();
-    }
-    const auto& state = desk.core.group_state(*id);
-    if (wanted.empty()) {
-      for (Sequence each = state.next_dead(0); each != 0; each = state.next_dead(each)) {
-        wanted.push_back(each);
-      }
-    }
-    for (const auto sequence : wanted) {
-      const auto* history = state.history(sequence);
-      if (history != nullptr && history->dead()) continue;
-      result = Error{ErrorCode::kNotFound,
-                     "message " + std::to_string(sequence) + " is no dead letter of group '" +
-                         group + "'; nothing was changed",
-                     "", 0};
-      return durable->set_value();
-    }
-    auto left = std::make_shared<std::size_t>((wanted.size() + kDeadBatchMax - 1) / kDeadBatchMax);
-    if (*left == 0) return durable->set_value();
-    for (std::size_t at = 0; at < wanted.size(); at += kDeadBatchMax) {
-      const auto end = std::min(at + kDeadBatchMax, wanted.size());
-      const std::vector<Sequence> batch(wanted.begin() + static_cast<std::ptrdiff_t>(at),
-                                        wanted.begin() + static_cast<std::ptrdiff_t>(end));
-      desk.when_finished((desk.core.*change)(*id, batch), [left, durable] {
-        if (--*left == 0) durable->set_value();
-      });
-    }
-    result = wanted.size();
-  });
-  if (!answered) return kStopped;
-  if (waiting.wait_for(std::chrono::seconds(10)) != std::future_status::ready) {
-    return Error{ErrorCode::kTimeout, "the change was not confirmed within 10s; look again", "", 0};
-  }
-  return result;
-}
-
-}  // namespace
-
-Result<std::size_t> Spooler::retry_dead(const std::string& group, std::vector<Sequence> sequences) {
-  return change_dead(*state_->dispatcher, group, std::move(sequences),
-                     &balancing::DispatcherCore::revive);
-}
-
-Result<std::size_t> Spooler::drop_dead(const std::string& group, std::vector<Sequence> sequences) {
-  return change_dead(*state_->dispatcher, group, std::move(sequences),
-                     &balancing::DispatcherCore::drop);
 }
 
 }  // namespace dray

@@ -18,7 +18,9 @@
 #include <string>
 #include <vector>
 
+#include "dray/balancing/group_limits.hpp"
 #include "dray/log.hpp"
+#include "dray/message_life.hpp"
 #include "dray/publisher.hpp"
 
 namespace dray {
@@ -26,6 +28,7 @@ namespace dray {
 struct SpoolerGroup {
   std::string name;
   std::vector<std::string> topics;
+  balancing::GroupLimits limits = {};
 };
 
 // CURVE keys of a spool: with them all its endpoints ask for CURVE, and may lie beyond this
@@ -71,7 +74,10 @@ struct SpoolGroupStatus {
   std::uint64_t accepted = 0, pending = 0, done = 0, dead = 0, expired = 0, dropped = 0,
                 damaged = 0;
   std::uint64_t in_flight = 0, delayed = 0, workers = 0;
-  std::uint64_t held = 0;  // messages with a history, in memory
+  std::uint64_t held = 0;     // messages with a history, in memory
+  std::uint64_t in_line = 0;  // that have the turn of their key, or wait for it
+  bool paused = false;
+  balancing::GroupLimits limits;
 };
 
 struct SpoolWorkerStatus {
@@ -110,6 +116,34 @@ struct DeadLetter {
   std::vector<DeadLetterAttempt> history;  // newest first
 };
 
+// Which dead letters; what is empty matches all.
+struct DeadFilter {
+  std::string topic, cause;
+  std::string signature;  // error_signature() of the reason
+  bool operator()(const DeadLetter& letter) const;
+  bool empty() const { return topic.empty() && cause.empty() && signature.empty(); }
+};
+
+// A reason without what differs from one message to the next: numbers are '#', quoted text is '*'.
+std::string error_signature(std::string_view reason);
+
+struct ReplayRequest {
+  std::string group;
+  UtcTime since{};            // published then or later
+  Sequence from = 1;          // where this step begins: ReplayStep::next of the one before
+  std::size_t limit = 5'000;  // messages replayed in this step
+  bool dry_run = false;       // only count
+  // Of messages whose topic the group takes now; nothing: all.
+  std::function<bool(const EnvelopeView&)> where = {};
+};
+
+struct ReplayStep {
+  std::uint64_t matched = 0;
+  std::uint64_t replayed = 0;  // the others are open: pending, or dead
+  Sequence next = 1;
+  Sequence end = 1;  // of the log; the replay is over when next reaches it
+};
+
 class Spooler final : public Publisher {
  public:
   static Result<std::unique_ptr<Spooler>> open(SpoolerOptions options);
@@ -132,6 +166,20 @@ class Spooler final : public Publisher {
   // group. Returns how many, once that is durable.
   Result<std::size_t> retry_dead(const std::string& group, std::vector<Sequence> sequences);
   Result<std::size_t> drop_dead(const std::string& group, std::vector<Sequence> sequences);
+  // Gives a dead letter another body (MessagePack), for this group, and another chance.
+  Status edit_dead(const std::string& group, Sequence sequence, const std::string& body);
+
+  // While paused a group gets nothing; what workers hold goes on. Survives restarts. Durable on
+  // return.
+  Status set_paused(const std::string& group, bool paused);
+  // Settles all that is pending or dead in a group that is not in the config any more, and forgets
+  // it. kConflict for one that is attached.
+  Status drop_group(const std::string& group);
+  // Gives settled messages that are still in the log (see retain_age) to a group once more, also
+  // those from before it was declared. One step; kFull when held_max is reached.
+  Result<ReplayStep> replay(const ReplayRequest& request);
+  // A message by its id or its sequence. kNotFound if the log does not have it (any more).
+  Result<MessageLife> show(const std::string& id);
 
   // The wall clock is right although it jumped: messages expire again.
   Status confirm_clock();

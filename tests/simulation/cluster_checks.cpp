@@ -108,12 +108,13 @@ void ClusterWorld::check_turn(const TaskKey& key, const std::string& name) {
     }
     const bool runs = std::any_of(other.runs.begin(), other.runs.end(),
                                   [](const Run& run) { return !run.finished && !run.lost; });
-    require(!runs, name + " is run while " + std::to_string(other_sequence) + " is, of the same key");
+    require(!runs,
+            name + " is run while " + std::to_string(other_sequence) + " is, of the same key");
     // A delayed or replayed message takes its place when it is due, or replayed.
     const bool before = other_sequence < sequence && other.accepted && !other.delayed &&
                         !other.replayed && !task.replayed;
-    require(!before || other.settled, name + " is run before " + std::to_string(other_sequence) +
-                                          ", which has the same key");
+    require(!before || other.settled,
+            name + " is run before " + std::to_string(other_sequence) + ", which has the same key");
   }
 }
 
@@ -130,7 +131,8 @@ void ClusterWorld::note_settled(const Producer& producer) {
 }
 
 void ClusterWorld::check_limits(Producer& producer, GroupId group, std::size_t deliveries) {
-  require(!producer.paused[group], "group " + kGroups[group] + " gets something though it is paused");
+  require(!producer.paused[group],
+          "group " + kGroups[group] + " gets something though it is paused");
   const auto& limits = limits_[kGroups[group]];
   const auto status = producer.core->group_status().at(group);
   require(limits.concurrency == 0 || status.in_flight <= limits.concurrency,
@@ -142,9 +144,9 @@ void ClusterWorld::check_limits(Producer& producer, GroupId group, std::size_t d
   while (recent.front() + kRateWindow < clock_.steady()) recent.pop_front();
   const double most = limits.rate->burst + 1 +
                       limits.rate->per_second * std::chrono::duration<double>(kRateWindow).count();
-  require(static_cast<double>(recent.size()) <= most,
-          "group " + kGroups[group] + " gets " + std::to_string(recent.size()) +
-              " deliveries in half a second");
+  require(static_cast<double>(recent.size()) <= most, "group " + kGroups[group] + " gets " +
+                                                          std::to_string(recent.size()) +
+                                                          " deliveries in half a second");
 }
 
 // A lower priority has its share, which is small; what came just now, or has a history, is let be.
@@ -157,8 +159,9 @@ void ClusterWorld::check_priority(Producer& producer, GroupId group, const Task&
   ++producer.grants[group];
   for (const auto& [key, task] : tasks_) {
     const bool overtaken = std::get<0>(key) == producer.index && std::get<1>(key) == group &&
-                           task.accepted && task.priority == Priority::kHigh && !task.delayed && !task.replayed && task.published_in == producer.life && task.grants.empty() &&
-                           task.accepted_at + 20ms < clock_.steady();
+                           task.accepted && task.priority == Priority::kHigh && !task.delayed &&
+                           !task.replayed && task.published_in == producer.life &&
+                           task.grants.empty() && task.accepted_at + 20ms < clock_.steady();
     if (!overtaken || producer.core->holder_of(group, std::get<2>(key))) continue;
     ++producer.inversions[group];
     trace("inversion: a message of priority " + std::to_string(static_cast<int>(granted.priority)) +
@@ -167,8 +170,8 @@ void ClusterWorld::check_priority(Producer& producer, GroupId group, const Task&
     break;
   }
   require(producer.inversions[group] <= 3 + producer.grants[group] / 6,
-          "priorities of group " + kGroups[group] + " are not obeyed: " +
-              std::to_string(producer.inversions[group]) + " times in " +
+          "priorities of group " + kGroups[group] +
+              " are not obeyed: " + std::to_string(producer.inversions[group]) + " times in " +
               std::to_string(producer.grants[group]) + " grants");
 }
 
@@ -190,8 +193,8 @@ void ClusterWorld::set_paused(Producer& producer, GroupId group, bool paused) {
     return;
   }
   const auto ticket = producer.core->set_paused(group, paused);
-  trace("producer " + std::to_string(producer.index) + (paused ? " pauses" : " resumes") + " group " +
-        kGroups[group]);
+  trace("producer " + std::to_string(producer.index) + (paused ? " pauses" : " resumes") +
+        " group " + kGroups[group]);
   producer.pausing.clear();  // an older wish does not count any more
   if (paused) {
     producer.pausing[ticket] = group;
@@ -229,8 +232,7 @@ void ClusterWorld::replay_something() {
   ++producer.replays_asked[group];
   const auto message = spool::read_message(*producer.look_up, sequence, nullptr);
   require(message.ok() && message->has_value(), "a settled message cannot be read");
-  const auto ticket =
-      producer.core->replay(group, sequence, std::string((*message)->envelope));
+  const auto ticket = producer.core->replay(group, sequence, std::string((*message)->envelope));
   producer.replaying[ticket].push_back(chosen);
   wake(producer);
 }

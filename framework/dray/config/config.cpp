@@ -2,6 +2,7 @@
 
 #include <toml++/toml.h>
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -255,6 +256,45 @@ std::optional<AppKeysConfig> read_app_keys(const toml::table& table, const std::
   return keys;
 }
 
+// "100/s", "30/m" or "5/h"; deliveries a second. Nothing: it is no rate.
+std::optional<double> parse_rate(const std::string& text) {
+  const auto slash = text.find('/');
+  if (slash == std::string::npos) return std::nullopt;
+  double count = 0;
+  const auto* end = text.data() + slash;
+  const auto [stop, failed] = std::from_chars(text.data(), end, count);
+  if (failed != std::errc() || stop != end || !(count > 0) || count > 1e9) return std::nullopt;
+  const std::string unit = text.substr(slash + 1);
+  if (unit == "s") return count;
+  if (unit == "m") return count / 60;
+  if (unit == "h") return count / 3600;
+  return std::nullopt;
+}
+
+void read_limits(TableReader& reader, const toml::table& table, GroupConfig& group,
+                 Faults& faults) {
+  if (const auto* ordered = reader.find("ordered")) {
+    const auto value = ordered->value_exact<bool>();
+    if (!value) faults.add(*ordered, "'ordered' must be true or false");
+    group.ordered = value.value_or(true);
+  }
+  reader.integer("concurrency", group.concurrency, 1, 1'000'000);
+  if (const auto* rate = reader.find("rate")) {
+    const auto text = rate->value_exact<std::string>();
+    const auto value = text ? parse_rate(*text) : std::nullopt;
+    if (!value) {
+      faults.add(*rate, "'rate' must be text like \"100/s\", \"30/m\" or \"5/h\"");
+    }
+    group.rate_per_second = value.value_or(0);
+    // A tenth of a second's worth, unless it says otherwise.
+    group.burst = static_cast<std::uint32_t>(std::max(1.0, group.rate_per_second / 10));
+  }
+  reader.integer("burst", group.burst, 1, 1'000'000);
+  if (table.contains("burst") && !table.contains("rate")) {
+    faults.add(*table.get("burst"), "'burst' goes with 'rate'");
+  }
+}
+
 SpoolConfig read_spool(const std::string& name, const toml::table& table, const std::string& file,
                        Faults& faults) {
   TableReader reader(table, "spool." + name, faults);
@@ -315,6 +355,7 @@ SpoolConfig read_spool(const std::string& name, const toml::table& table, const 
       group.topics = group_reader.texts("topics");
       if (group.topics.empty()) faults.add(node, "group '" + group.name + "' needs topics");
       for (const auto& topic : group.topics) check_name(node, "topic", topic, faults);
+      read_limits(group_reader, *group_table, group, faults);
       group_reader.finish();
       spool.groups.push_back(std::move(group));
     }

@@ -41,6 +41,10 @@ struct AppKeysConfig {
 struct GroupConfig {
   std::string name;
   std::vector<std::string> topics;
+  bool ordered = true;            // keys are obeyed
+  std::uint32_t concurrency = 0;  // unanswered deliveries at a time; 0: no limit
+  double rate_per_second = 0;     // deliveries; 0: no limit
+  std::uint32_t burst = 1;        // of them at once, after a quiet time
 };
 
 struct SpoolConfig {

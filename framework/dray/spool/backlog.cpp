@@ -53,8 +53,8 @@ class GroupReader {
     if (record.header.type == RecordType::kLost) on_gap(lsn, lsn);
     if (!held_.empty()) return true;
     slice_.next = lsn + 1;
-    return slice_.messages.size() < request_.messages_max &&
-           bytes_->size() < request_.bytes_max && ++records_ < request_.records_max;
+    return slice_.messages.size() < request_.messages_max && bytes_->size() < request_.bytes_max &&
+           ++records_ < request_.records_max;
   }
 
   void on_gap(Lsn first, Lsn last) {
@@ -74,7 +74,8 @@ class GroupReader {
 
   BacklogSlice take(bool whole) {
     if (whole) slice_.next = request_.before;
-    if (whole && request_.accounts && request_.accepted_at_end) count(request_.before, *request_.accepted_at_end);
+    if (whole && request_.accounts && request_.accepted_at_end)
+      count(request_.before, *request_.accepted_at_end);
     skip_to(slice_.next);
     slice_.gaps = std::move(gaps_);
     const std::shared_ptr<const std::string> owner = bytes_;
@@ -261,11 +262,18 @@ Result<std::optional<CopyRecord>> make_copy(LogReader& reader, Sequence sequence
   CopyRecord copy;
   copy.sequence = sequence;
   std::size_t bytes = 0;
+  // A dead letter may have been edited for one group: what lies elsewhere is another message. The
+  // oldest place goes first.
   const History* any = nullptr;
   for (const auto* group : groups) {
     const auto* history = group->history(sequence);
-    if (history == nullptr) continue;
-    any = history;
+    if (history != nullptr && (any == nullptr || history->copy_lsn() < any->copy_lsn())) {
+      any = history;
+    }
+  }
+  for (const auto* group : groups) {
+    const auto* history = group->history(sequence);
+    if (history == nullptr || history->copy_lsn() != any->copy_lsn()) continue;
     CopiedHistory copied{group->id(), history->record_lsn(), {}};
     for (auto& attempt : read_attempts(reader, *history, group->id(), kCopiedAttemptsMax)) {
       if (attempt.reason.size() > kCopiedTextMax) attempt.reason.resize(kCopiedTextMax);

@@ -23,8 +23,8 @@
 #include <string>
 #include <vector>
 
-#include "dray/spool/sequence_set.hpp"
 #include "dray/spool/record_payload.hpp"
+#include "dray/spool/sequence_set.hpp"
 
 namespace dray::spool {
 

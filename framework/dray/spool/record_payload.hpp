@@ -59,6 +59,7 @@ struct DeliveryRecord {
   Uuid session;
   std::uint32_t number = 1;  // the delivery number of each of them
   std::vector<Sequence> sequences;
+  std::int64_t at_ms = 0;  // UTC
 };
 std::string encode(const DeliveryRecord& record);
 Result<DeliveryRecord> decode_delivery(std::string_view payload);
@@ -67,6 +68,7 @@ struct SettlementRecord {
   GroupId group = 0;
   Settlement settlement = Settlement::kDone;
   std::vector<Sequence> sequences;
+  std::int64_t at_ms = 0;  // UTC; when the answers were taken
 };
 std::string encode(const SettlementRecord& record);
 Result<SettlementRecord> decode_settlement(std::string_view payload);

@@ -154,6 +154,8 @@ class Spool final : public Publisher {
   // To be taken once, by the dispatcher.
   std::vector<std::unique_ptr<GroupState>> take_groups() { return std::move(groups_); }
   const std::vector<RecordedSession>& recorded_sessions() const { return sessions_; }
+  // Any thread: what is on the disk up to here.
+  Lsn durable_lsn() const { return durable_lsn_; }
   const SegmentLog& segments() const { return *segments_; }
   std::uint64_t size_bytes() const { return segments_->bytes_total(); }
   std::uint64_t max_size() const { return options_.max_size; }

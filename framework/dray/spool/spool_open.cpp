@@ -76,8 +76,8 @@ Status Spool::recover() {
   epoch_ = state.epoch() + 1;
   for (const auto& group : state.groups()) {
     accepted_[group->id()] = group->published();
-    declared_.push_back({group->id(), group->name(), group->topics(), group->standing(),
-                         group->paused()});
+    declared_.push_back(
+        {group->id(), group->name(), group->topics(), group->standing(), group->paused()});
   }
   auto changes = changed_groups(state);
   if (!changes.ok()) return changes.error();
@@ -173,8 +173,8 @@ Result<std::vector<GroupRecord>> Spool::changed_groups(SpoolState& state) {
         "pending",
         {{"group", group->name()}, {"pending", std::to_string(group->counts().pending)}});
     if (group->standing() == GroupStanding::kAttached) {
-      changes.push_back({group->id(), group->name(), group->topics(), GroupStanding::kDetached,
-                         group->paused()});
+      changes.push_back(
+          {group->id(), group->name(), group->topics(), GroupStanding::kDetached, group->paused()});
     }
   }
   return changes;

@@ -223,6 +223,7 @@ void DispatcherCore::on_committed(const spool::Committed& committed, Now now) {
 }
 
 DispatcherCore::Actions DispatcherCore::take_actions(Now now) {
+  now_ms_ = to_ms(now.utc);
   open_gates(now);
   // Before the next delivery of the same message: a worker must not take it for the one it
   // answered.
@@ -279,6 +280,10 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
         group.state->dead(ticket.dead, first);
         break;
       case Ticket::Kind::kRevive:
+        if (group.state->revive(sequence)) schedule(group, sequence, 0);
+        break;
+      case Ticket::Kind::kEdited:
+        group.state->copied(sequence, first, ticket.copied.front().second);
         if (group.state->revive(sequence)) schedule(group, sequence, 0);
         break;
       case Ticket::Kind::kReplay:

@@ -61,7 +61,7 @@ struct DispatcherOptions {
   std::size_t sessions_max = 4'096;
   std::uint64_t held_max = 1'000'000;  // dead, delayed and retrying messages, over all groups
   spool::RetainOptions retain;
-  std::int64_t last_utc_ms = 0;  // the latest time that the log names; 0: none
+  std::int64_t last_utc_ms = 0;               // the latest time that the log names; 0: none
   std::map<std::string, GroupLimits> limits;  // by group; others have none
   std::uint64_t seed = 1;                     // of the jitter
 };
@@ -173,6 +173,10 @@ class DispatcherCore {
   const spool::GroupState& group_state(spool::GroupId group) const;
   std::uint64_t revive(spool::GroupId group, const std::vector<Sequence>& dead);
   std::uint64_t drop(spool::GroupId group, const std::vector<Sequence>& dead);
+  // Another body for this group, and another chance. `copy` is what the group has of it now.
+  std::uint64_t revive_edited(spool::GroupId group, const spool::CopyRecord& copy);
+  // In words, why a message that is open is not delivered now, and what to do about it.
+  std::string why_waiting(spool::GroupId group, Sequence sequence, KeyHash key, Now now) const;
   // A settled message, or one that the group never had, is accepted and delivered once more. One
   // that is open is left as it is.
   std::uint64_t replay(spool::GroupId group, Sequence settled, std::string envelope);
@@ -313,6 +317,7 @@ class DispatcherCore {
   std::unordered_map<std::uint64_t, Ticket> tickets_;
   std::uint64_t last_ticket_ = 0;
   std::uint64_t stale_results_ = 0;
+  std::int64_t now_ms_ = 0;  // UTC, as of the last take_actions()
   std::mt19937_64 random_;
   Actions actions_;
 };

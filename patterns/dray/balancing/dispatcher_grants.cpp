@@ -101,7 +101,8 @@ std::uint64_t DispatcherCore::allowance(Group& group, Now now) const {
   if (group.limits.concurrency != 0 && !planted(Fault::kConcurrencyIgnored)) {
     std::uint64_t in_flight = 0;
     for (const auto* session : group.sessions) in_flight += session->outstanding;
-    allowed = group.limits.concurrency - std::min<std::uint64_t>(in_flight, group.limits.concurrency);
+    allowed =
+        group.limits.concurrency - std::min<std::uint64_t>(in_flight, group.limits.concurrency);
   }
   if (group.bucket && !planted(Fault::kRateIgnored)) {
     group.bucket->fill(now.steady);
@@ -324,8 +325,8 @@ void DispatcherCore::flush_deliveries(Session& session) {
   for (auto& [number, sequences] : by_number) {
     std::sort(sequences.begin(), sequences.end());
     submission.entries.push_back(log_entry(
-        RecordType::kDelivery,
-        spool::encode(spool::DeliveryRecord{session.group, session.id, number, sequences})));
+        RecordType::kDelivery, spool::encode(spool::DeliveryRecord{session.group, session.id,
+                                                                   number, sequences, now_ms_})));
   }
   actions_.submissions.push_back(std::move(submission));
   session.told_waiting = waiting_in(*groups_[session.group]);
@@ -343,9 +344,10 @@ void DispatcherCore::flush_settlements() {
     for (const auto& [session, sequence] : answered) sequences.push_back(sequence);
     std::sort(sequences.begin(), sequences.end());
     Submission submission;
-    submission.entries.push_back(log_entry(
-        RecordType::kSettlement, spool::encode(spool::SettlementRecord{
-                                     group.state->id(), settlement, std::move(sequences)})));
+    submission.entries.push_back(
+        log_entry(RecordType::kSettlement,
+                  spool::encode(spool::SettlementRecord{group.state->id(), settlement,
+                                                        std::move(sequences), now_ms_})));
     submission.lazy = true;
     Ticket ticket;
     ticket.group = group.state->id();

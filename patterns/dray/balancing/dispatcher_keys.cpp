@@ -71,8 +71,7 @@ bool DispatcherCore::has_turn(Group& group, const ReadyMessage& message) {
   if (message.key == 0 || !group.limits.ordered || planted(Fault::kKeyIgnored)) return true;
   if (group.lines.holder(message.key) == message.sequence) return true;
   const auto* history = group.state->history(message.sequence);
-  const bool first_due =
-      message.deliver_at_ms != 0 && history != nullptr && history->number() == 0;
+  const bool first_due = message.deliver_at_ms != 0 && history != nullptr && history->number() == 0;
   const bool overtakes = first_due && position(group) < accepted_until_;
   if (!keys_known(group) || (overtakes && !planted(Fault::kDueOvertakes))) {
     add_late(group, {accepted_until_, message.sequence, message.key});
@@ -133,7 +132,8 @@ bool DispatcherCore::stalls(const Group& group, const LaneState& lane) const {
   if (lane.ready.front().key == 0 || !group.limits.ordered) return false;
   if (!keys_known(group)) return true;
   const auto& older = group.old_lanes.at(static_cast<std::size_t>(Priority::kNormal));
-  return lane.which == Lane::kLive && !planted(Fault::kLiveOvertakes) && (!older.caught_up || !older.ready.empty());
+  return lane.which == Lane::kLive && !planted(Fault::kLiveOvertakes) &&
+         (!older.caught_up || !older.ready.empty());
 }
 
 }  // namespace dray::balancing

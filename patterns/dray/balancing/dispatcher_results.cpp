@@ -91,9 +91,10 @@ void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, S
     submission.entries.push_back(std::move(message));
   }
   // S6: the follow-ups and the settlement count together or not at all.
-  submission.entries.push_back(log_entry(
-      RecordType::kSettlement,
-      spool::encode(spool::SettlementRecord{session.group, spool::Settlement::kDone, {sequence}})));
+  submission.entries.push_back(
+      log_entry(RecordType::kSettlement,
+                spool::encode(spool::SettlementRecord{
+                    session.group, spool::Settlement::kDone, {sequence}, to_ms(now.utc)})));
   submission.lazy = true;
   Ticket ticket;
   ticket.group = session.group;

@@ -105,7 +105,7 @@ struct DispatcherCore::LateMessage {
 
 struct DispatcherCore::Group {
   std::unique_ptr<spool::GroupState> state;
-  std::uint64_t accepted_before = 0;  // by this group before this epoch
+  std::uint64_t accepted_before = 0;                     // by this group before this epoch
   std::array<LaneState, spool::kPriorities> old_lanes;   // index: Priority
   std::array<LaneState, spool::kPriorities> live_lanes;  // the same
   bool gated = false;
@@ -120,7 +120,7 @@ struct DispatcherCore::Group {
   // They get in line once all below `behind` has: messages that were due for the first time, and
   // after a restart those that were in line. Ascending by `behind`.
   std::deque<LateMessage> late;
-  std::set<Sequence> adopted;     // after the restart a session said that it holds them
+  std::set<Sequence> adopted;  // after the restart a session said that it holds them
   // Of messages in line whose grant went with its session, or that expired.
   std::unordered_map<Sequence, KeyHash> keys_left;
   // Due time and sequence. What is no longer true is noticed when its time comes: see move_due().
@@ -174,6 +174,7 @@ struct DispatcherCore::Ticket {
     kRetry,
     kDead,
     kRevive,
+    kEdited,
     kReplay,
     kDamage,
     kCopy,

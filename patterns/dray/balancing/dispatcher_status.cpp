@@ -48,9 +48,28 @@ std::uint64_t DispatcherCore::drop(GroupId group, const std::vector<Sequence>& d
   ticket.report = true;
   for (const auto sequence : dead) ticket.sequences.emplace_back(Uuid{}, sequence);
   Submission submission;
+  submission.entries.push_back(log_entry(
+      RecordType::kSettlement,
+      spool::encode(spool::SettlementRecord{group, spool::Settlement::kDropped, dead, now_ms_})));
+  submission.ticket = open_ticket(std::move(ticket));
+  const auto number = submission.ticket;
+  actions_.submissions.push_back(std::move(submission));
+  return number;
+}
+
+std::uint64_t DispatcherCore::revive_edited(GroupId group, const spool::CopyRecord& copy) {
+  DRAY_ASSERT(copy.histories.size() == 1 && copy.histories.front().group == group);
+  Submission submission;
+  // S6: both or neither.
+  submission.entries.push_back({RecordType::kCopy, spool::kContinues, to_bytes(copy), 0});
   submission.entries.push_back(
-      log_entry(RecordType::kSettlement,
-                spool::encode(spool::SettlementRecord{group, spool::Settlement::kDropped, dead})));
+      log_entry(RecordType::kRevive, spool::encode(spool::ReviveRecord{group, {copy.sequence}})));
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kEdited;
+  ticket.group = group;
+  ticket.report = true;
+  ticket.sequences.emplace_back(Uuid{}, copy.sequence);
+  ticket.copied.emplace_back(group, copy.histories.front().record_lsn);
   submission.ticket = open_ticket(std::move(ticket));
   const auto number = submission.ticket;
   actions_.submissions.push_back(std::move(submission));
@@ -158,6 +177,50 @@ std::optional<DispatcherCore::Holder> DispatcherCore::holder_of(GroupId group,
     return Holder{session->id, session->worker, grant->second.number, grant->second.settling};
   }
   return std::nullopt;
+}
+
+std::string DispatcherCore::why_waiting(GroupId id, Sequence sequence, KeyHash key, Now now) const {
+  const Group& group = *groups_.at(id);
+  const auto* history = group.state->history(sequence);
+  if (const auto holder = holder_of(id, sequence)) {
+    if (holder->settling)
+      return "answered by " + holder->worker + "; the answer is being committed";
+    return "delivered to " + holder->worker + ", which has not answered yet";
+  }
+  if (history != nullptr && history->dead()) return "dead; dray dead retry gives another chance";
+  if (group.state->paused()) return "the group is paused; dray resume lets it go on";
+  if (group.gated && sequence < options_.boundary) {
+    return "after a restart: workers say what they hold first, for one lease at most";
+  }
+  const bool waits = history != nullptr && history->due_ms() != spool::History::kAtHand;
+  if (waits && history->due_ms() > to_ms(now.utc)) {
+    return (history->attempts() > 0 ? "retried at " : "delayed until ") +
+           utc_text(UtcTime(Milliseconds(history->due_ms())));
+  }
+  const Sequence turn = key == 0 ? 0 : group.lines.holder(key);
+  if (turn != 0 && turn != sequence)
+    return "message " + std::to_string(turn) + " has its key's turn";
+  if (held_full()) {
+    return "held_max is reached: settle dead, delayed or retrying messages, or raise it";
+  }
+  const bool connected = std::any_of(group.sessions.begin(), group.sessions.end(),
+                                     [](const Session* each) { return !each->peer.empty(); });
+  if (!connected) return "no worker serves this group";
+  if (group.limits.concurrency != 0) {
+    std::uint64_t in_flight = 0;
+    for (const auto* session : group.sessions) in_flight += session->outstanding;
+    if (in_flight >= group.limits.concurrency) {
+      return "the group's concurrency of " + std::to_string(group.limits.concurrency) +
+             " is in use";
+    }
+  }
+  if (group.bucket && group.bucket->available() == 0) return "the group's rate is used up for now";
+  if (history != nullptr && history->suspect())
+    return "it waits for a worker of its own (a suspect)";
+  const bool room = std::any_of(group.sessions.begin(), group.sessions.end(), [](const auto* each) {
+    return each->can_receive() && each->has_room();
+  });
+  return room ? "others are before it" : "no worker has room: all are busy";
 }
 
 std::vector<SessionStatus> DispatcherCore::session_status() const {

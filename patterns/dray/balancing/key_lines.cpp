@@ -64,9 +64,8 @@ Sequence KeyLines::holder(KeyHash key) const {
 }
 
 KeyHash KeyLines::find(Sequence sequence) const {
-  const auto found = std::find_if(places_.begin(), places_.end(), [&](const Place& place) {
-    return place.sequence() == sequence;
-  });
+  const auto found = std::find_if(places_.begin(), places_.end(),
+                                  [&](const Place& place) { return place.sequence() == sequence; });
   return found == places_.end() ? 0 : found->key();
 }
 

@@ -200,3 +200,25 @@ TEST_CASE("durations and sizes need units and know their limits") {
   CHECK(duration_text(90s) == "90s");
   CHECK(duration_text(1500ms) == "1.5s");
 }
+
+TEST_CASE("a group's limits are read, and wrong ones named") {
+  const auto with = [](const std::string& line) {
+    std::string text = kGood;
+    const std::string topics = "  topics = [\"order.placed\"]\n";
+    text.replace(text.find(topics), topics.size(), topics + line + "\n");
+    return config::parse_config(text, "t.toml");
+  };
+  const auto good = with("ordered = false\nconcurrency = 4\nrate = \"90/m\"\nburst = 7");
+  REQUIRE(good.faults.empty());
+  const auto& group = good.config.spools.at("orders").groups.front();
+  CHECK_FALSE(group.ordered);
+  CHECK(group.concurrency == 4);
+  CHECK(group.rate_per_second == Approx(1.5));
+  CHECK(group.burst == 7);
+  CHECK(with("rate = \"1000/s\"").config.spools.at("orders").groups.front().burst == 100);
+  for (const auto* wrong : {"rate = 5", "rate = \"5\"", "rate = \"0/s\"", "rate = \"5/day\"",
+                            "rate = \"x/s\"", "concurrency = 0", "burst = 3", "ordered = 1"}) {
+    INFO(wrong);
+    CHECK(with(wrong).faults.size() == 1);
+  }
+}

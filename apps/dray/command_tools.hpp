@@ -1,0 +1,26 @@
+// What the commands share: whom they speak to, and how they print.
+//
+// Threading: main thread.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "dray/admin_client.hpp"
+#include "dray/commands.hpp"
+#include "dray/result.hpp"
+
+namespace dray::app {
+
+// Says the error; the exit code.
+int fail(const Error& error);
+// The directories of the spools that are meant.
+Result<std::vector<std::string>> directories(const SpoolChoice& choice);
+// kInvalid if several are meant.
+Result<AdminClient> one_spool(const SpoolChoice& choice);
+std::string text_of(const nlohmann::json& value);
+// Columns as wide as their widest cell; numbers to the right.
+void print_table(const std::vector<std::vector<std::string>>& rows);
+
+}  // namespace dray::app

@@ -1,0 +1,70 @@
+// MessageLife: all that a spool's log says of one message: when it was accepted, to whom it was
+// delivered, how each delivery ended, and how each group settled it.
+//
+// Threading: values, and a reader that one thread feeds. Failure: records that cannot be decoded
+// are passed over; what went with its segment is not there.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dray/spool/record.hpp"
+#include "dray/spool/record_payload.hpp"
+
+namespace dray {
+
+struct LifeEvent {
+  std::int64_t at_ms = 0;  // UTC
+  // "delivered", "retry", "dead", "done", "expired", "dropped", "damaged", "another chance",
+  // "replayed"
+  std::string what;
+  std::string worker;          // its session, where its name is not in the log any more
+  std::string reason;          // of a retry or a death
+  std::uint32_t number = 0;    // of the delivery
+  std::uint32_t attempts = 0;  // counted, with this one
+  // From the delivery to this answer, with what it waited at the worker.
+  std::optional<std::int64_t> took_ms;
+};
+
+struct GroupLife {
+  std::string group;
+  // "in flight", "waiting", "dead", "settled", or "not of this group"
+  std::string state;
+  std::string why;  // of one that waits: why, and what to do about it
+  std::vector<LifeEvent> events;
+};
+
+struct MessageLife {
+  Sequence sequence = 0;
+  std::string id, topic, key, dedup;
+  Priority priority = Priority::kNormal;
+  std::int64_t published_at_ms = 0;
+  std::optional<std::int64_t> deliver_at_ms, expires_at_ms;
+  bool durable = false;  // on disk; else it survives a crash of the process only
+  std::vector<std::pair<std::string, std::string>> headers;
+  std::string body;  // MessagePack
+  std::vector<GroupLife> groups;
+};
+
+// Collects the events of one message from records in the order of the log.
+class LifeReader {
+ public:
+  explicit LifeReader(Sequence sequence) : sequence_(sequence) {}
+
+  void take(const spool::Record& record);
+  std::vector<LifeEvent> events(spool::GroupId group) const;
+
+ private:
+  void on_delivery(const spool::DeliveryRecord& delivery);
+  void add(spool::GroupId group, LifeEvent event);
+  void on_copy(const spool::CopyRecord& copy);
+
+  const Sequence sequence_;
+  std::map<std::string, std::string> workers_;  // name by session id
+  std::map<spool::GroupId, std::vector<LifeEvent>> events_;
+};
+
+}  // namespace dray
