@@ -1,0 +1,117 @@
+// Fuzz target: what a peer may send. Frames are decoded and handed to both cores.
+//
+// Input: any number of (2 bytes length, then a frame); a leading bit of the length chooses the peer.
+#include <cstdlib>
+#include <memory>
+
+#include "dray/balancing/dispatcher_core.hpp"
+#include "dray/balancing/worker_core.hpp"
+
+using namespace dray;
+using namespace dray::balancing;
+
+namespace {
+
+class Dispatching {
+ public:
+  Dispatching() {
+    std::vector<std::unique_ptr<spool::GroupState>> groups;
+    groups.push_back(std::make_unique<spool::GroupState>(spool::GroupId{0}, "email"));
+    groups.back()->declare(1, {"t"}, spool::GroupStanding::kAttached);
+    DispatcherOptions options;
+    options.epoch = 2;
+    options.boundary = 2;
+    core_ = std::make_unique<DispatcherCore>(
+        options, std::move(groups), std::vector<spool::RecordedSession>{},
+        [](std::string_view topic) { return topic == "t" ? spool::GroupMask{1} : 0; }, now());
+    Draft draft{"t", "\x80", {}};
+    draft.options.key = "k";
+    for (int i = 0; i < 4; ++i) publish(encode_envelope(draft, Uuid{}, clock_.utc()));
+  }
+
+  void take(const std::string& peer, const ProtocolFrame& frame) {
+    core_->on_frame(peer, frame, now());
+    clock_.advance(std::chrono::milliseconds(40));
+    core_->tick(now());
+    perform();
+  }
+
+ private:
+  Now now() const { return {clock_.steady(), clock_.utc()}; }
+
+  void publish(const std::string& envelope) {
+    spool::Committed committed;
+    auto bytes = std::make_shared<std::string>(envelope);
+    committed.first = committed.last = next_++;
+    committed.messages.push_back(
+        {committed.first, 1, Priority::kNormal, 0, 0, *bytes, true});
+    committed.bytes = bytes;
+    core_->on_committed(committed, now());
+    perform();
+  }
+
+  void perform() {
+    for (int turn = 0; turn < 100; ++turn) {
+      auto actions = core_->take_actions(now());
+      if (actions.empty()) break;
+      for (const auto& submission : actions.submissions) {
+        spool::Committed committed;
+        committed.first = next_;
+        next_ += submission.entries.size();
+        committed.last = next_ - 1;
+        if (submission.ticket != 0) {
+          committed.tickets.emplace_back(submission.ticket, committed.first);
+        }
+        core_->on_committed(committed, now());
+      }
+      for (const auto& each : actions.key_reads) core_->on_key(each.group, each.sequence, 0, now());
+      for (const auto& each : actions.fetches) {
+        auto bytes = std::make_shared<std::string>("x");
+        core_->on_fetched(each.group, each.sequence,
+                          ReadyMessage{each.sequence, 0, 0, bytes, *bytes});
+      }
+      for (const auto& each : actions.refills) {
+        spool::BacklogSlice slice;
+        slice.next = each.request.before;
+        core_->on_refilled(each, std::move(slice));
+      }
+    }
+    if (!core_->group_state(0).counts().balanced()) std::abort();  // P2
+  }
+
+  VirtualClock clock_;
+  std::unique_ptr<DispatcherCore> core_;
+  Sequence next_ = 2;
+};
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  std::string_view input(reinterpret_cast<const char*>(data), size);
+  Dispatching dispatching;
+  VirtualClock clock;
+  WorkerOptions options;
+  options.group = "email";
+  options.make_session_id = [] { return Uuid{}; };
+  WorkerCore worker(options, 2, clock.steady());
+  worker.on_connected(0, clock.steady());
+  while (input.size() > 2) {
+    const auto head = static_cast<unsigned char>(input[0]);
+    const std::size_t length =
+        std::min<std::size_t>(input.size() - 2, (head & 0x3FU) * 256U +
+                                                    static_cast<unsigned char>(input[1]));
+    const auto bytes = std::make_shared<std::string>(input.substr(2, length));
+    input.remove_prefix(2 + length);
+    auto frame = decode_frame(*bytes);
+    if (!frame.ok()) continue;
+    dispatching.take((head & 0x80U) != 0 ? "a" : "b", *frame);
+    worker.on_frame((head & 0x40U) != 0 ? 1 : 0, std::move(*frame), bytes, clock.steady());
+    clock.advance(std::chrono::milliseconds(40));
+    worker.tick(clock.steady());
+    for (const auto& job : worker.take_actions(clock.steady()).start) {
+      worker.on_outcome(job.id, done(), std::chrono::microseconds(5), clock.utc());
+    }
+    (void)worker.take_actions(clock.steady());
+  }
+  return 0;
+}
