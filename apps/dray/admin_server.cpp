@@ -28,6 +28,11 @@ void publish(Spooler& spooler, const json& body, const http::Responder& responde
   } else if (priority != "normal") {
     return responder.reply(bad_request("\"priority\" must be high, normal or low"));
   }
+  for (const auto* name : {"delay_ms", "expires_ms"}) {
+    if (body.contains(name) && !body[name].is_number_unsigned()) {
+      return responder.reply(bad_request(std::string("\"") + name + "\" must be a whole number"));
+    }
+  }
   const auto delay_ms = body.value("delay_ms", std::int64_t{0});
   const auto expires_ms = body.value("expires_ms", std::int64_t{0});
   const UtcTime now = SystemClock().utc();
@@ -74,7 +79,7 @@ void route(Spooler& spooler, const http::Request& request, const http::Responder
       if (auto answer = queue_post(spooler, request.path, body)) {
         return responder.reply(std::move(*answer));
       }
-    } catch (const json::exception& exception) {
+    } catch (const std::exception& exception) {
       return responder.reply(bad_request(exception.what()));
     }
   }

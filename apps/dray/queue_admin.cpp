@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <map>
+#include <stdexcept>
 #include <tuple>
 
 #include "dray/codec.hpp"
@@ -14,7 +15,8 @@ using nlohmann::json;
 
 namespace {
 
-constexpr std::size_t kDeadPageMax = 1'000;
+constexpr std::size_t kDeadListMax = 1'000;
+constexpr std::size_t kDeadPage = 100;  // looked at together: bodies may be large
 
 unsigned http_status(ErrorCode code) {
   switch (code) {
@@ -49,6 +51,16 @@ std::string query_of(const http::Request& request, const char* name) {
   return found == request.query.end() ? "" : found->second;
 }
 
+// A whole number that is not negative.
+std::int64_t whole_of(const json& body, const char* name, std::int64_t otherwise) {
+  const auto found = body.find(name);
+  if (found == body.end()) return otherwise;
+  if (!found->is_number_unsigned() || found->get<std::uint64_t>() > INT64_MAX) {
+    throw std::invalid_argument(std::string("\"") + name + "\" must be a whole number");
+  }
+  return found->get<std::int64_t>();
+}
+
 std::string group_of(const json& body) {
   return body.at("group").get<std::string>();
 }
@@ -58,18 +70,20 @@ http::Response list_dead(Spooler& spooler, const http::Request& request) {
   if (group.empty()) return bad_request("name a group: ?group=NAME");
   const DeadFilter filter{query_of(request, "topic"), query_of(request, "cause"),
                           query_of(request, "signature")};
-  const auto limit = std::min<std::uint64_t>(number_of(request, "limit", 100), kDeadPageMax);
+  const auto limit = std::min<std::uint64_t>(number_of(request, "limit", 100), kDeadListMax);
   Sequence after = number_of(request, "after", 0);
   json list = json::array();
   for (;;) {
-    const auto letters = spooler.dead_letters(group, after, kDeadPageMax);
+    const std::size_t page =
+        filter.empty() ? std::min<std::size_t>(kDeadPage, limit - list.size()) : kDeadPage;
+    const auto letters = spooler.dead_letters(group, after, page);
     if (!letters.ok()) return error_response(letters.error());
     for (const auto& letter : *letters) {
       if (list.size() >= limit) break;
       after = letter.sequence;
       if (filter(letter)) list.push_back(to_json(letter));
     }
-    if (list.size() >= limit || letters->size() < kDeadPageMax) break;
+    if (list.size() >= limit || letters->size() < page) break;
   }
   return json_response(200, {{"dead", list}, {"next", after}});
 }
@@ -81,7 +95,7 @@ http::Response dead_signatures(Spooler& spooler, const http::Request& request) {
   constexpr std::size_t kSignaturesMax = 1'000;
   std::uint64_t others = 0;
   for (Sequence after = 0;;) {
-    const auto letters = spooler.dead_letters(group, after, kDeadPageMax);
+    const auto letters = spooler.dead_letters(group, after, kDeadPage);
     if (!letters.ok()) return error_response(letters.error());
     for (const auto& letter : *letters) {
       after = letter.sequence;
@@ -92,7 +106,7 @@ http::Response dead_signatures(Spooler& spooler, const http::Request& request) {
         ++counts[kind];
       }
     }
-    if (letters->size() < kDeadPageMax) break;
+    if (letters->size() < kDeadPage) break;
   }
   json list = json::array();
   for (const auto& [kind, count] : counts) {
@@ -108,13 +122,13 @@ Result<std::vector<Sequence>> matching_dead(Spooler& spooler, const std::string&
                                             const DeadFilter& filter) {
   std::vector<Sequence> matching;
   for (Sequence after = 0;;) {
-    const auto letters = spooler.dead_letters(group, after, kDeadPageMax);
+    const auto letters = spooler.dead_letters(group, after, kDeadPage);
     if (!letters.ok()) return letters.error();
     for (const auto& letter : *letters) {
       after = letter.sequence;
       if (filter(letter)) matching.push_back(after);
     }
-    if (letters->size() < kDeadPageMax) return matching;
+    if (letters->size() < kDeadPage) return matching;
   }
 }
 
@@ -136,12 +150,23 @@ http::Response change_dead(Spooler& spooler, const json& body, bool retry) {
     return bad_request(
         "give one of \"sequences\", \"all\": true, or a filter (topic, cause, signature)");
   }
+  const bool dry_run = body.value("dry_run", false);
+  if (all) {
+    const auto status = spooler.status();
+    if (!status.ok()) return error_response(status.error());
+    std::uint64_t dead = 0;
+    for (const auto& each : status->groups) dead += each.name == group ? each.dead : 0;
+    if (dry_run) return json_response(200, {{"matched", dead}, {"changed", 0}});
+    const auto changed = retry ? spooler.retry_dead(group, {}) : spooler.drop_dead(group, {});
+    if (!changed.ok()) return error_response(changed.error());
+    return json_response(200, {{"matched", *changed}, {"changed", *changed}});
+  }
   if (sequences.empty()) {
     auto matching = matching_dead(spooler, group, filter);
     if (!matching.ok()) return error_response(matching.error());
     sequences = std::move(*matching);
   }
-  if (body.value("dry_run", false) || sequences.empty()) {
+  if (dry_run || sequences.empty()) {
     return json_response(200, {{"matched", sequences.size()}, {"changed", 0}});
   }
   const auto matched = sequences.size();
@@ -157,7 +182,8 @@ http::Response done_or(const Status& status) {
 
 http::Response edit_dead(Spooler& spooler, const json& body) {
   const auto bytes = json::to_msgpack(body.at("body"));
-  return done_or(spooler.edit_dead(group_of(body), body.at("sequence").get<Sequence>(),
+  return done_or(spooler.edit_dead(group_of(body),
+                                   static_cast<Sequence>(whole_of(body, "sequence", 0)),
                                    std::string(bytes.begin(), bytes.end())));
 }
 
@@ -184,8 +210,9 @@ Result<std::function<bool(const EnvelopeView&)>> where_of(const std::string& tex
 http::Response replay(Spooler& spooler, const json& body) {
   ReplayRequest request;
   request.group = group_of(body);
-  request.since = UtcTime(Milliseconds(body.value("since_ms", std::int64_t{0})));
-  request.from = body.value("from", Sequence{1});
+  request.since = UtcTime(Milliseconds(std::min(whole_of(body, "since_ms", 0), kTimeMsMax)));
+  request.from = static_cast<Sequence>(whole_of(body, "from", 1));
+  request.before = static_cast<Sequence>(whole_of(body, "before", 0));
   request.dry_run = body.value("dry_run", false);
   if (body.contains("where")) {
     auto where = where_of(body["where"].get<std::string>());

@@ -18,7 +18,7 @@ http::Response bad_request(const std::string& detail);
 
 // Nothing: no such path.
 std::optional<http::Response> queue_get(Spooler& spooler, const http::Request& request);
-// May throw nlohmann::json::exception for members of a wrong type.
+// May throw std::exception, saying what is wrong with a member.
 std::optional<http::Response> queue_post(Spooler& spooler, const std::string& path,
                                          const nlohmann::json& body);
 

@@ -310,6 +310,7 @@ int replay_command(const SpoolChoice& choice, const ReplayWish& wish, bool as_js
       replayed += (*step)["replayed"].get<std::uint64_t>();
       from = (*step)["next"].get<std::uint64_t>();
       const auto end = (*step)["end"].get<std::uint64_t>();
+      request["before"] = end;  // what comes meanwhile is not meant
       if (from >= end) break;
       progress.show("replayed " + std::to_string(replayed) + ", " +
                     std::to_string(from * 100 / end) + " % of the log");

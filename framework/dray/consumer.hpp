@@ -33,4 +33,23 @@ using ConsumerFactory = std::function<Result<std::unique_ptr<Consumer>>()>;
 // A handler of this program, without the border: for embedding, tests and benchmarks.
 std::unique_ptr<Consumer> consumer_of(std::unique_ptr<RawHandler> handler, Log log);
 
+// A function as a handler: `Outcome function(const T&, Delivery&)`. All handler threads call the
+// same one, so it must bear that.
+template <typename T, typename Function>
+ConsumerFactory handle_with(Function function, Log log = {}) {
+  class FunctionHandler final : public Handler<T> {
+   public:
+    explicit FunctionHandler(Function wrapped) : function_(std::move(wrapped)) {}
+    Outcome handle(const T& message, Delivery& delivery) override {
+      return function_(message, delivery);
+    }
+
+   private:
+    Function function_;
+  };
+  return [function = std::move(function), log]() -> Result<std::unique_ptr<Consumer>> {
+    return consumer_of(std::make_unique<FunctionHandler>(function), log);
+  };
+}
+
 }  // namespace dray

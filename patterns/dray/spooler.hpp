@@ -129,7 +129,9 @@ std::string error_signature(std::string_view reason);
 
 struct ReplayRequest {
   std::string group;
-  UtcTime since{};            // published then or later
+  UtcTime since{};  // published then or later
+  // Not what comes there or later, so that a growing log ends: the end of the first step; 0: all.
+  Sequence before = 0;
   Sequence from = 1;          // where this step begins: ReplayStep::next of the one before
   std::size_t limit = 5'000;  // messages replayed in this step
   bool dry_run = false;       // only count

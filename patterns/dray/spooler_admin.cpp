@@ -283,6 +283,12 @@ struct Candidate {
   std::string envelope;
 };
 
+std::string_view topic_of(const Candidate& candidate) {
+  const auto envelope = parse_envelope(candidate.envelope);
+  DRAY_ASSERT(envelope.ok());  // it was read before it became one
+  return envelope->topic;
+}
+
 // Where a search for what was published at `since` begins.
 Sequence first_since(const spool::SegmentLog& log, UtcTime since) {
   constexpr auto kClockSlack = std::chrono::minutes(1);
@@ -310,6 +316,7 @@ Result<ReplayStep> Spooler::replay(const ReplayRequest& request) {
   spool::LogReader reader(log);
   ReplayStep step;
   step.end = end_of(log);
+  if (request.before != 0) step.end = std::min(step.end, request.before);
   const Sequence begin = std::max(request.from, first_since(log, request.since));
   std::vector<Candidate> candidates;
   std::size_t looked_at = 0;
@@ -334,17 +341,35 @@ Result<ReplayStep> Spooler::replay(const ReplayRequest& request) {
   auto pending = std::make_shared<std::optional<Pending>>();
   const bool answered = state_->dispatcher->call([&](balancing::Dispatcher::Desk& desk) {
     const auto& state = desk.core.group_state(*id);
-    std::erase_if(candidates, [&](const auto& each) { return !state.is_settled(each.sequence); });
-    if (desk.core.held() + candidates.size() > state_->spool->options().held_max) {
+    const std::uint64_t held = desk.core.held();
+    const std::uint64_t held_max = state_->spool->options().held_max;
+    std::uint64_t room = request.dry_run ? UINT64_MAX : held_max - std::min(held, held_max);
+    std::vector<Candidate> chosen;
+    step.matched = 0;
+    for (auto& each : candidates) {
+      // What the group never took need not be closed yet.
+      const bool settled =
+          state.is_settled(each.sequence) ||
+          (state.history(each.sequence) == nullptr && !state.takes(topic_of(each), each.sequence));
+      if (settled && room == 0) {
+        step.next = each.sequence;  // the rest in the next step
+        break;
+      }
+      ++step.matched;
+      if (!settled) continue;
+      --room;
+      chosen.push_back(std::move(each));
+    }
+    if (chosen.empty() && room == 0) {
       refused = Error{ErrorCode::kFull,
-                      "as many messages as allowed (held_max) would be waiting with a history; let "
-                      "the group work first, or raise it",
+                      "as many messages as allowed (held_max) wait with a history; let the group "
+                      "work first, or raise it",
                       "", 0};
     }
-    step.replayed = candidates.size();
-    if (refused || request.dry_run) candidates.clear();
-    pending->emplace(candidates.size());
-    for (auto& each : candidates) {
+    step.replayed = chosen.size();
+    if (request.dry_run) chosen.clear();
+    pending->emplace(chosen.size());
+    for (auto& each : chosen) {
       desk.when_finished(desk.core.replay(*id, each.sequence, std::move(each.envelope)),
                          [pending] { (*pending)->finish_one(); });
     }

@@ -55,7 +55,7 @@ struct WorkerSettings {
   std::uint32_t window_fixed = 0;     // 0: sized by itself; for measuring what that costs
   Milliseconds timeout{30'000};       // of one handling; 0: none
   Milliseconds timeout_grace{5'000};  // from the stop request to being written off
-  WorkerRetryPolicy retry;
+  WorkerRetryPolicy retry = {};
   std::function<void()> on_exhausted = {};
   Log log = {};
 };

@@ -223,7 +223,10 @@ bool GroupState::revive(Sequence sequence) {
 }
 
 bool GroupState::replay(Sequence sequence, Lsn lsn) {
-  if (standing() == GroupStanding::kDropped || !is_settled(sequence)) return false;
+  // The record proves that it was settled, or never the group's: recovery does not close the
+  // latter.
+  if (standing() == GroupStanding::kDropped || entries_.contains(sequence)) return false;
+  closed_.add(sequence);
   accept();
   ++replayed_;
   // Numbers of deliveries before are forgotten; these are others (P3).

@@ -172,7 +172,7 @@ class GroupState {
   bool dead(const DeadRecord& record, Lsn lsn);
   bool revive(Sequence sequence);
   // A settled message, or one that the group never had, is accepted by the record at `lsn` and is
-  // to be delivered at once. False if it is open.
+  // to be delivered at once. False if it has a history. REQUIRES: it is no plain open message.
   bool replay(Sequence sequence, Lsn lsn);
   // Its time came: it is on its way to a worker. REQUIRES: it has an entry.
   void take(Sequence sequence) { entries_.at(sequence).set_due_ms(History::kAtHand); }

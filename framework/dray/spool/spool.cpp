@@ -416,7 +416,8 @@ Status Spool::write(Chunk& chunk) {
 void Spool::note_declared(std::string_view payload) {
   auto record = from_bytes<GroupRecord>(payload);
   DRAY_ASSERT(record.ok() && record->id < declared_.size());  // the dispatcher made it
-  declared_[record->id] = std::move(*record);
+  auto& known = declared_[record->id];
+  if (known.standing != GroupStanding::kDropped) known = std::move(*record);
 }
 
 Committed Spool::describe(const Chunk& chunk, Lsn first) const {

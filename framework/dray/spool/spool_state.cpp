@@ -92,6 +92,7 @@ Status SpoolState::declare(Lsn lsn, const GroupRecord& record) {
   }
   routed_topic_.clear();
   auto& known = *groups_[record.id];
+  if (known.declared() && known.standing() == GroupStanding::kDropped) return {};  // for good
   const bool same =
       known.declared() && known.topics() == record.topics && known.standing() == record.standing;
   if (!same) known.declare(lsn, record.topics, record.standing);  // else the opening said so

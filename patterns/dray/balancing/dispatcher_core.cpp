@@ -192,7 +192,7 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
   for (const auto& group : groups_) {
     if (group->gated) next = std::min(next, started_ + options_.lease);
     if (!group->to_learn.empty() || looks_on(*group)) return now.steady;
-    if (group->bucket && !group->state->paused() &&
+    if (group->bucket && group->bucket->available() == 0 && !group->state->paused() &&
         group->ready_count() + group->suspects.size() > 0) {
       next = std::min(next, now.steady + group->bucket->until_next());
     }
@@ -310,7 +310,11 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
         session->second->grants.erase(grant);
       }
     }
-    if (ends_turn && !group.lines.empty()) release_key(group, sequence, key);
+    if (!ends_turn || group.lines.empty()) continue;
+    const bool damaged =
+        ticket.kind == Ticket::Kind::kSettled && ticket.settlement == spool::Settlement::kDamaged;
+    if (damaged && key == 0) key = group.lines.find(sequence);  // nothing else knows it any more
+    release_key(group, sequence, key);
   }
 }
 

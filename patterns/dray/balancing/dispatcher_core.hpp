@@ -245,6 +245,7 @@ class DispatcherCore {
   bool has_room(const LaneState& lane) const;
   void settle_damaged(Group& group, std::vector<Sequence> sequences);
   void record_damage(Group& group, const spool::DamagedPart& part);
+  bool held_back(const Group& group) const;
   void update_known(Group& group);
   std::vector<spool::SessionRecord> recorded_sessions() const;
   void watch_clock(Now now);
@@ -274,7 +275,7 @@ class DispatcherCore {
   void on_ticket(const Ticket& ticket, spool::Lsn first, Now now);
   void on_group_ticket(const Ticket& ticket, spool::Lsn first, Now now);
   void place_lanes(Group& group);
-  bool wants_look(const LaneState& lane) const;
+  bool wants_look(const Group& group, const LaneState& lane) const;
   bool looks_on(const Group& group) const;
   void learn_keys(Group& group);
   Sequence position(const Group& group) const;

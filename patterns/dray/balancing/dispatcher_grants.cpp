@@ -91,7 +91,7 @@ DispatcherCore::Session* DispatcherCore::least_loaded_of_many(Group& group,
 
 void DispatcherCore::expire(Group& group, const ReadyMessage& message) {
   group.expired.push_back(message.sequence);
-  if (message.key != 0) group.keys_left[message.sequence] = message.key;
+  if (message.key != 0 && group.limits.ordered) group.keys_left[message.sequence] = message.key;
 }
 
 // By the group's limits, now.
@@ -116,7 +116,7 @@ void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& m
   Grant grant;
   grant.epoch = options_.epoch;
   grant.priority = message.priority;
-  if (message.key != 0) {
+  if (message.key != 0 && group.limits.ordered) {
     grant.key = message.key;
     group.keys_left.erase(message.sequence);
   }
@@ -166,7 +166,7 @@ bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
   LaneState* lane = nullptr;
   std::deque<ReadyMessage>* queue = &group.again;
   if (queue->empty()) {
-    if (held_full()) return false;
+    if (held_back(group)) return false;
     lane = next_lane(group);
     if (lane == nullptr) return false;
     queue = &lane->ready;
@@ -232,8 +232,7 @@ void DispatcherCore::dispatch(Group& group, Now now) {
   grant_suspects(group, now);
   bool progress = true;
   while (progress && group.allowed > 0) {
-    // P8: at the limit only what is held already goes out.
-    const std::size_t ready = held_full() ? group.again.size() : group.ready_count();
+    const std::size_t ready = held_back(group) ? group.again.size() : group.ready_count();
     if (ready == 0) break;
     std::size_t with_room = 0;
     Session* session = least_loaded(group, with_room);
@@ -262,7 +261,7 @@ std::uint64_t DispatcherCore::waiting_in(const Group& group) const {
 }
 
 std::uint64_t DispatcherCore::waiting_without_limits(const Group& group) const {
-  if (held_full()) return group.again.size() + group.suspects.size();
+  if (held_back(group)) return group.again.size() + group.suspects.size();
   std::uint64_t waiting = group.ready_count() + group.suspects.size();
   if (group.all_read()) return waiting;
   const std::uint64_t pending = group.state->counts().pending;

@@ -123,6 +123,8 @@ void DispatcherCore::release_key(Group& group, Sequence sequence, KeyHash key) {
     if (key == 0) key = left->second;
     group.keys_left.erase(left);
   }
+  // It was adopted, and its key was learned when nobody held it yet.
+  if (key == 0 && group.adopted.count(sequence) != 0) key = group.lines.find(sequence);
   if (key == 0) return;
   if (const auto next = group.lines.release(key, sequence); next != 0) schedule(group, next, 0);
 }

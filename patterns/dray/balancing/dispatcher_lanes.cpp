@@ -20,6 +20,8 @@ void DispatcherCore::schedule(Group& group, Sequence sequence, std::int64_t due_
 }
 
 void DispatcherCore::move_due(Group& group, Now now) {
+  // A session may hold what has the turn, and not have been asked for its key yet (P10).
+  if (!group.to_learn.empty() || group.learning > 0) return;
   const std::int64_t now_ms = to_ms(now.utc);
   while (!group.waiting.empty() && group.waiting.top().first <= now_ms) {
     const std::size_t at_hand = group.again.size() + group.suspects.size() + group.fetching;
@@ -114,15 +116,15 @@ void DispatcherCore::accept_into(Group& group, LaneState& lane,
 
 // Of those that do not account only some records are looked at in a turn: what they look for may
 // lie behind millions of others.
-bool DispatcherCore::wants_look(const LaneState& lane) const {
-  return !lane.caught_up && !lane.reading && !(lane.held_back && held_full()) &&
+bool DispatcherCore::wants_look(const Group& group, const LaneState& lane) const {
+  return !lane.caught_up && !lane.reading && !(lane.held_back && held_back(group)) &&
          lane.ready.size() <= options_.ready_messages_max / 2 &&
          lane.bytes <= options_.ready_bytes_max / 2;
 }
 
 bool DispatcherCore::looks_on(const Group& group) const {
   const auto waits = [&](const LaneState& lane) {
-    return !lane.accounts() && lane.looked && wants_look(lane);
+    return !lane.accounts() && lane.looked && wants_look(group, lane);
   };
   return std::any_of(group.live_lanes.begin(), group.live_lanes.end(), waits) ||
          (!group.gated && std::any_of(group.old_lanes.begin(), group.old_lanes.end(), waits));
@@ -130,7 +132,7 @@ bool DispatcherCore::looks_on(const Group& group) const {
 
 void DispatcherCore::request_refills(Group& group) {
   const auto request = [&](LaneState& lane, Sequence before) {
-    if (!wants_look(lane) || (!lane.accounts() && lane.looked)) return;
+    if (!wants_look(group, lane) || (!lane.accounts() && lane.looked)) return;
     lane.held_back = false;
     if (lane.cursor >= before) {
       lane.caught_up = true;

@@ -127,11 +127,9 @@ std::uint64_t DispatcherCore::drop_group(GroupId group) {
 void DispatcherCore::on_group_ticket(const Ticket& ticket, spool::Lsn first, Now now) {
   Group& group = *groups_[ticket.group];
   auto& state = *group.state;
+  if (state.standing() == spool::GroupStanding::kDropped) return;
   state.set_paused(ticket.declared.paused);
-  if (ticket.declared.standing != spool::GroupStanding::kDropped ||
-      state.standing() == spool::GroupStanding::kDropped) {
-    return;
-  }
+  if (ticket.declared.standing != spool::GroupStanding::kDropped) return;
   state.declare(first, ticket.declared.topics, spool::GroupStanding::kDropped);
   for (auto* session : std::vector<Session*>(group.sessions)) {
     send(*session, encode(Refused{"unknown-group", "group '" + state.name() + "' was dropped"}));

@@ -76,7 +76,14 @@ DispatcherCore::Upkeep DispatcherCore::upkeep(const std::vector<spool::SegmentSu
   if (damage_pending_ != 0 || accepted_until_ <= options_.boundary) return out;
   for (const auto& group : groups_) update_known(*group);
   auto plan = spool::plan_reclaim(segments, group_states(), options_.retain, now.utc, kCopiesMax);
-  if (copying_ == 0) out.to_copy = std::move(plan.to_copy);
+  if (copying_ == 0) {
+    out.to_copy = std::move(plan.to_copy);
+    // What is being edited would be copied as it was.
+    for (const auto& [number, ticket] : tickets_) {
+      if (ticket.kind != Ticket::Kind::kEdited) continue;
+      std::erase(out.to_copy, ticket.sequences.front().second);
+    }
+  }
   if (!due && plan.dead.empty()) return out;
   spool::Snapshot snapshot;
   snapshot.lsn = accepted_until_ - 1;
@@ -152,6 +159,12 @@ std::uint64_t DispatcherCore::held() const {
   std::uint64_t held = 0;
   for (const auto& group : groups_) held += group->state->entries().size();
   return held;
+}
+
+// P8: at the limit only what is held already goes out. But what waits for its place among its key's
+// messages needs the lanes to reach that place.
+bool DispatcherCore::held_back(const Group& group) const {
+  return held_full() && group.late.empty();
 }
 
 // A wall clock that jumps makes everything look expired; leases and back-offs do not care.

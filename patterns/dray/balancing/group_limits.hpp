@@ -43,7 +43,8 @@ class TokenBucket {
   // Until there is a whole one.
   std::chrono::nanoseconds until_next() const {
     if (available() > 0) return std::chrono::nanoseconds(0);
-    const std::chrono::duration<double> wait((1 - tokens_) / limit_.per_second);
+    constexpr double kWaitMax = 3600;  // seconds; then it is asked again
+    const std::chrono::duration<double> wait(std::min(kWaitMax, (1 - tokens_) / limit_.per_second));
     return std::chrono::ceil<std::chrono::nanoseconds>(wait);
   }
   // What it may give within `time` from now.
