@@ -162,6 +162,7 @@ void ClusterWorld::start_producer(std::size_t index) {
   options.lease = kLease;
   options.reconnect_grace = kGrace;
   options.ready_messages_max = 8;
+  options.key_reads_max = 1 + draw(3);
   options.last_utc_ms = producer.spool->last_utc_ms();
   options.limits = limits_;
   options.retain = kRetain;

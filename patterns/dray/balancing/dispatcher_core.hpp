@@ -59,6 +59,7 @@ struct DispatcherOptions {
   std::size_t ready_bytes_max = 16U << 20;  // the same in bytes
   Milliseconds snooze_age_max = std::chrono::hours(24 * 30);
   std::size_t sessions_max = 4'096;
+  std::size_t key_reads_max = 512;     // keys read from the log in one turn, after a restart
   std::uint64_t held_max = 1'000'000;  // dead, delayed and retrying messages, over all groups
   spool::RetainOptions retain;
   std::int64_t last_utc_ms = 0;               // the latest time that the log names; 0: none

@@ -8,16 +8,10 @@ namespace dray::balancing {
 using spool::GroupId;
 using spool::History;
 
-namespace {
-
-constexpr std::size_t kKeyReadsMax = 512;  // in one turn
-
-}  // namespace
-
 // What was granted before the restart has its key's turn, or had it; what stood in line still does.
 // Neither their entries nor the log's records of them say the key: it is read from the messages.
 void DispatcherCore::learn_keys(Group& group) {
-  for (std::size_t i = 0; i < kKeyReadsMax && !group.to_learn.empty(); ++i) {
+  for (std::size_t i = 0; i < options_.key_reads_max && !group.to_learn.empty(); ++i) {
     actions_.key_reads.push_back({group.state->id(), group.to_learn.front()});
     group.to_learn.pop_front();
     ++group.learning;
