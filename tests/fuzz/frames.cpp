@@ -1,6 +1,7 @@
 // Fuzz target: what a peer may send. Frames are decoded and handed to both cores.
 //
-// Input: any number of (2 bytes length, then a frame); a leading bit of the length chooses the peer.
+// Input: any number of (2 bytes length, then a frame); a leading bit of the length chooses the
+// peer.
 #include <cstdlib>
 #include <memory>
 
@@ -43,8 +44,7 @@ class Dispatching {
     spool::Committed committed;
     auto bytes = std::make_shared<std::string>(envelope);
     committed.first = committed.last = next_++;
-    committed.messages.push_back(
-        {committed.first, 1, Priority::kNormal, 0, 0, *bytes, true});
+    committed.messages.push_back({committed.first, 1, Priority::kNormal, 0, 0, *bytes, true});
     committed.bytes = bytes;
     core_->on_committed(committed, now());
     perform();
@@ -97,9 +97,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   worker.on_connected(0, clock.steady());
   while (input.size() > 2) {
     const auto head = static_cast<unsigned char>(input[0]);
-    const std::size_t length =
-        std::min<std::size_t>(input.size() - 2, (head & 0x3FU) * 256U +
-                                                    static_cast<unsigned char>(input[1]));
+    const std::size_t length = std::min<std::size_t>(
+        input.size() - 2, (head & 0x3FU) * 256U + static_cast<unsigned char>(input[1]));
     const auto bytes = std::make_shared<std::string>(input.substr(2, length));
     input.remove_prefix(2 + length);
     auto frame = decode_frame(*bytes);

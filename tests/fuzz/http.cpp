@@ -21,7 +21,8 @@ struct Served {
     if (mkdtemp(folder) == nullptr) std::abort();
     path = std::string(folder) + "/s";
     auto started = http::Server::start(
-        "unix:" + path, {}, [](const http::Request& request, const http::Responder& responder) {
+        "unix:" + path, {},
+        [](const http::Request& request, const http::Responder& responder) {
           (void)shop::idempotency_key_fault(request.path);
           const auto order = shop::parse_order(request.body);
           responder.reply(order.ok() ? http::Response{202, "text/plain", order->customer}

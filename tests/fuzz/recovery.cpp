@@ -1,5 +1,5 @@
-// Fuzz target: a spool's files with bytes changed, cut or added: it opens or says why not, and never
-// hands out what fails its check.
+// Fuzz target: a spool's files with bytes changed, cut or added: it opens or says why not, and
+// never hands out what fails its check.
 //
 // Input: edits of 6 bytes each: which file, where (3 bytes), what is done, a byte.
 #include <cstdlib>
@@ -50,9 +50,9 @@ Files good_spool() {
     groups[0]->accept();
     Submission submission;
     if (i % 2 == 0) {
-      submission.entries.push_back(
-          {RecordType::kSettlement, 0,
-           encode(SettlementRecord{0, Settlement::kDone, {listener.last}}), 0});
+      submission.entries.push_back({RecordType::kSettlement, 0,
+                                    encode(SettlementRecord{0, Settlement::kDone, {listener.last}}),
+                                    0});
       groups[0]->settle(listener.last, Settlement::kDone);
     } else {
       RetryRecord retry;
@@ -102,7 +102,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       default: {
         // Copies a piece to another place: right bytes at the wrong position.
         const std::size_t length = std::min<std::size_t>(512, bytes.size() - where);
-        bytes.replace((where * 7) % (bytes.size() - length + 1), length, bytes.substr(where, length));
+        bytes.replace((where * 7) % (bytes.size() - length + 1), length,
+                      bytes.substr(where, length));
       }
     }
   }

@@ -72,8 +72,8 @@ class FakeServer {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static auto* server = new FakeServer;
-  static const auto transport = shop::make_mail_transport(
-      "smtp://127.0.0.1:" + std::to_string(server->port()), {}, false);
+  static const auto transport =
+      shop::make_mail_transport("smtp://127.0.0.1:" + std::to_string(server->port()), {}, false);
   if (size > 4096) return 0;
   server->say(std::string(reinterpret_cast<const char*>(data), size));
   shop::Mail mail;
