@@ -58,6 +58,7 @@ TEST_CASE("messages of a key are handled one at a time and in order, also when o
     REQUIRE(spooler->publish("ping", Ping{i, key}, {.key = key}).ok());
   }
   wait_for(*spooler, "email", [](auto& s) { return s.done == 300; });
+  const std::lock_guard lock(mutex);
   CHECK_FALSE(together);
   REQUIRE(order.size() == 3);
   for (const auto& [key, numbers] : order) {
@@ -90,6 +91,7 @@ TEST_CASE("high priority goes first, out of a backlog too, and low is not starve
   };
   auto worker = start_worker("email", options.bind, seen);
   wait_for(*spooler, "email", [](auto& s) { return s.done == 3 * kEach; });
+  const std::lock_guard lock(mutex);
   const auto count = [&](std::size_t until, int priority) {
     return std::count(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(until), priority);
   };
