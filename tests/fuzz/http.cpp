@@ -5,6 +5,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
@@ -44,14 +45,19 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strncpy(address.sun_path, served.path.c_str(), sizeof(address.sun_path) - 1);
-  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) std::abort();
+  // libFuzzer's own timer interrupts calls, and a backlog may be full for a moment.
+  while (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    if (errno != EINTR && errno != EAGAIN) std::abort();
+  }
   (void)send(fd, data, size, MSG_NOSIGNAL);
   shutdown(fd, SHUT_WR);
   char answer[4096];
   std::string all;
   for (;;) {
     pollfd polled{fd, POLLIN, 0};
-    if (poll(&polled, 1, 5'000) != 1) std::abort();  // it neither answers nor closes
+    const int ready = poll(&polled, 1, 5'000);
+    if (ready < 0 && errno == EINTR) continue;
+    if (ready != 1) std::abort();  // it neither answers nor closes
     const auto got = recv(fd, answer, sizeof(answer), 0);
     if (got <= 0) break;
     all.append(answer, static_cast<std::size_t>(got));
