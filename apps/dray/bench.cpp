@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "dray/bench_tools.hpp"
+#include "dray/command_tools.hpp"
 #include "dray/fields.hpp"
 #include "dray/node.hpp"
 #include "dray/spooler.hpp"
@@ -68,11 +69,6 @@ class BenchHandler final : public RawHandler {
   const bool stamps_;
   Latencies& latencies_;
 };
-
-int fail(const Error& error) {
-  std::cerr << "dray: " << error.text() << "\n";
-  return kExitFailed;
-}
 
 // A port that was free a moment ago: the workers are told it before the spool is there.
 std::string free_endpoint() {

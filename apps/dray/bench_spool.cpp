@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "dray/bench_tools.hpp"
+#include "dray/command_tools.hpp"
 #include "dray/disk/posix_directory.hpp"
 #include "dray/node.hpp"
 #include "dray/spool/spool.hpp"
@@ -25,11 +26,6 @@ json base_report(const BenchOptions& options, const char* workload) {
           {"messages", options.messages},
           {"size", options.size},
           {"durability", durability_name(options.durability)}};
-}
-
-int fail(const Error& error) {
-  std::cerr << "dray: " << error.text() << "\n";
-  return kExitFailed;
 }
 
 // Owns the state of a spool's one group, as a dispatcher would, and settles what it is told to.

@@ -17,7 +17,7 @@ namespace {
 
 using nlohmann::json;
 
-int fail(const Error& error) {
+int fail_spool(const Error& error) {
   std::cerr << "dray: " << error.text() << "\n";
   return error.code == ErrorCode::kNotFound ? kExitWrong : kExitFailed;
 }
@@ -160,7 +160,7 @@ Result<spool::SpoolFindings> look(const std::string& folder, bool read_records) 
 
 int spool_inspect_command(const std::string& directory, bool as_json) {
   const auto findings = look(directory, false);
-  if (!findings.ok()) return fail(findings.error());
+  if (!findings.ok()) return fail_spool(findings.error());
   if (as_json) {
     std::cout << to_json(*findings).dump(2) << "\n";
   } else {
@@ -171,7 +171,7 @@ int spool_inspect_command(const std::string& directory, bool as_json) {
 
 int spool_verify_command(const std::string& directory, bool as_json) {
   const auto findings = look(directory, true);
-  if (!findings.ok()) return fail(findings.error());
+  if (!findings.ok()) return fail_spool(findings.error());
   if (as_json) {
     std::cout << to_json(*findings).dump(2) << "\n";
     return findings->good() ? 0 : kExitFailed;
@@ -196,9 +196,9 @@ int spool_verify_command(const std::string& directory, bool as_json) {
 
 int spool_repair_command(const std::string& folder, bool as_json) {
   auto directory = open_posix_directory(folder, false);
-  if (!directory.ok()) return fail(directory.error());
+  if (!directory.ok()) return fail_spool(directory.error());
   const auto report = spool::repair_spool(**directory, progress_bar());
-  if (!report.ok()) return fail(report.error());
+  if (!report.ok()) return fail_spool(report.error());
   if (as_json) {
     std::cout << json{{"done", report->done}, {"before", to_json(report->before)}}.dump(2) << "\n";
     return 0;
@@ -218,11 +218,11 @@ int spool_repair_command(const std::string& folder, bool as_json) {
 
 int spool_adopt_command(const std::string& folder, bool as_json) {
   auto directory = open_posix_directory(folder, false);
-  if (!directory.ok()) return fail(directory.error());
+  if (!directory.ok()) return fail_spool(directory.error());
   const auto findings = spool::look_at_spool(**directory, false, nullptr);
-  if (!findings.ok()) return fail(findings.error());
+  if (!findings.ok()) return fail_spool(findings.error());
   const auto adopted = Spooler::adopt(folder);
-  if (!adopted.ok()) return fail(adopted.error());
+  if (!adopted.ok()) return fail_spool(adopted.error());
   if (as_json) {
     std::cout << json{{"spool_id", findings->spool_id.text()}, {"directory", folder}}.dump(2)
               << "\n";

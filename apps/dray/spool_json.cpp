@@ -23,8 +23,8 @@ nlohmann::json limits_json(const balancing::GroupLimits& limits) {
 // on which the JSON library would recurse without end.
 nlohmann::json body_json(const std::string& body) {
   if (!Document::parse(body).ok()) return nullptr;
-  auto json = nlohmann::json::from_msgpack(body, true, false);
-  return json.is_discarded() ? nlohmann::json(nullptr) : json;
+  auto value = nlohmann::json::from_msgpack(body, true, false);
+  return value.is_discarded() ? nlohmann::json(nullptr) : value;
 }
 
 std::string text_of_ms(std::int64_t ms) {

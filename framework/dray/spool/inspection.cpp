@@ -7,7 +7,7 @@
 namespace dray::spool {
 namespace {
 
-constexpr std::size_t kPiece = 1U << 20;
+constexpr std::size_t kCopyPiece = 1U << 20;
 
 bool is_known_name(const std::string& name) {
   return name == "lock" || name == "checkpoint.tmp" || CheckpointStore::is_checkpoint_name(name) ||
@@ -196,8 +196,8 @@ Status rewrite_segment(Directory& directory, const SegmentFinding& finding, Repa
     (void)directory.remove(name);
     auto file = directory.open(name, OpenMode::kCreateNew);
     if (!file.ok()) return file.error();
-    for (std::size_t at = 0; at < data.size(); at += kPiece) {
-      DRAY_TRY((*file)->write_at(at, std::string_view(data).substr(at, kPiece)));
+    for (std::size_t at = 0; at < data.size(); at += kCopyPiece) {
+      DRAY_TRY((*file)->write_at(at, std::string_view(data).substr(at, kCopyPiece)));
     }
     return (*file)->sync_data();
   };
@@ -283,9 +283,9 @@ Result<SpoolFindings> look_at_spool(Directory& directory, bool read_records,
   }
   std::uint64_t bytes_read = 0;
   const auto read = [&](std::uint64_t bytes) {
-    const std::uint64_t before = bytes_read / kPiece;
+    const std::uint64_t before = bytes_read / kCopyPiece;
     bytes_read += bytes;
-    if (progress && bytes_read / kPiece != before) {
+    if (progress && bytes_read / kCopyPiece != before) {
       progress(static_cast<double>(bytes_read) /
                static_cast<double>(std::max<std::uint64_t>(1, bytes_all)));
     }

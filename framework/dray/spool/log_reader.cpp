@@ -5,7 +5,6 @@
 namespace dray::spool {
 namespace {
 
-constexpr std::uint64_t kIndexSpacing = 64U << 10;
 constexpr std::size_t kBlock = 4096;
 constexpr std::size_t kSpotMax = 64U << 10;
 // Reading on is cheaper than a search if no more records than this lie between.

@@ -7,7 +7,6 @@
 namespace dray::spool {
 namespace {
 
-constexpr std::uint64_t kIndexSpacing = 64U << 10;
 // Of the page cache. A part of a page that is not in memory is read before it can be written.
 constexpr std::uint64_t kPageSize = 4096;
 constexpr unsigned kReadBackCommits = 1'000;

@@ -31,6 +31,9 @@
 
 namespace dray::spool {
 
+// Every this many bytes a record of a segment is noted, to start reading from.
+constexpr std::uint64_t kIndexSpacing = 64U << 10;
+
 struct LogOptions {
   std::uint64_t segment_size = 64U << 20;
   std::uint64_t preallocate = 0;  // bytes of segments that are kept ready ahead of their use

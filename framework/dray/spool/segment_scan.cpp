@@ -23,8 +23,7 @@
 namespace dray::spool {
 namespace {
 
-constexpr std::uint64_t kIndexSpacing = 64U << 10;
-constexpr std::size_t kPiece = 1U << 20;
+constexpr std::size_t kScanPiece = 1U << 20;
 
 }  // namespace
 
@@ -335,8 +334,8 @@ Status SegmentLog::finish_tail(Segment& segment, const Tail& tail, ScanReport& r
 
 Status SegmentLog::rewrite(Segment& segment, std::uint64_t begin, std::uint64_t end) {
   std::string bytes;
-  for (std::uint64_t offset = begin; offset < end; offset += kPiece) {
-    bytes.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, end - offset)));
+  for (std::uint64_t offset = begin; offset < end; offset += kScanPiece) {
+    bytes.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kScanPiece, end - offset)));
     auto got = segment.file->read_at(offset, bytes.data(), bytes.size());
     if (!got.ok()) {
       // Blocks that cannot be read stay as they are: their records were reported as damaged.

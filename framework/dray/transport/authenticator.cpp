@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "dray/transport/context_impl.hpp"
+#include "dray/transport/curve.hpp"
 #include "dray/uuid.hpp"
 
 namespace dray::transport {
@@ -18,7 +19,6 @@ namespace {
 
 constexpr const char* kZapEndpoint = "inproc://zeromq.zap.01";
 constexpr std::size_t kZapFramesMax = 16;
-constexpr std::size_t kKeyBytes = 32;
 constexpr std::size_t kToldMax = 1'000;
 
 // Tells one state of a file from another.
@@ -139,12 +139,12 @@ void Authenticator::State::answer() {
   }
   std::string user;
   bool good = frames.size() == 7 && frames[0] == "1.0" && frames[5] == "CURVE" &&
-              frames[6].size() == kKeyBytes;
+              frames[6].size() == kCurveKeyBytes;
   if (good) {
-    std::array<std::uint8_t, kKeyBytes> bytes{};
-    std::memcpy(bytes.data(), frames[6].data(), kKeyBytes);
+    std::array<std::uint8_t, kCurveKeyBytes> bytes{};
+    std::memcpy(bytes.data(), frames[6].data(), kCurveKeyBytes);
     std::array<char, 41> text{};
-    zmq_z85_encode(text.data(), bytes.data(), kKeyBytes);
+    zmq_z85_encode(text.data(), bytes.data(), kCurveKeyBytes);
     user = text.data();
   }
   const std::lock_guard lock(mutex);

@@ -14,7 +14,6 @@ namespace dray::transport {
 namespace {
 
 constexpr std::size_t kKeyText = 40;
-constexpr std::size_t kKeyBytes = 32;
 
 Error bad(const std::string& path, const std::string& message) {
   return Error{ErrorCode::kInvalid, message, path, 0};
@@ -71,7 +70,7 @@ CurveKeys make_curve_keys() {
 }
 
 bool is_curve_key(const std::string& text) {
-  std::array<std::uint8_t, kKeyBytes> bytes{};
+  std::array<std::uint8_t, kCurveKeyBytes> bytes{};
   return text.size() == kKeyText && zmq_z85_decode(bytes.data(), text.c_str()) != nullptr;
 }
 

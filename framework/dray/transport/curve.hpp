@@ -21,6 +21,8 @@
 
 namespace dray::transport {
 
+constexpr std::size_t kCurveKeyBytes = 32;
+
 struct CurveKeys {
   std::string public_key, secret_key;  // Z85
 };

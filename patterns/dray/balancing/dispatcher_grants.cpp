@@ -13,7 +13,7 @@ namespace {
 constexpr std::size_t kFrameMessagesMax = 1'024;
 constexpr std::size_t kFrameBytesMax = 1U << 20;
 constexpr std::size_t kGrantChunkMax = 128;
-constexpr std::size_t kLookedAtMax = 64;  // sessions, for one grant
+constexpr std::size_t kSessionsLookedAtMax = 64;  // sessions, for one grant
 constexpr std::size_t kFreshMax = 256;
 constexpr std::size_t kSettlementSequencesMax = 65'536;
 // What waits is told to so many sessions for each message, and to so many at least: enough that
@@ -58,7 +58,7 @@ class LeastLoaded {
 }  // namespace
 
 DispatcherCore::Session* DispatcherCore::least_loaded(Group& group, std::size_t& with_room) {
-  if (group.sessions.size() > kLookedAtMax) return least_loaded_of_many(group, with_room);
+  if (group.sessions.size() > kSessionsLookedAtMax) return least_loaded_of_many(group, with_room);
   LeastLoaded<Session> least;
   for (auto* session : group.sessions) {
     if (session->can_receive() && session->has_room()) least.offer(session);
@@ -73,7 +73,7 @@ DispatcherCore::Session* DispatcherCore::least_loaded_of_many(Group& group,
                                                               std::size_t& with_room) {
   LeastLoaded<Session> least;
   const auto look = [&](std::vector<Session*>& list, bool Session::*mark) {
-    for (std::size_t i = list.size(); i > 0 && least.count() < kLookedAtMax / 2; --i) {
+    for (std::size_t i = list.size(); i > 0 && least.count() < kSessionsLookedAtMax / 2; --i) {
       auto* session = list[i - 1];
       if (session->can_receive() && session->has_room()) {
         least.offer(session);

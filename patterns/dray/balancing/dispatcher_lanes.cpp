@@ -9,7 +9,7 @@ using spool::GroupId;
 
 namespace {
 
-constexpr std::size_t kLookedAtMax = 65'536;  // records, in one turn
+constexpr std::size_t kRecordsLookedAtMax = 65'536;  // records, in one turn
 
 }  // namespace
 
@@ -150,7 +150,7 @@ void DispatcherCore::request_refills(Group& group) {
     wanted.bytes_max = options_.ready_bytes_max - lane.bytes;
     wanted.priority = lane.priority;
     wanted.accounts = lane.accounts();
-    if (!lane.accounts()) wanted.records_max = kLookedAtMax;
+    if (!lane.accounts()) wanted.records_max = kRecordsLookedAtMax;
     wanted.gaps = lane.gaps;
     if (old) wanted.accepted_at_end = group.accepted_before;
     actions_.refills.push_back({state.id(), lane.which, std::move(wanted)});
