@@ -204,7 +204,9 @@ std::vector<std::string> plugin_folders(const config::Config& config) {
   auto folders = config.plugin_path;
   std::error_code failed;
   const auto self = std::filesystem::read_symlink("/proc/self/exe", failed);
-  if (!failed) folders.push_back(self.parent_path().string());
+  if (failed) return folders;
+  folders.push_back(self.parent_path().string());
+  folders.push_back((self.parent_path() / DRAY_PLUGIN_FOLDER).lexically_normal().string());
   return folders;
 }
 

@@ -9,7 +9,7 @@ namespace dray::app {
 
 namespace {
 
-nlohmann::json limits_json(const balancing::GroupLimits& limits) {
+nlohmann::json limits_json(const GroupLimits& limits) {
   nlohmann::json out{{"ordered", limits.ordered}};
   if (limits.concurrency != 0) out["concurrency"] = limits.concurrency;
   if (limits.rate) {

@@ -13,27 +13,29 @@
 #include <optional>
 #include <string>
 
+#include "dray/export.hpp"
+
 namespace dray {
 
 using Milliseconds = std::chrono::milliseconds;
 using UtcTime = std::chrono::sys_time<Milliseconds>;
 using SteadyTime = std::chrono::time_point<std::chrono::steady_clock, std::chrono::nanoseconds>;
 
-class Clock {
+class DRAY_API Clock {
  public:
   virtual ~Clock() = default;
   virtual UtcTime utc() const = 0;
   virtual SteadyTime steady() const = 0;
 };
 
-class SystemClock final : public Clock {
+class DRAY_API SystemClock final : public Clock {
  public:
   UtcTime utc() const override;
   SteadyTime steady() const override;
 };
 
 // A clock that stands still until a test moves it.
-class VirtualClock final : public Clock {
+class DRAY_API VirtualClock final : public Clock {
  public:
   UtcTime utc() const override {
     return std::chrono::time_point_cast<Milliseconds>(
@@ -56,8 +58,8 @@ class VirtualClock final : public Clock {
 };
 
 // 2026-11-22T10:00:00.000Z
-std::string utc_text(UtcTime time);
+DRAY_API std::string utc_text(UtcTime time);
 // The same back; seconds and their parts may be missing. Nothing: it is no such time.
-std::optional<UtcTime> parse_utc(const std::string& text);
+DRAY_API std::optional<UtcTime> parse_utc(const std::string& text);
 
 }  // namespace dray

@@ -14,11 +14,12 @@
 #include <string>
 #include <string_view>
 
+#include "dray/export.hpp"
 #include "dray/result.hpp"
 
 namespace dray {
 
-class Encoder {
+class DRAY_API Encoder {
  public:
   // Appends to `out`, which must outlive the encoder.
   explicit Encoder(std::string& out) : out_(out) {}
@@ -38,7 +39,7 @@ class Encoder {
   std::string& out_;
 };
 
-class Value {
+class DRAY_API Value {
  public:
   enum class Kind { kNil, kBoolean, kInteger, kReal, kText, kBinary, kArray, kMap, kOther };
 
@@ -73,9 +74,9 @@ class Value {
 };
 
 // Name of a kind as in an error message: "text", "a map".
-std::string_view kind_name(Value::Kind kind);
+DRAY_API std::string_view kind_name(Value::Kind kind);
 
-class Document {
+class DRAY_API Document {
  public:
   // Parses one value that fills `bytes` to the end.
   static Result<Document> parse(std::string_view bytes);

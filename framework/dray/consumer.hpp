@@ -9,6 +9,7 @@
 #include <stop_token>
 #include <string_view>
 
+#include "dray/export.hpp"
 #include "dray/handler.hpp"
 
 namespace dray {
@@ -21,7 +22,7 @@ struct ConsumerJob {
   std::uint32_t attempt = 1;
 };
 
-class Consumer {
+class DRAY_API Consumer {
  public:
   virtual ~Consumer() = default;
   virtual Outcome consume(const ConsumerJob& job, const std::stop_token& stop) = 0;
@@ -31,7 +32,7 @@ class Consumer {
 using ConsumerFactory = std::function<Result<std::unique_ptr<Consumer>>()>;
 
 // A handler of this program, without the border: for embedding, tests and benchmarks.
-std::unique_ptr<Consumer> consumer_of(std::unique_ptr<RawHandler> handler, Log log);
+DRAY_API std::unique_ptr<Consumer> consumer_of(std::unique_ptr<RawHandler> handler, Log log);
 
 // A function as a handler: `Outcome function(const T&, Delivery&)`. All handler threads call the
 // same one, so it must bear that.

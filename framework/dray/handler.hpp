@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "dray/export.hpp"
 #include "dray/fields.hpp"
 #include "dray/log.hpp"
 #include "dray/message.hpp"
@@ -129,7 +130,7 @@ class Delivery {
 };
 
 // Base of all handlers; bodies as bytes. Most users want Handler<T>.
-class RawHandler {
+class DRAY_API RawHandler {
  public:
   virtual ~RawHandler() = default;
   virtual Outcome handle_body(std::string_view body, Delivery& delivery) = 0;
@@ -147,7 +148,7 @@ class Handler : public RawHandler {
   }
 };
 
-class Source {
+class DRAY_API Source {
  public:
   virtual ~Source() = default;
   // Returns when stop is requested.
@@ -179,10 +180,12 @@ std::unique_ptr<Base> make([[maybe_unused]] const Settings& settings,
 }
 
 // Exceptions stop here; each returns nullptr after error->fail.
-void* create_handler(const dray_host* host, dray_bytes settings, const dray_error_sink* error,
-                     std::unique_ptr<RawHandler> (*make)(const Settings&, const Log&));
-void* create_source(const dray_host* host, dray_bytes settings, const dray_error_sink* error,
-                    std::unique_ptr<Source> (*make)(const Settings&, const Log&));
+DRAY_API void* create_handler(const dray_host* host, dray_bytes settings,
+                              const dray_error_sink* error,
+                              std::unique_ptr<RawHandler> (*make)(const Settings&, const Log&));
+DRAY_API void* create_source(const dray_host* host, dray_bytes settings,
+                             const dray_error_sink* error,
+                             std::unique_ptr<Source> (*make)(const Settings&, const Log&));
 
 template <typename T>
 void* create_handler_of(const dray_host* host, dray_bytes settings, const dray_error_sink* error) {
@@ -194,7 +197,7 @@ void* create_source_of(const dray_host* host, dray_bytes settings, const dray_er
 }
 
 // The C tables of a plugin; built once, on first use, by the entry function.
-class Plugin {
+class DRAY_API Plugin {
  public:
   template <typename... Registrations>
   explicit Plugin(Registrations... registrations) {

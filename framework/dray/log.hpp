@@ -11,11 +11,13 @@
 #include <string_view>
 #include <utility>
 
+#include "dray/export.hpp"
+
 namespace dray {
 
 enum class LogLevel { kDebug = 0, kInfo = 1, kWarning = 2, kError = 3 };
 
-class Log {
+class DRAY_API Log {
  public:
   using Field = std::pair<std::string_view, std::string>;
   using Fields = std::initializer_list<Field>;
@@ -44,9 +46,9 @@ class Log {
 };
 
 // The process's log on standard error, by spdlog; `name` is in every line.
-Log standard_error_log(const std::string& name, LogLevel least = LogLevel::kInfo);
+DRAY_API Log standard_error_log(const std::string& name, LogLevel least = LogLevel::kInfo);
 
 // Accepts "debug", "info", "warning", "error"; kInfo for others.
-LogLevel log_level_of(std::string_view name);
+DRAY_API LogLevel log_level_of(std::string_view name);
 
 }  // namespace dray

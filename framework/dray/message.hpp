@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "dray/clock.hpp"
+#include "dray/export.hpp"
 #include "dray/result.hpp"
 #include "dray/uuid.hpp"
 
@@ -27,7 +28,7 @@ enum class Priority : std::uint8_t { kHigh = 0, kNormal = 1, kLow = 2 };
 // What a receipt is worth (P1): kOs survives SIGKILL, kDisk also power loss.
 enum class Durability : std::uint8_t { kOs, kDisk };
 
-std::string_view durability_name(Durability durability);
+DRAY_API std::string_view durability_name(Durability durability);
 
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
@@ -79,29 +80,30 @@ inline constexpr std::int64_t kTimeMsMax = 253402300799999;
 
 // Topics and groups are dotted names: letters, digits, '.', '-', '_', 1 to 128 bytes, no empty
 // part. Returns the fault in words, or nothing.
-std::optional<std::string> name_fault(std::string_view name, std::size_t bytes_max = 128);
+DRAY_API std::optional<std::string> name_fault(std::string_view name, std::size_t bytes_max = 128);
 
 // kInvalid, naming the limit, if the draft breaks one.
-Status check_draft(const Draft& draft, const MessageLimits& limits);
+DRAY_API Status check_draft(const Draft& draft, const MessageLimits& limits);
 // The same without a look at the topic.
-Status check_options(const Draft& draft, const MessageLimits& limits);
+DRAY_API Status check_options(const Draft& draft, const MessageLimits& limits);
 
-std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at);
+DRAY_API std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at);
 // The same, appended to `out`.
-void encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at, std::string& out);
+DRAY_API void encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at,
+                              std::string& out);
 
 // The topic alone, at the cost of a few comparisons; empty if this is no envelope.
-std::string_view envelope_topic(std::string_view bytes);
+DRAY_API std::string_view envelope_topic(std::string_view bytes);
 
 // Reads an envelope without copying and without decoding the body. kCorrupt on any fault.
-Result<EnvelopeView> parse_envelope(std::string_view bytes);
+DRAY_API Result<EnvelopeView> parse_envelope(std::string_view bytes);
 
 // The same message with another body. kCorrupt if `envelope` is none, kInvalid beyond a limit.
-Result<std::string> with_body(std::string_view envelope, const std::string& body,
-                              const MessageLimits& limits);
+DRAY_API Result<std::string> with_body(std::string_view envelope, const std::string& body,
+                                       const MessageLimits& limits);
 
 // A MessagePack map of text to text; nothing for no headers.
-std::string encode_headers(const Headers& headers);
-Result<Headers> parse_headers(std::string_view bytes);
+DRAY_API std::string encode_headers(const Headers& headers);
+DRAY_API Result<Headers> parse_headers(std::string_view bytes);
 
 }  // namespace dray

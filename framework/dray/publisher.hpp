@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 
+#include "dray/export.hpp"
 #include "dray/fields.hpp"
 #include "dray/message.hpp"
 #include "dray/result.hpp"
@@ -26,7 +27,7 @@ struct Receipt {
 
 using ReceiptCallback = std::function<void(Result<Receipt>)>;
 
-class Publisher {
+class DRAY_API Publisher {
  public:
   virtual ~Publisher() = default;
 

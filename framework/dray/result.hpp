@@ -11,6 +11,8 @@
 #include <utility>
 #include <variant>
 
+#include "dray/export.hpp"
+
 namespace dray {
 
 enum class ErrorCode {
@@ -29,11 +31,11 @@ enum class ErrorCode {
 };
 
 // Stable lower-case name of a code, for logs and JSON.
-std::string_view error_code_name(ErrorCode code);
+DRAY_API std::string_view error_code_name(ErrorCode code);
 // The code of a name, kInvalid for a name that is none.
-ErrorCode error_code_of(std::string_view name);
+DRAY_API ErrorCode error_code_of(std::string_view name);
 
-struct Error {
+struct DRAY_API Error {
   ErrorCode code = ErrorCode::kInvalid;
   std::string message;   // what happened and what to do next
   std::string path;      // file, endpoint or key it is about; may be empty
@@ -44,9 +46,9 @@ struct Error {
 };
 
 // An error of kIo with the current errno.
-Error io_error(std::string_view operation, std::string path, int system_error);
+DRAY_API Error io_error(std::string_view operation, std::string path, int system_error);
 
-[[noreturn]] void assertion_failed(const char* expression, const char* file, int line);
+[[noreturn]] DRAY_API void assertion_failed(const char* expression, const char* file, int line);
 
 #define DRAY_ASSERT(expression) \
   ((expression) ? static_cast<void>(0) : ::dray::assertion_failed(#expression, __FILE__, __LINE__))

@@ -18,16 +18,17 @@
 #include <vector>
 
 #include "dray/clock.hpp"
+#include "dray/export.hpp"
 #include "dray/result.hpp"
 
 namespace dray {
 
-class SettingsError : public std::runtime_error {
+class DRAY_API SettingsError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-class Settings {
+class DRAY_API Settings {
  public:
   using Scalar = std::variant<bool, std::int64_t, double, std::string>;
 

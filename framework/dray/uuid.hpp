@@ -13,10 +13,11 @@
 #include <string_view>
 
 #include "dray/clock.hpp"
+#include "dray/export.hpp"
 
 namespace dray {
 
-struct Uuid {
+struct DRAY_API Uuid {
   std::array<std::uint8_t, 16> bytes{};
 
   auto operator<=>(const Uuid&) const = default;
@@ -34,14 +35,14 @@ struct Uuid {
 // Time-ordered UUID, version 7 (RFC 9562, section 5.7): 48 bits of Unix milliseconds and 74 bits
 // that are random for the first id of a thread in a millisecond and count up from there (section
 // 6.2, method 2): ids of one thread ascend while the clock does not go back.
-Uuid uuid_v7(UtcTime now);
+DRAY_API Uuid uuid_v7(UtcTime now);
 
 // Random UUID, version 4.
-Uuid uuid_v4();
+DRAY_API Uuid uuid_v4();
 
 // Fills `out` from the kernel.
-void random_bytes(std::span<std::uint8_t> out);
-std::uint64_t random_u64();
+DRAY_API void random_bytes(std::span<std::uint8_t> out);
+DRAY_API std::uint64_t random_u64();
 
 struct UuidHash {
   std::size_t operator()(const Uuid& uuid) const noexcept;

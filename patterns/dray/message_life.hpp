@@ -1,18 +1,15 @@
 // MessageLife: all that a spool's log says of one message: when it was accepted, to whom it was
 // delivered, how each delivery ended, and how each group settled it.
 //
-// Threading: values, and a reader that one thread feeds. Failure: records that cannot be decoded
-// are passed over; what went with its segment is not there.
+// Threading: values. What went with its segment is not there.
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "dray/spool/record.hpp"
-#include "dray/spool/record_payload.hpp"
+#include "dray/message.hpp"
 
 namespace dray {
 
@@ -47,24 +44,6 @@ struct MessageLife {
   std::vector<std::pair<std::string, std::string>> headers;
   std::string body;  // MessagePack
   std::vector<GroupLife> groups;
-};
-
-// Collects the events of one message from records in the order of the log.
-class LifeReader {
- public:
-  explicit LifeReader(Sequence sequence) : sequence_(sequence) {}
-
-  void take(const spool::Record& record);
-  std::vector<LifeEvent> events(spool::GroupId group) const;
-
- private:
-  void on_delivery(const spool::DeliveryRecord& delivery);
-  void add(spool::GroupId group, LifeEvent event);
-  void on_copy(const spool::CopyRecord& copy);
-
-  const Sequence sequence_;
-  std::map<std::string, std::string> workers_;  // name by session id
-  std::map<spool::GroupId, std::vector<LifeEvent>> events_;
 };
 
 }  // namespace dray

@@ -19,6 +19,7 @@
 #include <string>
 
 #include "dray/clock.hpp"
+#include "dray/export.hpp"
 #include "dray/fields.hpp"
 
 namespace dray {
@@ -27,7 +28,7 @@ namespace transport {
 class Context;
 }
 
-class EndpointError : public std::runtime_error {
+class DRAY_API EndpointError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
@@ -39,7 +40,7 @@ struct PipelineOptions {
   transport::Context* context = nullptr;  // shared; nothing: one of its own
 };
 
-class BytesPush {
+class DRAY_API BytesPush {
  public:
   BytesPush(const std::string& endpoint, const PipelineOptions& options);
   ~BytesPush();
@@ -55,7 +56,7 @@ class BytesPush {
   std::uint64_t dropped_ = 0;
 };
 
-class BytesPull {
+class DRAY_API BytesPull {
  public:
   BytesPull(const std::string& endpoint, const PipelineOptions& options);
   ~BytesPull();

@@ -19,6 +19,7 @@
 #include <memory>
 #include <string>
 
+#include "dray/export.hpp"
 #include "dray/fields.hpp"
 #include "dray/pipeline.hpp"
 
@@ -26,7 +27,7 @@ namespace dray {
 
 using BytesCallback = std::function<void(Result<std::string>)>;
 
-class BytesClient {
+class DRAY_API BytesClient {
  public:
   explicit BytesClient(const std::string& endpoint);
   ~BytesClient();
@@ -38,7 +39,7 @@ class BytesClient {
   std::unique_ptr<State> state_;
 };
 
-class BytesService {
+class DRAY_API BytesService {
  public:
   using Function = std::function<Result<std::string>(std::string_view request)>;
   BytesService(const std::string& endpoint, Function function);

@@ -18,7 +18,8 @@
 #include <string>
 #include <vector>
 
-#include "dray/balancing/group_limits.hpp"
+#include "dray/export.hpp"
+#include "dray/group_limits.hpp"
 #include "dray/log.hpp"
 #include "dray/message_life.hpp"
 #include "dray/publisher.hpp"
@@ -28,7 +29,7 @@ namespace dray {
 struct SpoolerGroup {
   std::string name;
   std::vector<std::string> topics;
-  balancing::GroupLimits limits = {};
+  GroupLimits limits = {};
 };
 
 // CURVE keys of a spool: with them all its endpoints ask for CURVE, and may lie beyond this
@@ -77,7 +78,7 @@ struct SpoolGroupStatus {
   std::uint64_t held = 0;     // messages with a history, in memory
   std::uint64_t in_line = 0;  // that have the turn of their key, or wait for it
   bool paused = false;
-  balancing::GroupLimits limits;
+  GroupLimits limits;
 };
 
 struct SpoolWorkerStatus {
@@ -117,7 +118,7 @@ struct DeadLetter {
 };
 
 // Which dead letters; what is empty matches all.
-struct DeadFilter {
+struct DRAY_API DeadFilter {
   std::string topic, cause;
   std::string signature;  // error_signature() of the reason
   bool operator()(const DeadLetter& letter) const;
@@ -125,7 +126,7 @@ struct DeadFilter {
 };
 
 // A reason without what differs from one message to the next: numbers are '#', quoted text is '*'.
-std::string error_signature(std::string_view reason);
+DRAY_API std::string error_signature(std::string_view reason);
 
 struct ReplayRequest {
   std::string group;
@@ -146,7 +147,7 @@ struct ReplayStep {
   Sequence end = 1;  // of the log; the replay is over when next reaches it
 };
 
-class Spooler final : public Publisher {
+class DRAY_API Spooler final : public Publisher {
  public:
   static Result<std::unique_ptr<Spooler>> open(SpoolerOptions options);
   ~Spooler() override;

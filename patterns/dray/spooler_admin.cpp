@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <future>
 
+#include "dray/life_reader.hpp"
 #include "dray/spooler_state.hpp"
 
 namespace dray {

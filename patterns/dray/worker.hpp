@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "dray/consumer.hpp"
+#include "dray/export.hpp"
 #include "dray/log.hpp"
 
 namespace dray {
@@ -69,7 +70,7 @@ struct WorkerCounters {
   std::uint32_t dispatchers = 0;  // addresses that it connects to
 };
 
-class Worker {
+class DRAY_API Worker {
  public:
   static Result<std::unique_ptr<Worker>> start(WorkerSettings settings, ConsumerFactory factory);
   ~Worker();

@@ -59,7 +59,7 @@ ClusterWorld::ClusterWorld(std::uint64_t seed)
   }
   if (draw(4) == 0) limits_["a"].concurrency = static_cast<std::uint32_t>(1 + draw(6));
   if (draw(3) == 0) {
-    limits_["b"].rate = balancing::RateLimit{static_cast<double>(10 + draw(100)),
+    limits_["b"].rate = RateLimit{static_cast<double>(10 + draw(100)),
                                              static_cast<std::uint32_t>(1 + draw(5))};
   }
   for (std::size_t p = 0; p < producers; ++p) {

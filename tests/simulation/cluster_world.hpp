@@ -166,7 +166,7 @@ class ClusterWorld {
   std::uint64_t last_message_ = 0;
   bool calm_ = false;  // the faults have stopped
   bool clock_jumped_ = false;
-  std::map<std::string, balancing::GroupLimits> limits_;  // by group, of every producer
+  std::map<std::string, GroupLimits> limits_;  // by group, of every producer
   const bool trace_;
 };
 

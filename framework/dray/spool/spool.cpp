@@ -47,9 +47,10 @@ Spool::~Spool() {
 
 // --- publish --------------------------------------------------------------------------------
 
-GroupMask Spool::route(std::string_view topic) const {
+std::optional<GroupMask> Spool::route(std::string_view topic) const {
   const auto found = routes_.find(topic);
-  return found == routes_.end() ? 0 : found->second;
+  if (found == routes_.end()) return std::nullopt;
+  return found->second;
 }
 
 std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const {

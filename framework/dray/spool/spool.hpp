@@ -137,8 +137,8 @@ class Spool final : public Publisher {
   // The state's owner holds as many messages with a history as it may.
   void set_held_full(bool full) { held_full_ = full; }
 
-  // Groups that take `topic` now.
-  GroupMask route(std::string_view topic) const;
+  // Groups that take `topic` now: none of one that is only retained; nothing: it is refused.
+  std::optional<GroupMask> route(std::string_view topic) const;
 
   const Uuid& id() const { return id_; }
   std::uint64_t epoch() const { return epoch_; }

@@ -41,7 +41,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "dray/balancing/group_limits.hpp"
+#include "dray/balancing/token_bucket.hpp"
 #include "dray/balancing/key_lines.hpp"
 #include "dray/balancing/protocol.hpp"
 #include "dray/spool/backlog.hpp"
@@ -130,7 +130,8 @@ class DispatcherCore {
              key_reads.empty() && finished.empty();
     }
   };
-  using Router = std::function<spool::GroupMask(std::string_view topic)>;
+  // Spool::route.
+  using Router = std::function<std::optional<spool::GroupMask>(std::string_view topic)>;
 
   DispatcherCore(const DispatcherOptions& options,
                  std::vector<std::unique_ptr<spool::GroupState>> groups,

@@ -75,8 +75,8 @@ void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, S
   Submission submission;
   for (const auto& envelope : item.follow_ups) {
     const auto parsed = parse_envelope(envelope);
-    const auto route = parsed.ok() ? router_(parsed->topic) : 0;
-    if (route == 0) {
+    const auto route = parsed.ok() ? router_(parsed->topic) : std::nullopt;
+    if (!route) {
       return fail_attempt(session, group, grant, sequence, "unroutable",
                           "unroutable: no group takes the follow-up's topic" +
                               (parsed.ok() ? " '" + std::string(parsed->topic) + "'" : ""),
@@ -87,7 +87,7 @@ void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, S
     message.flags = static_cast<std::uint8_t>(
         spool::message_flags(parsed->priority, has_options, !parsed->key.empty()) |
         spool::kContinues);
-    message.groups = route;
+    message.groups = *route;
     submission.entries.push_back(std::move(message));
   }
   // S6: the follow-ups and the settlement count together or not at all.

@@ -27,7 +27,11 @@ class Bench {
     next_ = boundary;
     core = std::make_unique<DispatcherCore>(
         options, std::move(groups), recorded,
-        [](std::string_view topic) { return topic == "t" ? spool::GroupMask{1} : 0; }, now());
+        [](std::string_view topic) -> std::optional<spool::GroupMask> {
+          if (topic != "t") return std::nullopt;
+          return spool::GroupMask{1};
+        },
+        now());
   }
 
   Now now() const { return {clock.steady(), clock.utc()}; }

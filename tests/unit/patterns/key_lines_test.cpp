@@ -5,7 +5,7 @@
 #include <random>
 #include <set>
 
-#include "dray/balancing/group_limits.hpp"
+#include "dray/balancing/token_bucket.hpp"
 
 using namespace dray;
 using namespace dray::balancing;

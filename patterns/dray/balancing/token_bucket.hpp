@@ -1,4 +1,4 @@
-// GroupLimits and TokenBucket: how fast, and how many at a time, a group of one spool is delivered.
+// TokenBucket: how fast a group is delivered.
 //
 // Threading: one thread. Failure: none.
 #pragma once
@@ -6,24 +6,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <optional>
 
 #include "dray/clock.hpp"
+#include "dray/group_limits.hpp"
 
 namespace dray::balancing {
-
-// Deliveries for each `per`; up to `burst` of them at once after a quiet time.
-struct RateLimit {
-  double per_second = 0;  // > 0
-  std::uint32_t burst = 1;
-};
-
-struct GroupLimits {
-  bool ordered = true;  // keys are obeyed (P10)
-  // Unanswered deliveries at a time, over all workers; 0: no limit.
-  std::uint32_t concurrency = 0;
-  std::optional<RateLimit> rate;
-};
 
 // The token bucket of RFC 2697 with one rate: it fills at a steady rate up to its burst, and
 // begins full.

@@ -1,4 +1,4 @@
-#include "dray/message_life.hpp"
+#include "dray/life_reader.hpp"
 
 #include <algorithm>
 

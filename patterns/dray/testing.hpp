@@ -1,0 +1,155 @@
+// Harness: a whole queue for the tests of handlers, in this process and on a virtual clock.
+//
+//   dray::testing::Harness queue;
+//   queue.group("email", {"order.placed"}, [] { return std::make_unique<SendConfirmation>(); });
+//   queue.observe({"mail.sent"});
+//   queue.publish("order.placed", OrderPlaced{"1", "ada@example.org"});
+//   queue.run();                                        // all that can be done now
+//   REQUIRE(queue.counts("email") == dray::testing::Counts{.done = 1});
+//   REQUIRE(queue.published<MailSent>("mail.sent").size() == 1);
+//
+// Spool, dispatcher and worker decide as they do in production; only disk, network and clock are
+// simulated. Time moves by advance() and settle() alone. A handler runs on the calling thread, one
+// message after the other, and takes no time.
+//
+// Works with any test framework: what can be compared can be printed.
+// Threading: one thread. Failure: std::logic_error for a group or topic that is not declared, and
+// for a queue that does not come to rest. Ownership: owns the handlers that `make` returns.
+#pragma once
+
+#include <functional>
+#include <iosfwd>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dray/clock.hpp"
+#include "dray/export.hpp"
+#include "dray/group_limits.hpp"
+#include "dray/handler.hpp"
+#include "dray/publisher.hpp"
+
+namespace dray::testing {
+
+// How a worker dies in the middle of a message.
+enum class CrashPoint {
+  kBeforeHandler,  // it has the message and did not begin
+  kAfterHandler,   // the handler ran and its outcome is lost: it will run again
+  kAfterResult,    // the outcome arrived, and the worker dies before it hears of it
+};
+
+// Of a handler's app, as in its config; no jitter, so that times are exact.
+struct GroupOptions {
+  std::uint32_t max_attempts = 8;
+  Milliseconds initial{1'000};
+  Milliseconds max{600'000};
+  GroupLimits limits = {};
+};
+
+// Messages of a group by state: P2 is pending + done + dead + expired + dropped = accepted.
+struct Counts {
+  std::uint64_t pending = 0;
+  std::uint64_t done = 0;
+  std::uint64_t dead = 0;
+  std::uint64_t expired = 0;
+  std::uint64_t dropped = 0;
+  bool operator==(const Counts&) const = default;
+};
+DRAY_API std::ostream& operator<<(std::ostream& out, const Counts& counts);
+
+// A handler was called, and this came of it.
+struct Handled {
+  std::string group;
+  Sequence sequence = 0;
+  std::uint32_t attempt = 1;
+  Outcome::Kind outcome = Outcome::Kind::kDone;
+  std::string reason;
+};
+
+struct DeadMessage {
+  Sequence sequence = 0;
+  std::uint32_t attempts = 0;
+  std::string cause;   // "rejected", "attempts", "lost"
+  std::string reason;  // of the last attempt
+};
+
+// A message that was accepted, whoever published it.
+struct Published {
+  Sequence sequence = 0;
+  std::string topic, key;
+  Headers headers;
+  std::string body;  // MessagePack
+  Priority priority = Priority::kNormal;
+  UtcTime published_at{};
+  std::optional<UtcTime> deliver_at, expires_at;
+};
+
+class DRAY_API Harness final : public Publisher {
+ public:
+  using Make = std::function<std::unique_ptr<RawHandler>()>;
+
+  // `seed` decides what a power cut leaves of writes that were not synced.
+  explicit Harness(std::uint64_t seed = 1);
+  ~Harness() override;
+  Harness(const Harness&) = delete;
+  Harness& operator=(const Harness&) = delete;
+
+  // A group with one worker. `make` is called now, and again after each crash.
+  // REQUIRES: before the first publish.
+  void group(const std::string& name, std::vector<std::string> topics, Make make,
+             const GroupOptions& options = {});
+  // Topics that a handler publishes and no group here takes: they are accepted and stay.
+  // REQUIRES: before the first publish.
+  void observe(std::vector<std::string> topics);
+
+  // publish() of Publisher: a receipt, once it is on the simulated disk. Nothing is handled yet.
+  void publish_draft(Draft draft, ReceiptCallback done) override;
+
+  // Handles all that can be handled at this time.
+  void run();
+  // Lets time pass; what becomes due on the way is handled in its time.
+  void advance(Milliseconds by);
+  // Runs, and jumps over waits, until nothing is pending (but what is observed). False if something
+  // still is after `at_most`.
+  bool settle(Milliseconds at_most = std::chrono::hours(24));
+
+  // The next message of this group meets this end. The worker is back at once.
+  void crash_next(const std::string& group, CrashPoint point);
+  // The next handling of this group finds its stop token requested, as at a time-out.
+  void stop_next(const std::string& group);
+  // The producer (spool and dispatcher) is killed and starts again; workers live on.
+  void kill_producer();
+  // The same, and what was written and not synced may be gone.
+  void cut_power();
+
+  const VirtualClock& clock() const;
+  // The wall clock jumps, as an operator or NTP makes it.
+  void jump_utc(Milliseconds by);
+
+  Counts counts(const std::string& group) const;
+  // In the order of their ends.
+  const std::vector<Handled>& handled() const;
+  std::vector<DeadMessage> dead(const std::string& group) const;
+  // Everything of this topic that was accepted, in order.
+  std::vector<Published> accepted(const std::string& topic) const;
+  // The same, decoded. std::logic_error for a body that is no T.
+  template <typename T>
+  std::vector<T> published(const std::string& topic) const {
+    std::vector<T> out;
+    for (const auto& each : accepted(topic)) {
+      auto body = from_bytes<T>(each.body);
+      if (!body.ok()) no_such_type(topic, body.error());
+      out.push_back(std::move(*body));
+    }
+    return out;
+  }
+  // What handlers logged, as logfmt.
+  const std::vector<std::string>& log_lines() const;
+
+ private:
+  [[noreturn]] static void no_such_type(const std::string& topic, const Error& error);
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dray::testing

@@ -1,0 +1,440 @@
+// Spool, DispatcherCore and WorkerCore in one thread: frames go by function call, commits at once.
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <ostream>
+#include <set>
+#include <stdexcept>
+
+#include "dray/balancing/dispatcher_core.hpp"
+#include "dray/balancing/worker_core.hpp"
+#include "dray/consumer.hpp"
+#include "dray/disk/simulated_disk.hpp"
+#include "dray/testing.hpp"
+
+namespace dray::testing {
+namespace {
+
+using balancing::DispatcherCore;
+using balancing::WorkerCore;
+using spool::GroupId;
+
+constexpr auto kLease = std::chrono::hours(1);  // few heartbeats when a month passes
+constexpr std::size_t kTurnsMax = 1'000'000;    // of one run()
+
+std::logic_error no_group(const std::string& name) {
+  return std::logic_error("no group '" + name + "' was declared: call group() first");
+}
+
+}  // namespace
+
+std::ostream& operator<<(std::ostream& out, const Counts& counts) {
+  return out << "pending " << counts.pending << ", done " << counts.done << ", dead " << counts.dead
+             << ", expired " << counts.expired << ", dropped " << counts.dropped;
+}
+
+struct Harness::State final : spool::CommitListener {
+  struct Worker {
+    std::string group;
+    Make make;
+    GroupOptions options;
+    std::unique_ptr<Consumer> consumer;
+    std::unique_ptr<WorkerCore> core;
+    std::string peer;  // of its connection to the dispatcher
+    std::deque<WorkerCore::Job> jobs;
+    std::optional<CrashPoint> crash;
+    bool stopped = false;
+  };
+  struct Death {
+    GroupId group;
+    DeadMessage message;
+  };
+
+  explicit State(std::uint64_t seed) : disk(seed) {}
+
+  // --- the producer ---
+
+  void start_producer() {
+    spool::SpoolOptions options;
+    options.log.segment_size = 1U << 20;
+    options.max_size = 1ULL << 30;
+    options.groups.emplace();
+    for (const auto& each : workers) options.groups->push_back({each->group, topics[each->group]});
+    options.retained_topics = observed;
+    directory = disk.directory();
+    auto opened = spool::Spool::open(*directory, clock, options, Log());
+    if (!opened.ok()) throw std::logic_error("the spool: " + opened.error().text());
+    spool = std::move(*opened);
+    reader = std::make_unique<spool::LogReader>(spool->segments());
+    look_up = std::make_unique<spool::LogReader>(reader->look_up());
+    balancing::DispatcherOptions dispatch;
+    dispatch.spool = spool->id();
+    dispatch.epoch = spool->epoch();
+    dispatch.boundary = spool->boundary();
+    dispatch.lease = kLease;
+    dispatch.reconnect_grace = Milliseconds(0);
+    dispatch.last_utc_ms = spool->last_utc_ms();
+    for (const auto& each : workers) dispatch.limits[each->group] = each->options.limits;
+    core = std::make_unique<DispatcherCore>(
+        dispatch, spool->take_groups(), spool->recorded_sessions(),
+        [this](std::string_view topic) { return spool->route(topic); }, now());
+    for (const auto& each : workers) {
+      if (each->core) connect(*each);
+    }
+  }
+
+  void stop_producer(bool power) {
+    if (!spool) return;
+    for (const auto& each : workers) disconnect(*each);
+    core.reset();
+    look_up.reset();
+    reader.reset();
+    spool.reset();
+    inbox.clear();
+    if (power) {
+      disk.cut_power();
+    } else {
+      disk.kill();
+    }
+    start_producer();
+  }
+
+  void on_committed(spool::Committed committed) override {
+    for (const auto& message : committed.messages) {
+      auto envelope = parse_envelope(message.envelope);
+      if (!envelope.ok()) continue;
+      accepted.push_back(
+          {message.sequence, std::string(envelope->topic), std::string(envelope->key),
+           parse_headers(envelope->headers).ok() ? *parse_headers(envelope->headers) : Headers{},
+           std::string(envelope->body), envelope->priority, envelope->published_at,
+           envelope->deliver_at, envelope->expires_at});
+    }
+    inbox.push_back(std::move(committed));
+  }
+  void on_failed(const Error& error) override { throw std::logic_error(error.text()); }
+
+  balancing::Now now() const { return {clock.steady(), clock.utc()}; }
+
+  void need_producer() {
+    if (!spool) start_producer();
+    for (const auto& each : workers) {
+      if (!each->core) start_worker(*each);
+    }
+  }
+
+  void commit() {
+    spool->commit_pending(*this);
+    spool->upkeep(*this);
+    for (auto& committed : std::exchange(inbox, {})) {
+      core->on_committed(committed, now());
+      if (committed.checkpoint_due) checkpoint();
+    }
+  }
+
+  void checkpoint() {
+    if (spool->checkpoint_under_way()) return;
+    auto todo = core->upkeep(spool->segments().segments(), true, now());
+    if (todo.snapshot) spool->checkpoint(std::move(*todo.snapshot));
+    for (const auto sequence : todo.to_copy) {
+      auto copy = spool::make_copy(*look_up, sequence, core->group_states());
+      if (copy.ok() && copy->has_value()) core->on_copied(**copy);
+    }
+  }
+
+  // One turn of the dispatcher. False if there was nothing to do.
+  bool turn_dispatcher() {
+    core->tick(now());
+    auto actions = core->take_actions(now());
+    if (actions.empty()) return false;
+    for (const auto& each : actions.submissions) {
+      for (const auto& entry : each.entries) note_death(entry);
+      spool->submit(each);
+    }
+    for (const auto& each : actions.refills) {
+      auto slice = spool::read_backlog(*reader, core->group_state(each.group), each.request);
+      if (!slice.ok()) throw std::logic_error(slice.error().text());
+      core->on_refilled(each, std::move(*slice));
+    }
+    for (const auto& each : actions.key_reads) {
+      const auto key = spool::read_key(*look_up, each.sequence,
+                                       core->group_state(each.group).history(each.sequence));
+      core->on_key(each.group, each.sequence, key.ok() ? *key : 0, now());
+    }
+    for (const auto& each : actions.fetches) {
+      auto message = spool::read_message(*look_up, each.sequence,
+                                         core->group_state(each.group).history(each.sequence));
+      if (!message.ok()) throw std::logic_error(message.error().text());
+      core->on_fetched(each.group, each.sequence, std::move(*message));
+    }
+    for (const auto& each : actions.sends) deliver(each);
+    if (!actions.submissions.empty()) commit();
+    return true;
+  }
+
+  void note_death(const spool::LogEntry& entry) {
+    if (entry.type != spool::RecordType::kDead) return;
+    const auto record = from_bytes<spool::DeadRecord>(entry.payload);
+    if (!record.ok()) return;
+    deaths.push_back(
+        {record->group, {record->sequence, record->attempts, record->cause, record->reason}});
+  }
+
+  void deliver(const DispatcherCore::Send& send) {
+    for (const auto& each : workers) {
+      if (each->peer != send.peer) continue;
+      auto bytes = std::make_shared<std::string>(send.frame);
+      auto frame = balancing::decode_frame(*bytes);
+      DRAY_ASSERT(frame.ok());
+      return each->core->on_frame(0, std::move(*frame), bytes, clock.steady());
+    }
+    core->on_unsent(send, now());
+  }
+
+  // --- workers ---
+
+  void start_worker(Worker& worker) {
+    balancing::WorkerOptions options;
+    options.name = "test";
+    options.group = worker.group;
+    options.window_max = 64;
+    options.retry = {worker.options.max_attempts, worker.options.initial, worker.options.max, 0};
+    worker.consumer = consumer_of(worker.make(), log.with({{"group", worker.group}}));
+    worker.core = std::make_unique<WorkerCore>(options, 1, clock.steady());
+    connect(worker);
+  }
+
+  void connect(Worker& worker) {
+    worker.peer = "peer " + std::to_string(++last_peer);
+    worker.core->on_connected(0, clock.steady());
+  }
+  void disconnect(Worker& worker) {
+    worker.peer.clear();
+    if (worker.core) worker.core->on_disconnected(0, clock.steady());
+  }
+
+  void crash(Worker& worker) {
+    worker.jobs.clear();
+    worker.peer.clear();
+    worker.consumer.reset();
+    worker.core.reset();
+    core->on_link_broken(now());
+    while (turn_dispatcher()) {
+    }
+    // The connection is gone and its grace is over, before the next worker comes.
+    clock.advance(Milliseconds(1));
+    while (turn_dispatcher()) {
+    }
+    start_worker(worker);
+  }
+
+  bool turn(Worker& worker) {
+    worker.core->tick(clock.steady());
+    auto actions = worker.core->take_actions(clock.steady());
+    bool busy = !actions.sends.empty() || !actions.start.empty() || !actions.cancel.empty();
+    for (auto& job : actions.start) worker.jobs.push_back(std::move(job));
+    for (const auto job : actions.cancel) {
+      const auto found = std::find_if(worker.jobs.begin(), worker.jobs.end(),
+                                      [&](const auto& each) { return each.id == job; });
+      if (found == worker.jobs.end()) continue;
+      worker.jobs.erase(found);
+      worker.core->on_returned(job);
+    }
+    for (const auto& each : actions.sends) {
+      if (worker.peer.empty()) continue;
+      auto frame = balancing::decode_frame(each.frame);
+      DRAY_ASSERT(frame.ok());
+      core->on_frame(worker.peer, *frame, now());
+    }
+    if (worker.jobs.empty()) return busy;
+    const auto job = std::move(worker.jobs.front());
+    worker.jobs.pop_front();
+    handle(worker, job);
+    return true;
+  }
+
+  void handle(Worker& worker, const WorkerCore::Job& job) {
+    if (!worker.core->origin_of(job.id)) return;  // given to someone else meanwhile
+    const auto crash_at = std::exchange(worker.crash, std::nullopt);
+    if (crash_at == CrashPoint::kBeforeHandler) return crash(worker);
+    std::stop_source stop;
+    if (std::exchange(worker.stopped, false)) stop.request_stop();
+    const auto outcome = worker.consumer->consume(
+        {job.envelope, worker.group, job.sequence, job.attempt}, stop.get_token());
+    handled.push_back({worker.group, job.sequence, job.attempt, outcome.kind(), outcome.reason()});
+    if (crash_at == CrashPoint::kAfterHandler) return crash(worker);
+    worker.core->on_outcome(job.id, outcome, std::chrono::nanoseconds(0), clock.utc());
+    if (crash_at != CrashPoint::kAfterResult) return;
+    for (const auto& each : worker.core->take_actions(clock.steady()).sends) {
+      auto frame = balancing::decode_frame(each.frame);
+      if (frame.ok()) core->on_frame(worker.peer, *frame, now());
+    }
+    crash(worker);
+  }
+
+  // --- time ---
+
+  void run() {
+    need_producer();
+    commit();
+    for (std::size_t turns = 0; turns < kTurnsMax; ++turns) {
+      bool busy = turn_dispatcher();
+      for (const auto& each : workers) busy = turn(*each) || busy;
+      if (!busy) return;
+    }
+    throw std::logic_error("the queue does not come to rest: does a handler retry after 0 ms?");
+  }
+
+  // Runs to the next thing that is due, at most to `until`.
+  void step_to(SteadyTime until) {
+    SteadyTime next = core->next_deadline(now());
+    for (const auto& each : workers) {
+      next = std::min(next, each->core->next_deadline(clock.steady()));
+    }
+    next = std::min(std::max(next, clock.steady() + Milliseconds(1)), until);
+    clock.advance(next - clock.steady());
+    run();
+  }
+
+  bool all_settled() const {
+    for (const auto& each : workers) {
+      const auto group = core->find_group(each->group);
+      if (group && core->group_state(*group).counts().pending != 0) return false;
+    }
+    return true;
+  }
+
+  Worker& worker(const std::string& group) {
+    for (const auto& each : workers) {
+      if (each->group == group) return *each;
+    }
+    throw no_group(group);
+  }
+
+  VirtualClock clock;
+  SimulatedDisk disk;
+  std::map<std::string, std::vector<std::string>> topics;  // by group
+  std::vector<std::string> observed;
+  std::unique_ptr<Directory> directory;
+  std::unique_ptr<spool::Spool> spool;
+  std::unique_ptr<spool::LogReader> reader;
+  std::unique_ptr<spool::LogReader> look_up;
+  std::unique_ptr<DispatcherCore> core;
+  std::vector<spool::Committed> inbox;
+  std::vector<std::unique_ptr<Worker>> workers;
+  std::uint64_t last_peer = 0;
+  std::vector<Handled> handled;
+  std::vector<Death> deaths;
+  std::vector<Published> accepted;
+  std::vector<std::string> lines;
+  Log log{[this](LogLevel, std::string_view line) { lines.emplace_back(line); }, LogLevel::kDebug};
+};
+
+Harness::Harness(std::uint64_t seed) : state_(std::make_unique<State>(seed)) {}
+Harness::~Harness() = default;
+
+void Harness::group(const std::string& name, std::vector<std::string> topics, Make make,
+                    const GroupOptions& options) {
+  if (state_->spool) throw std::logic_error("group() comes before the first publish");
+  auto worker = std::make_unique<State::Worker>();
+  worker->group = name;
+  worker->make = std::move(make);
+  worker->options = options;
+  worker->consumer = consumer_of(worker->make(), state_->log);  // what throws, throws here
+  state_->workers.push_back(std::move(worker));
+  state_->topics[name] = std::move(topics);
+}
+
+void Harness::observe(std::vector<std::string> topics) {
+  if (state_->spool) throw std::logic_error("observe() comes before the first publish");
+  state_->observed.insert(state_->observed.end(), topics.begin(), topics.end());
+}
+
+void Harness::publish_draft(Draft draft, ReceiptCallback done) {
+  state_->need_producer();
+  state_->spool->publish_draft(std::move(draft), std::move(done));
+  state_->commit();
+}
+
+void Harness::run() {
+  state_->run();
+}
+
+void Harness::advance(Milliseconds by) {
+  state_->run();
+  const SteadyTime until = state_->clock.steady() + by;
+  while (state_->clock.steady() < until) state_->step_to(until);
+}
+
+bool Harness::settle(Milliseconds at_most) {
+  state_->run();
+  const SteadyTime until = state_->clock.steady() + at_most;
+  while (!state_->all_settled() && state_->clock.steady() < until) state_->step_to(until);
+  return state_->all_settled();
+}
+
+void Harness::crash_next(const std::string& group, CrashPoint point) {
+  state_->worker(group).crash = point;
+}
+
+void Harness::stop_next(const std::string& group) {
+  state_->worker(group).stopped = true;
+}
+void Harness::kill_producer() {
+  state_->stop_producer(false);
+}
+void Harness::cut_power() {
+  state_->stop_producer(true);
+}
+const VirtualClock& Harness::clock() const {
+  return state_->clock;
+}
+void Harness::jump_utc(Milliseconds by) {
+  state_->clock.jump_utc(by);
+}
+
+Counts Harness::counts(const std::string& group) const {
+  (void)state_->worker(group);
+  const auto id = state_->core ? state_->core->find_group(group) : std::nullopt;
+  if (!id) return {};
+  const auto& counts = state_->core->group_state(*id).counts();
+  return {counts.pending, counts.done, counts.dead, counts.expired, counts.dropped};
+}
+
+const std::vector<Handled>& Harness::handled() const {
+  return state_->handled;
+}
+
+std::vector<DeadMessage> Harness::dead(const std::string& group) const {
+  (void)state_->worker(group);
+  const auto id = state_->core ? state_->core->find_group(group) : std::nullopt;
+  std::vector<DeadMessage> out;
+  if (!id) return out;
+  std::set<Sequence> seen;
+  for (auto each = state_->deaths.rbegin(); each != state_->deaths.rend(); ++each) {
+    const auto sequence = each->message.sequence;
+    const auto* history = state_->core->group_state(*id).history(sequence);
+    if (each->group != *id || history == nullptr || !history->dead()) continue;
+    if (seen.insert(sequence).second) out.push_back(each->message);
+  }
+  std::sort(out.begin(), out.end(),
+            [](const auto& a, const auto& b) { return a.sequence < b.sequence; });
+  return out;
+}
+
+std::vector<Published> Harness::accepted(const std::string& topic) const {
+  std::vector<Published> out;
+  for (const auto& each : state_->accepted) {
+    if (each.topic == topic) out.push_back(each);
+  }
+  return out;
+}
+
+const std::vector<std::string>& Harness::log_lines() const {
+  return state_->lines;
+}
+
+void Harness::no_such_type(const std::string& topic, const Error& error) {
+  throw std::logic_error("a message of " + topic + " is of another type: " + error.text());
+}
+
+}  // namespace dray::testing
