@@ -47,6 +47,11 @@ void check_plugins(const config::Config& config, std::vector<config::Fault>& fau
     };
     missing("handler", app.handler, plugin->handler_names());
     missing("source", app.source, plugin->source_names());
+    if (!app.handler) continue;
+    const auto policy = effective_policy(app, *plugin);
+    if (!policy.ok() && policy.error().code == ErrorCode::kInvalid) {
+      faults.push_back({config.file, 0, 0, policy.error().text()});
+    }
   }
 }
 

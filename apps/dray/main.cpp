@@ -5,6 +5,7 @@
 
 #include "dray/bench.hpp"
 #include "dray/commands.hpp"
+#include "dray/new_command.hpp"
 #include "dray/node.hpp"
 #include "dray/queue_commands.hpp"
 #include "dray/spool_commands.hpp"
@@ -260,6 +261,21 @@ int main(int argc, char** argv) {
   keygen->add_option("name", key_name, "name of the files")->required();
   keygen->add_option("--dir", key_folder, "folder (default: keys)");
   keygen->callback([&] { code = keygen_command(key_folder, key_name); });
+
+  std::string project;
+  std::string project_folder = ".";
+  auto* make_new = cli.add_subcommand("new",
+                                      "Example: dray new handler send-receipt\n\n"
+                                      "A project of its own: source, test, config, build.");
+  make_new->require_subcommand(1);
+  for (const auto& [kind, kind_name] :
+       {std::pair{NewKind::kHandler, "handler"}, std::pair{NewKind::kSource, "source"}}) {
+    auto* command = make_new->add_subcommand(
+        kind_name, std::string("Example: dray new ") + kind_name + " send-receipt");
+    command->add_option("name", project, "its name, and that of its folder")->required();
+    command->add_option("--dir", project_folder, "where to make it (default: here)");
+    command->callback([&, kind = kind] { code = new_command(kind, project, project_folder); });
+  }
 
   BenchOptions measured;
   std::string durability = "disk";

@@ -14,6 +14,7 @@
 #include "dray/admin_server.hpp"
 #include "dray/plugin/plugin_library.hpp"
 #include "dray/spooler.hpp"
+#include "dray/text.hpp"
 #include "dray/transport/curve.hpp"
 #include "dray/worker.hpp"
 
@@ -122,7 +123,8 @@ SpoolerOptions spooler_options(const config::SpoolConfig& spool, Ending& ending,
   return options;
 }
 
-WorkerSettings worker_settings(const config::AppConfig& app, Ending& ending, const Log& log) {
+WorkerSettings worker_settings(const config::AppConfig& app, const HandlerPolicy& policy,
+                               Ending& ending, const Log& log) {
   WorkerSettings settings;
   char host[256] = "localhost";
   (void)gethostname(host, sizeof(host) - 1);
@@ -132,10 +134,13 @@ WorkerSettings worker_settings(const config::AppConfig& app, Ending& ending, con
   if (const auto& keys = app.keys) {
     settings.keys = WorkerSettings::Keys{keys->public_key, keys->secret_key, keys->servers};
   }
-  settings.threads = app.threads;
+  settings.threads = policy.threads.value_or(settings.threads);
   settings.window_max = app.window;
-  settings.timeout = app.timeout;
-  settings.retry = {app.retry.max_attempts, app.retry.initial, app.retry.max, app.retry.jitter};
+  settings.timeout = policy.timeout.value_or(settings.timeout);
+  auto& retry = settings.retry;
+  retry = {policy.max_attempts.value_or(retry.max_attempts),
+           policy.retry_initial.value_or(retry.initial), policy.retry_max.value_or(retry.max),
+           policy.retry_jitter.value_or(retry.jitter)};
   settings.on_exhausted = [&ending] { ending.request(kExitFailed); };
   settings.log = log;
   return settings;
@@ -158,7 +163,9 @@ Status start_parts(const config::Config& config, const config::AppConfig& app,
     parts.source = std::move(*source);
   }
   if (app.handler) {
-    auto worker = Worker::start(worker_settings(app, ending, log), [&plugin, &app, log] {
+    const auto policy = effective_policy(app, plugin);
+    if (!policy.ok()) return policy.error();
+    auto worker = Worker::start(worker_settings(app, *policy, ending, log), [&plugin, &app, log] {
       return plugin.create_handler(*app.handler, app.settings, log);
     });
     if (!worker.ok()) return worker.error();
@@ -210,6 +217,22 @@ std::vector<std::string> plugin_folders(const config::Config& config) {
   return folders;
 }
 
+Result<HandlerPolicy> effective_policy(const config::AppConfig& app, const PluginLibrary& plugin) {
+  auto of_handler = plugin.policy_of(*app.handler);
+  if (!of_handler.ok()) return of_handler.error();
+  const HandlerPolicy policy = app.policy.over(*of_handler);
+  const WorkerRetryPolicy otherwise;
+  const auto initial = policy.retry_initial.value_or(otherwise.initial);
+  const auto max = policy.retry_max.value_or(otherwise.max);
+  if (max < initial) {
+    return Error{ErrorCode::kInvalid,
+                 "its handler's retry waits from " + duration_text(initial) + " to at most " +
+                     duration_text(max) + "; set both 'initial' and 'max' of 'retry'",
+                 "app." + app.name, 0};
+  }
+  return policy;
+}
+
 int run_app(const config::Config& config, const config::AppConfig& app, const Log& log) {
   auto plugin = PluginLibrary::load(app.plugin, plugin_folders(config));
   if (!plugin.ok()) {
@@ -221,7 +244,8 @@ int run_app(const config::Config& config, const config::AppConfig& app, const Lo
   const auto started = start_parts(config, app, *plugin, parts, ending, log);
   int code = 0;
   if (started.ok()) {
-    log.info("app is running", {{"app", app.name}, {"pid", std::to_string(getpid())}});
+    log.info("app is running",
+             {{"app", app.name}, {"pid", std::to_string(getpid())}, {"plugin", plugin->path()}});
     code = ending.wait();
   } else {
     log.error(started.error().text());

@@ -12,6 +12,7 @@
 
 #include "dray/config/config.hpp"
 #include "dray/log.hpp"
+#include "dray/plugin/plugin_library.hpp"
 
 namespace dray::app {
 
@@ -32,7 +33,11 @@ struct RunSpool {
 };
 int run_spool(const RunSpool& wanted, const Log& log);
 
-// Folders searched for plugins: those of the config, then that of this program.
+// What the config says of the app's handler, and else its author. REQUIRES: app.handler.
+Result<HandlerPolicy> effective_policy(const config::AppConfig& app, const PluginLibrary& plugin);
+
+// Folders searched for plugins: those of the config, then that of this program, then
+// that of installed plugins.
 std::vector<std::string> plugin_folders(const config::Config& config);
 
 }  // namespace dray::app

@@ -25,10 +25,11 @@ set_target_properties(dray_plugin_old_abi PROPERTIES EXCLUDE_FROM_ALL OFF)
 
 set(public_headers
   framework/dray/clock.hpp framework/dray/codec.hpp framework/dray/consumer.hpp
-  framework/dray/export.hpp framework/dray/fields.hpp framework/dray/handler.hpp
-  framework/dray/log.hpp framework/dray/message.hpp framework/dray/plugin_abi.h
+  framework/dray/export.hpp framework/dray/fields.hpp framework/dray/handler.hpp framework/dray/handler_policy.hpp
+  framework/dray/log.hpp framework/dray/message.hpp framework/dray/middleware.hpp
+  framework/dray/outcome.hpp framework/dray/plugin_abi.h
   framework/dray/publisher.hpp framework/dray/result.hpp framework/dray/settings.hpp
-  framework/dray/text.hpp framework/dray/uuid.hpp
+  framework/dray/text.hpp framework/dray/trace.hpp framework/dray/uuid.hpp
   patterns/dray/group_limits.hpp patterns/dray/message_life.hpp patterns/dray/pipeline.hpp
   patterns/dray/request_reply.hpp patterns/dray/spooler.hpp patterns/dray/testing.hpp
   patterns/dray/worker.hpp)

@@ -1,6 +1,9 @@
 #include "dray/consumer.hpp"
 
+#include <algorithm>
 #include <exception>
+
+#include "dray/trace.hpp"
 
 namespace dray {
 namespace {
@@ -11,16 +14,7 @@ class DirectConsumer final : public Consumer {
       : handler_(std::move(handler)), log_(std::move(log)) {}
 
   Outcome consume(const ConsumerJob& job, const std::stop_token& stop) override {
-    auto envelope = parse_envelope(job.envelope);
-    if (!envelope.ok()) return reject("envelope: " + envelope.error().text());
-    Delivery delivery(*envelope, job.group, job.sequence, job.attempt, stop, log_);
-    try {
-      return handler_->handle_body(envelope->body, delivery);
-    } catch (const std::exception& exception) {
-      return retry(std::string("exception: ") + exception.what());
-    } catch (...) {
-      return retry("exception that is no std::exception");
-    }
+    return handle_job(*handler_, job, stop, log_);
   }
 
  private:
@@ -28,7 +22,75 @@ class DirectConsumer final : public Consumer {
   Log log_;
 };
 
+bool has_header(const Headers& headers, std::string_view name) {
+  return std::any_of(headers.begin(), headers.end(),
+                     [name](const auto& each) { return each.first == name; });
+}
+
+// A follow-up that carries no trace of its own gets that of its message.
+void pass_trace_on(Outcome& outcome, const Delivery& delivery) {
+  const auto text = delivery.header(kTraceParent);
+  const auto trace = text ? parse_traceparent(*text) : std::nullopt;
+  if (!trace) return;
+  const auto state = delivery.header(kTraceState);
+  for (auto& draft : outcome.follow_ups()) {
+    auto& headers = draft.options.headers;
+    if (has_header(headers, kTraceParent)) continue;
+    headers.emplace_back(kTraceParent, traceparent_text(child_of(*trace)));
+    if (state && !has_header(headers, kTraceState)) headers.emplace_back(kTraceState, *state);
+  }
+}
+
+Outcome call(RawHandler& handler, std::string_view body, Delivery& delivery) {
+  try {
+    return handler.handle_body(body, delivery);
+  } catch (const std::exception& exception) {
+    try {
+      return handler.on_exception(exception);
+    } catch (const std::exception& second) {
+      return retry(std::string("exception: ") + second.what());
+    }
+  }
+}
+
 }  // namespace
+
+std::optional<std::string> Delivery::header(std::string_view name) const {
+  if (envelope_.headers.empty()) return std::nullopt;
+  auto all = headers();
+  if (!all.ok()) return std::nullopt;
+  for (auto& [key, value] : *all) {
+    if (key == name) return std::move(value);
+  }
+  return std::nullopt;
+}
+
+const Log& Delivery::log() const {
+  if (own_log_) return *own_log_;
+  own_log_ = log_.with({{"message", id().text()},
+                        {"group", std::string(group_)},
+                        {"attempt", std::to_string(attempt_)}});
+  const auto text = header(kTraceParent);
+  const auto trace = text ? parse_traceparent(*text) : std::nullopt;
+  if (trace) own_log_ = own_log_->with({{"trace", trace->trace_id}});
+  return *own_log_;
+}
+
+Outcome handle_job(RawHandler& handler, const ConsumerJob& job, const std::stop_token& stop,
+                   const Log& log) {
+  auto envelope = parse_envelope(job.envelope);
+  if (!envelope.ok()) return reject("envelope: " + envelope.error().text());
+  Delivery delivery(*envelope, job.group, job.sequence, job.attempt, stop, log);
+  try {
+    auto outcome = call(handler, envelope->body, delivery);
+    if (!outcome.follow_ups().empty() && !envelope->headers.empty()) {
+      pass_trace_on(outcome, delivery);
+    }
+    return outcome;
+  } catch (...) {
+    return retry("exception that is no std::exception");
+  }
+}
 
 std::unique_ptr<Consumer> consumer_of(std::unique_ptr<RawHandler> handler, Log log) {
   return std::make_unique<DirectConsumer>(std::move(handler), std::move(log));

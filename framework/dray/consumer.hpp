@@ -28,6 +28,11 @@ class DRAY_API Consumer {
   virtual Outcome consume(const ConsumerJob& job, const std::stop_token& stop) = 0;
 };
 
+// One handling, as every host does it: an exception becomes an outcome, and follow-ups get the
+// trace of their message.
+DRAY_API Outcome handle_job(RawHandler& handler, const ConsumerJob& job,
+                            const std::stop_token& stop, const Log& log);
+
 // Makes the consumer of the next handler thread.
 using ConsumerFactory = std::function<Result<std::unique_ptr<Consumer>>()>;
 

@@ -25,84 +25,28 @@
 
 #include "dray/export.hpp"
 #include "dray/fields.hpp"
+#include "dray/handler_policy.hpp"
 #include "dray/log.hpp"
 #include "dray/message.hpp"
+#include "dray/middleware.hpp"
+#include "dray/outcome.hpp"
 #include "dray/plugin_abi.h"
 #include "dray/publisher.hpp"
 #include "dray/settings.hpp"
 
 namespace dray {
 
-// How a delivery ends. Made by done(), retry(), snooze(), reject().
-class [[nodiscard]] Outcome {
- public:
-  enum class Kind { kDone = 0, kRetry = 1, kSnooze = 2, kReject = 3 };
-
-  // A message to the spool of origin, in the commit of this settlement: either both are durable
-  // or none. At most 64. REQUIRES: kind() == kDone.
-  template <typename T>
-  Outcome publish(std::string topic, const T& body, PublishOptions options = {}) && {
-    DRAY_ASSERT(kind_ == Kind::kDone);
-    follow_ups_.push_back(Draft{std::move(topic), to_bytes(body), std::move(options)});
-    return std::move(*this);
-  }
-
-  // For hosts that carry an outcome from elsewhere.
-  static Outcome make(Kind kind, std::string reason, std::optional<Milliseconds> delay,
-                      std::vector<Draft> follow_ups) {
-    Outcome outcome(kind, std::move(reason), delay);
-    outcome.follow_ups_ = std::move(follow_ups);
-    return outcome;
-  }
-
-  Kind kind() const { return kind_; }
-  const std::string& reason() const { return reason_; }
-  // Snooze: how long. Retry: the handler's wish, or nothing for the policy's back-off.
-  std::optional<Milliseconds> delay() const { return delay_; }
-  const std::vector<Draft>& follow_ups() const { return follow_ups_; }
-
- private:
-  friend Outcome done();
-  friend Outcome retry(std::string reason, std::optional<Milliseconds> after);
-  friend Outcome snooze(Milliseconds delay, std::string reason);
-  friend Outcome reject(std::string reason);
-  Outcome(Kind kind, std::string reason, std::optional<Milliseconds> delay)
-      : kind_(kind), reason_(std::move(reason)), delay_(delay) {}
-
-  Kind kind_;
-  std::string reason_;
-  std::optional<Milliseconds> delay_;
-  std::vector<Draft> follow_ups_;
-};
-
-// Handled: settled for this group.
-inline Outcome done() {
-  return {Outcome::Kind::kDone, "", std::nullopt};
-}
-// A failed attempt: again after `after`, or by the policy's back-off.
-inline Outcome retry(std::string reason, std::optional<Milliseconds> after = std::nullopt) {
-  return {Outcome::Kind::kRetry, std::move(reason), after};
-}
-// Not now, and no fault: again after `delay`, without counting an attempt.
-inline Outcome snooze(Milliseconds delay, std::string reason = "") {
-  return {Outcome::Kind::kSnooze, std::move(reason), delay};
-}
-// Will never work: a dead letter at once.
-inline Outcome reject(std::string reason) {
-  return {Outcome::Kind::kReject, std::move(reason), std::nullopt};
-}
-
 // One grant of one message, as a handler sees it.
-class Delivery {
+class DRAY_API Delivery {
  public:
   Delivery(const EnvelopeView& envelope, std::string_view group, Sequence sequence,
-           std::uint32_t attempt, std::stop_token stop, Log log)
+           std::uint32_t attempt, std::stop_token stop, const Log& log)
       : envelope_(envelope),
         group_(group),
         sequence_(sequence),
         attempt_(attempt),
         stop_(std::move(stop)),
-        log_(std::move(log)) {}
+        log_(log) {}
 
   const Uuid& id() const { return envelope_.id; }
   std::string_view topic() const { return envelope_.topic; }
@@ -115,10 +59,12 @@ class Delivery {
   // 1 for the first.
   std::uint32_t attempt() const { return attempt_; }
   Result<Headers> headers() const { return parse_headers(envelope_.headers); }
+  // The first header of this name; nothing if there is none.
+  std::optional<std::string> header(std::string_view name) const;
   // Requested on time-out and when the process drains by its deadline.
   const std::stop_token& stop_token() const { return stop_; }
-  // Lines carry message, group and attempt.
-  const Log& log() const { return log_; }
+  // Lines carry message, group and attempt, and the trace if there is one.
+  const Log& log() const;
 
  private:
   const EnvelopeView& envelope_;
@@ -126,7 +72,8 @@ class Delivery {
   Sequence sequence_;
   std::uint32_t attempt_;
   std::stop_token stop_;
-  Log log_;
+  const Log& log_;
+  mutable std::optional<Log> own_log_;  // made when it is first asked for
 };
 
 // Base of all handlers; bodies as bytes. Most users want Handler<T>.
@@ -134,6 +81,10 @@ class DRAY_API RawHandler {
  public:
   virtual ~RawHandler() = default;
   virtual Outcome handle_body(std::string_view body, Delivery& delivery) = 0;
+  // What an exception out of handle() means. By default a failed attempt.
+  virtual Outcome on_exception(const std::exception& exception) {
+    return retry(std::string("exception: ") + exception.what());
+  }
 };
 
 template <typename T>
@@ -158,6 +109,7 @@ class DRAY_API Source {
 // What DRAY_PLUGIN lists.
 struct HandlerRegistration {
   std::string name;
+  HandlerPolicy policy;
   void* (*create)(const dray_host* host, dray_bytes settings, const dray_error_sink* error);
 };
 struct SourceRegistration {
@@ -187,9 +139,37 @@ DRAY_API void* create_source(const dray_host* host, dray_bytes settings,
                              const dray_error_sink* error,
                              std::unique_ptr<Source> (*make)(const Settings&, const Log&));
 
-template <typename T>
+// A handler with its middleware.
+template <typename H, typename... Around>
+class Wrapped final : public RawHandler {
+ public:
+  Wrapped(const Settings& settings, const Log& log) : handler_(make<RawHandler, H>(settings, log)) {
+    (around_.push_back(make<Middleware, Around>(settings, log)), ...);
+  }
+  Outcome handle_body(std::string_view body, Delivery& delivery) override {
+    return Next(around_, *handler_, body, delivery)();
+  }
+  Outcome on_exception(const std::exception& exception) override {
+    return handler_->on_exception(exception);
+  }
+
+ private:
+  std::unique_ptr<RawHandler> handler_;
+  std::vector<std::unique_ptr<Middleware>> around_;
+};
+
+template <typename H, typename... Around>
+std::unique_ptr<RawHandler> make_handler(const Settings& settings, const Log& log) {
+  if constexpr (sizeof...(Around) == 0) {
+    return make<RawHandler, H>(settings, log);
+  } else {
+    return std::make_unique<Wrapped<H, Around...>>(settings, log);
+  }
+}
+
+template <typename H, typename... Around>
 void* create_handler_of(const dray_host* host, dray_bytes settings, const dray_error_sink* error) {
-  return create_handler(host, settings, error, &make<RawHandler, T>);
+  return create_handler(host, settings, error, &make_handler<H, Around...>);
 }
 template <typename T>
 void* create_source_of(const dray_host* host, dray_bytes settings, const dray_error_sink* error) {
@@ -212,6 +192,7 @@ class DRAY_API Plugin {
 
   std::vector<HandlerRegistration> handlers_;
   std::vector<SourceRegistration> sources_;
+  std::vector<dray_policy> policies_;
   std::vector<dray_handler> handler_table_;
   std::vector<dray_source> source_table_;
   dray_plugin table_{};
@@ -220,10 +201,10 @@ class DRAY_API Plugin {
 }  // namespace plugin_glue
 
 // The name that config says. T is constructed with (const Settings&, const Log&),
-// (const Settings&) or nothing.
-template <typename T>
-HandlerRegistration handler(std::string name) {
-  return {std::move(name), &plugin_glue::create_handler_of<T>};
+// (const Settings&) or nothing; so is its middleware.
+template <typename T, typename... Around>
+HandlerRegistration handler(std::string name, const HandlerPolicy& policy = {}) {
+  return {std::move(name), policy, &plugin_glue::create_handler_of<T, Around...>};
 }
 template <typename T>
 SourceRegistration source(std::string name) {

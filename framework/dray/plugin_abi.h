@@ -106,8 +106,22 @@ typedef struct dray_publisher {
                   void (*done)(void* user, const dray_receipt* receipt), void* user);
 } dray_publisher;
 
+/* What the author of a handler thinks best; the app's config overrides each. 0: not said. */
+typedef struct dray_policy {
+  uint32_t size;
+  uint32_t threads;
+  uint32_t max_attempts;
+  uint32_t has_retry_jitter; /* 1: retry_jitter is said */
+  double retry_jitter;       /* 0 to 1 */
+  int64_t timeout_ms;        /* -1: none */
+  int64_t retry_initial_ms;
+  int64_t retry_max_ms;
+} dray_policy;
+
+/* dray_handler and dray_source lie in arrays and do not grow within a major. */
 typedef struct dray_handler {
   dray_bytes name;
+  const dray_policy* policy; /* NULL: nothing said */
   /* One object per handler thread, made one after the other. NULL after error->fail. `settings`
    * is a MessagePack map. */
   void* (*create)(const dray_host* host, dray_bytes settings, const dray_error_sink* error);

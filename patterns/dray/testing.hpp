@@ -1,7 +1,7 @@
 // Harness: a whole queue for the tests of handlers, in this process and on a virtual clock.
 //
 //   dray::testing::Harness queue;
-//   queue.group("email", {"order.placed"}, [] { return std::make_unique<SendConfirmation>(); });
+//   queue.handle<SendConfirmation>("email", {"order.placed"});
 //   queue.observe({"mail.sent"});
 //   queue.publish("order.placed", OrderPlaced{"1", "ada@example.org"});
 //   queue.run();                                        // all that can be done now
@@ -13,8 +13,9 @@
 // message after the other, and takes no time.
 //
 // Works with any test framework: what can be compared can be printed.
-// Threading: one thread. Failure: std::logic_error for a group or topic that is not declared, and
-// for a queue that does not come to rest. Ownership: owns the handlers that `make` returns.
+// Threading: one thread. Failure: std::logic_error for a group or topic that is not declared, for a
+// handler that cannot be made, and for a queue that does not come to rest. Ownership: owns the
+// handlers.
 #pragma once
 
 #include <functional>
@@ -24,6 +25,7 @@
 #include <vector>
 
 #include "dray/clock.hpp"
+#include "dray/consumer.hpp"
 #include "dray/export.hpp"
 #include "dray/group_limits.hpp"
 #include "dray/handler.hpp"
@@ -86,17 +88,36 @@ struct Published {
 
 class DRAY_API Harness final : public Publisher {
  public:
-  using Make = std::function<std::unique_ptr<RawHandler>()>;
-
   // `seed` decides what a power cut leaves of writes that were not synced.
   explicit Harness(std::uint64_t seed = 1);
   ~Harness() override;
   Harness(const Harness&) = delete;
   Harness& operator=(const Harness&) = delete;
 
-  // A group with one worker. `make` is called now, and again after each crash.
-  // REQUIRES: before the first publish.
-  void group(const std::string& name, std::vector<std::string> topics, Make make,
+  // A group with one worker, whose handler is an H, made as a plugin makes it: with (Settings, Log),
+  // (Settings) or nothing, and each setting must be read. Made now, and again after each crash.
+  // REQUIRES, for all three: before the first publish.
+  template <typename H>
+  void handle(const std::string& group, std::vector<std::string> topics,
+              const Settings& settings = {}, const GroupOptions& options = {}) {
+    this->group(
+        group, std::move(topics),
+        [this, settings]() -> Result<std::unique_ptr<Consumer>> {
+          const Settings own = settings;
+          auto handler = plugin_glue::make<RawHandler, H>(own, log());
+          if (const auto left = own.unread(); !left.empty()) {
+            return Error{ErrorCode::kInvalid, "unknown setting '" + left.front() + "'", "", 0};
+          }
+          return consumer_of(std::move(handler), log());
+        },
+        options);
+  }
+  // The same with the handler of a built plugin: `file` is its path, with a '/'.
+  void plugin(const std::string& group, std::vector<std::string> topics, const std::string& file,
+              const std::string& handler, const Settings& settings = {},
+              const GroupOptions& options = {});
+  // The same with any consumer: dray::handle_with<T>(function).
+  void group(const std::string& name, std::vector<std::string> topics, ConsumerFactory make,
              const GroupOptions& options = {});
   // Topics that a handler publishes and no group here takes: they are accepted and stay.
   // REQUIRES: before the first publish.
@@ -145,6 +166,7 @@ class DRAY_API Harness final : public Publisher {
   }
   // What handlers logged, as logfmt.
   const std::vector<std::string>& log_lines() const;
+  const Log& log() const;
 
  private:
   [[noreturn]] static void no_such_type(const std::string& topic, const Error& error);

@@ -24,7 +24,11 @@ class Dispatching {
     options.boundary = 2;
     core_ = std::make_unique<DispatcherCore>(
         options, std::move(groups), std::vector<spool::RecordedSession>{},
-        [](std::string_view topic) { return topic == "t" ? spool::GroupMask{1} : 0; }, now());
+        [](std::string_view topic) -> std::optional<spool::GroupMask> {
+          if (topic != "t") return std::nullopt;
+          return spool::GroupMask{1};
+        },
+        now());
     Draft draft{"t", "\x80", {}};
     draft.options.key = "k";
     for (int i = 0; i < 4; ++i) publish(encode_envelope(draft, Uuid{}, clock_.utc()));

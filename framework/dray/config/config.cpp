@@ -136,6 +136,16 @@ class TableReader {
     out = *parsed;
   }
 
+  void duration(const char* key, std::optional<Milliseconds>& out) {
+    if (find(key) == nullptr) return;
+    duration(key, out.emplace());
+  }
+  void integer(const char* key, std::optional<std::uint32_t>& out, std::uint32_t least,
+               std::uint32_t most) {
+    if (find(key) == nullptr) return;
+    integer(key, out.emplace(), least, most);
+  }
+
   void integer(const char* key, std::uint32_t& out, std::uint32_t least, std::uint32_t most) {
     const auto* node = find(key);
     if (node == nullptr) return;
@@ -364,21 +374,22 @@ SpoolConfig read_spool(const std::string& name, const toml::table& table, const 
   return spool;
 }
 
-void read_retry(const toml::table& table, const std::string& name, RetryConfig& retry,
+void read_retry(const toml::table& table, const std::string& name, HandlerPolicy& policy,
                 Faults& faults) {
   TableReader reader(table, name + ".retry", faults);
-  reader.integer("max_attempts", retry.max_attempts, 1, 1'000'000);
-  reader.duration("initial", retry.initial);
-  reader.duration("max", retry.max);
+  reader.integer("max_attempts", policy.max_attempts, 1, 1'000'000);
+  reader.duration("initial", policy.retry_initial);
+  reader.duration("max", policy.retry_max);
   if (const auto* jitter = reader.find("jitter")) {
     const auto value = jitter->value<double>();
     if (!value || *value < 0 || *value > 1) {
       faults.add(*jitter, "'jitter' must be a number from 0 to 1");
     } else {
-      retry.jitter = *value;
+      policy.retry_jitter = *value;
     }
   }
-  if (retry.max < retry.initial) faults.add(table, "'max' is smaller than 'initial'");
+  if (policy.retry_max && policy.retry_initial && *policy.retry_max < *policy.retry_initial)
+    faults.add(table, "'max' is smaller than 'initial'");
   reader.finish();
 }
 
@@ -489,11 +500,11 @@ AppConfig read_app(const std::string& name, const toml::table& table,
   } else if (keys != nullptr) {
     faults.add(*keys, path + " has 'keys', but takes from nowhere; a spool has keys of its own");
   }
-  reader.integer("threads", app.threads, 1, 1024);
+  reader.integer("threads", app.policy.threads, 1, 1024);
   reader.integer("window", app.window, 1, 100'000);
-  reader.duration("timeout", app.timeout);
+  reader.duration("timeout", app.policy.timeout);
   reader.duration("drain", app.drain);
-  if (const auto* retry = reader.subtable("retry")) read_retry(*retry, path, app.retry, faults);
+  if (const auto* retry = reader.subtable("retry")) read_retry(*retry, path, app.policy, faults);
   if (const auto* settings = reader.subtable("settings")) {
     app.settings = read_settings(*settings, path, faults);
   }

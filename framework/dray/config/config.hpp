@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "dray/handler_policy.hpp"
 #include "dray/publisher.hpp"
 #include "dray/settings.hpp"
 
@@ -67,13 +68,6 @@ struct SpoolConfig {
   std::vector<GroupConfig> groups;
 };
 
-struct RetryConfig {
-  std::uint32_t max_attempts = 8;
-  Milliseconds initial{1'000};
-  Milliseconds max{600'000};
-  double jitter = 0.2;
-};
-
 struct ConsumeConfig {
   std::string group;
   std::vector<std::string> endpoints;  // spool names are resolved already
@@ -87,11 +81,9 @@ struct AppConfig {
   std::optional<std::string> publish;  // a spool of this file, owned and served by this app
   std::optional<ConsumeConfig> consume;
   std::optional<AppKeysConfig> keys;
-  std::uint32_t threads = 1;
   std::uint32_t window = 8'192;
-  Milliseconds timeout{30'000};
   Milliseconds drain{10'000};  // deadline of a graceful stop
-  RetryConfig retry;
+  HandlerPolicy policy;        // what this file says of it
   Settings settings;
 };
 

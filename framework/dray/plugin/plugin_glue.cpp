@@ -1,7 +1,7 @@
 // The plugin's side of the border: turns C++ handlers and sources into C tables.
 #include <exception>
 
-#include "dray/handler.hpp"
+#include "dray/consumer.hpp"
 #include "dray/plugin/draft_codec.hpp"
 
 namespace dray::plugin_glue {
@@ -64,19 +64,24 @@ void settle(const dray_outcome_sink* sink, const Outcome& outcome) {
 }
 
 Outcome run_handler(HostedHandler& hosted, const dray_delivery& abi) {
-  auto envelope = parse_envelope(view(abi.envelope));
-  if (!envelope.ok()) return reject("envelope: " + envelope.error().text());
   if (hosted.stop.stop_requested()) hosted.stop = std::stop_source();
   const StopSubscription subscription(abi.stop, hosted.stop);
-  Delivery delivery(*envelope, view(abi.group), abi.sequence, abi.attempt, hosted.stop.get_token(),
-                    hosted.log);
-  try {
-    return hosted.handler->handle_body(envelope->body, delivery);
-  } catch (const std::exception& exception) {
-    return retry(std::string("exception: ") + exception.what());
-  } catch (...) {
-    return retry("exception that is no std::exception");
-  }
+  return handle_job(*hosted.handler,
+                    {view(abi.envelope), view(abi.group), abi.sequence, abi.attempt},
+                    hosted.stop.get_token(), hosted.log);
+}
+
+dray_policy policy_abi(const HandlerPolicy& policy) {
+  dray_policy abi{};
+  abi.size = sizeof(abi);
+  abi.threads = policy.threads.value_or(0);
+  abi.max_attempts = policy.max_attempts.value_or(0);
+  abi.has_retry_jitter = policy.retry_jitter ? 1 : 0;
+  abi.retry_jitter = policy.retry_jitter.value_or(0);
+  if (policy.timeout) abi.timeout_ms = policy.timeout->count() == 0 ? -1 : policy.timeout->count();
+  if (policy.retry_initial) abi.retry_initial_ms = policy.retry_initial->count();
+  if (policy.retry_max) abi.retry_max_ms = policy.retry_max->count();
+  return abi;
 }
 
 void handle(void* self, const dray_delivery* delivery, const dray_outcome_sink* sink) {
@@ -148,9 +153,11 @@ void* create_source(const dray_host* host, dray_bytes settings, const dray_error
 
 const dray_plugin* Plugin::table() {
   if (table_.size != 0) return &table_;
+  policies_.reserve(handlers_.size());  // the table points into it
   for (const auto& registration : handlers_) {
+    policies_.push_back(policy_abi(registration.policy));
     handler_table_.push_back(
-        dray_handler{span(registration.name), registration.create, &handle,
+        dray_handler{span(registration.name), &policies_.back(), registration.create, &handle,
                      [](void* self) { delete static_cast<HostedHandler*>(self); }});
   }
   for (const auto& registration : sources_) {

@@ -1,11 +1,14 @@
 #include "dray/plugin/plugin_library.hpp"
 
 #include <dlfcn.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 
 #include "dray/plugin/draft_codec.hpp"
 #include "dray/text.hpp"
@@ -235,7 +238,8 @@ Result<PluginLibrary> PluginLibrary::load(const std::string& name,
   } else {
     std::string tried;
     for (const auto& folder : folders) {
-      const std::string candidate = folder + "/lib" + name + ".so";
+      const std::string candidate =
+          (std::filesystem::path(folder) / ("lib" + name + ".so")).lexically_normal().string();
       if (access(candidate.c_str(), R_OK) == 0) {
         path = candidate;
         break;
@@ -245,6 +249,11 @@ Result<PluginLibrary> PluginLibrary::load(const std::string& name,
     if (path.empty()) {
       return Error{ErrorCode::kNotFound, "plugin '" + name + "' not found; tried " + tried, "", 0};
     }
+  }
+  struct stat status {};
+  if (stat(path.c_str(), &status) == 0 && (status.st_mode & S_IWOTH) != 0) {
+    return Error{ErrorCode::kInvalid,
+                 "anybody may write this plugin, so it is not loaded; chmod o-w it", path, 0};
   }
   void* library = nullptr;
   {
@@ -293,6 +302,33 @@ std::vector<std::string> PluginLibrary::handler_names() const {
 
 std::vector<std::string> PluginLibrary::source_names() const {
   return names_of(table_->sources, table_->source_count);
+}
+
+Result<HandlerPolicy> PluginLibrary::policy_of(const std::string& handler) const {
+  auto entry = find_entry(table_->handlers, table_->handler_count, handler, "handler", path_);
+  if (!entry.ok()) return entry.error();
+  HandlerPolicy policy;
+  const auto* abi = (*entry)->policy;
+  if (abi == nullptr) return policy;
+  if (abi->size < sizeof(dray_policy)) {
+    return Error{ErrorCode::kInvalid, "the policy of '" + handler + "' is cut short", path_, 0};
+  }
+  const bool bounded =
+      abi->threads <= 1024 && abi->max_attempts <= 1'000'000 && abi->timeout_ms >= -1 &&
+      abi->retry_initial_ms >= 0 && abi->retry_max_ms >= 0 &&
+      (abi->has_retry_jitter == 0 || (abi->retry_jitter >= 0 && abi->retry_jitter <= 1));
+  if (!bounded) {
+    return Error{ErrorCode::kInvalid,
+                 "the policy of '" + handler + "' is out of bounds: see dray_policy", path_, 0};
+  }
+  if (abi->threads != 0) policy.threads = abi->threads;
+  if (abi->max_attempts != 0) policy.max_attempts = abi->max_attempts;
+  if (abi->timeout_ms != 0)
+    policy.timeout = Milliseconds(std::max<std::int64_t>(0, abi->timeout_ms));
+  if (abi->retry_initial_ms != 0) policy.retry_initial = Milliseconds(abi->retry_initial_ms);
+  if (abi->retry_max_ms != 0) policy.retry_max = Milliseconds(abi->retry_max_ms);
+  if (abi->has_retry_jitter != 0) policy.retry_jitter = abi->retry_jitter;
+  return policy;
 }
 
 Result<std::unique_ptr<Consumer>> PluginLibrary::create_handler(const std::string& name,

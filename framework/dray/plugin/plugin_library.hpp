@@ -34,6 +34,9 @@ class PluginLibrary {
   std::vector<std::string> handler_names() const;
   std::vector<std::string> source_names() const;
 
+  // What the handler's author thinks best. kNotFound with the names there are.
+  Result<HandlerPolicy> policy_of(const std::string& handler) const;
+
   // Error kNotFound with the names there are; kInvalid with the plugin's own words if the object
   // refuses its settings.
   Result<std::unique_ptr<Consumer>> create_handler(const std::string& name,

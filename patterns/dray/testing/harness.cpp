@@ -10,6 +10,7 @@
 #include "dray/balancing/worker_core.hpp"
 #include "dray/consumer.hpp"
 #include "dray/disk/simulated_disk.hpp"
+#include "dray/plugin/plugin_library.hpp"
 #include "dray/testing.hpp"
 
 namespace dray::testing {
@@ -36,7 +37,7 @@ std::ostream& operator<<(std::ostream& out, const Counts& counts) {
 struct Harness::State final : spool::CommitListener {
   struct Worker {
     std::string group;
-    Make make;
+    ConsumerFactory make;
     GroupOptions options;
     std::unique_ptr<Consumer> consumer;
     std::unique_ptr<WorkerCore> core;
@@ -198,9 +199,15 @@ struct Harness::State final : spool::CommitListener {
     options.group = worker.group;
     options.window_max = 64;
     options.retry = {worker.options.max_attempts, worker.options.initial, worker.options.max, 0};
-    worker.consumer = consumer_of(worker.make(), log.with({{"group", worker.group}}));
+    worker.consumer = make_consumer(worker);
     worker.core = std::make_unique<WorkerCore>(options, 1, clock.steady());
     connect(worker);
+  }
+
+  static std::unique_ptr<Consumer> make_consumer(const Worker& worker) {
+    auto made = worker.make();
+    if (made.ok()) return std::move(*made);
+    throw std::logic_error("the handler of group '" + worker.group + "': " + made.error().text());
   }
 
   void connect(Worker& worker) {
@@ -332,14 +339,27 @@ struct Harness::State final : spool::CommitListener {
 Harness::Harness(std::uint64_t seed) : state_(std::make_unique<State>(seed)) {}
 Harness::~Harness() = default;
 
-void Harness::group(const std::string& name, std::vector<std::string> topics, Make make,
+void Harness::plugin(const std::string& group, std::vector<std::string> topics,
+                     const std::string& file, const std::string& handler, const Settings& settings,
+                     const GroupOptions& options) {
+  auto library = PluginLibrary::load(file, {});
+  if (!library.ok()) throw std::logic_error(library.error().text());
+  this->group(
+      group, std::move(topics),
+      [library = *library, handler, settings, log = state_->log] {
+        return library.create_handler(handler, settings, log);
+      },
+      options);
+}
+
+void Harness::group(const std::string& name, std::vector<std::string> topics, ConsumerFactory make,
                     const GroupOptions& options) {
   if (state_->spool) throw std::logic_error("group() comes before the first publish");
   auto worker = std::make_unique<State::Worker>();
   worker->group = name;
   worker->make = std::move(make);
   worker->options = options;
-  worker->consumer = consumer_of(worker->make(), state_->log);  // what throws, throws here
+  worker->consumer = State::make_consumer(*worker);  // what cannot be made is said here
   state_->workers.push_back(std::move(worker));
   state_->topics[name] = std::move(topics);
 }
@@ -431,6 +451,9 @@ std::vector<Published> Harness::accepted(const std::string& topic) const {
 
 const std::vector<std::string>& Harness::log_lines() const {
   return state_->lines;
+}
+const Log& Harness::log() const {
+  return state_->log;
 }
 
 void Harness::no_such_type(const std::string& topic, const Error& error) {

@@ -63,8 +63,8 @@ TEST_CASE("a good config is read whole") {
   const auto* email = loaded.config.find_app("email");
   REQUIRE(email != nullptr);
   CHECK(email->consume->endpoints == std::vector<std::string>{"ipc://./var/s"});
-  CHECK(email->timeout == 1500ms);
-  CHECK(email->retry.max == 1min);
+  CHECK(email->policy.timeout == 1500ms);
+  CHECK(email->policy.retry_max == 1min);
   CHECK(loaded.config.find_app("order")->settings.integer("deep", 0) == 3);
 }
 

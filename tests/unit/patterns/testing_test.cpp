@@ -44,8 +44,7 @@ class Mailer final : public Handler<Placed> {
 
 struct Mail {
   explicit Mail(const testing::GroupOptions& options = {}) {
-    queue.group(
-        "email", {"order.placed"}, [] { return std::make_unique<Mailer>(); }, options);
+    queue.handle<Mailer>("email", {"order.placed"}, {}, options);
     queue.observe({"mail.sent"});
   }
   Result<Receipt> place(const std::string& id, PublishOptions options = {}) {
@@ -66,7 +65,8 @@ TEST_CASE("what is published is handled when the harness runs, and its follow-up
   REQUIRE(mail.sent().size() == 1);
   CHECK(mail.sent()[0].id == "1");
   REQUIRE(mail.queue.log_lines().size() == 1);
-  CHECK(mail.queue.log_lines()[0].find("group=email") != std::string::npos);
+  CHECK(mail.queue.log_lines()[0].find("id=1") != std::string::npos);
+  CHECK(mail.queue.log_lines()[0].find("group=email attempt=1") != std::string::npos);
 }
 
 TEST_CASE("a retry comes back in its time, not before") {
