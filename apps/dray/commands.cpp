@@ -170,10 +170,12 @@ int keygen_command(const std::string& folder, const std::string& name) {
   if (const auto written = transport::write_curve_keys(folder, name, keys); !written.ok()) {
     return fail(written.error());
   }
-  std::cout << folder << "/" << name << ".secret  keep it on this machine, mode 0600\n"
-            << folder << "/" << name << ".public  give it to those who connect to it\n\n"
-            << "In the allow list of a spool, to let it work for it:\n"
-            << "[worker]\n\"" << name << "\" = \"" << keys.public_key << "\"\n";
+  std::cout
+      << folder << "/" << name << ".secret  keep it on this machine, mode 0600\n"
+      << folder << "/" << name << ".public  give it to those who connect to it\n\n"
+      << "In the allow list of a spool, to let it work for it (or [publisher], to publish to it):"
+         "\n[worker]\n\""
+      << name << "\" = \"" << keys.public_key << "\"\n";
   return 0;
 }
 

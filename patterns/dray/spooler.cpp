@@ -59,6 +59,7 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   dispatcher_options.held_max = state->spool->options().held_max;
   dispatcher_options.retain = state->spool->options().retain;
   dispatcher_options.last_utc_ms = state->spool->last_utc_ms();
+  dispatcher_options.publisher_memory = wanted.dedup_age;
   for (const auto& group : wanted.groups) dispatcher_options.limits[group.name] = group.limits;
   dispatcher_options.seed = random_u64();
   std::optional<balancing::DispatcherSecurity> security;

@@ -101,10 +101,12 @@ Authenticator::~Authenticator() {
   state_->thread.join();
 }
 
-bool Authenticator::allows(const std::string& key) {
+bool Authenticator::allows(const std::string& key, Role role) {
   const std::lock_guard lock(state_->mutex);
   state_->reload();
-  return key == state_->own_key || state_->allowed.count(key) != 0;
+  if (key == state_->own_key) return true;
+  const auto found = state_->allowed.find(key);
+  return found != state_->allowed.end() && (found->second.roles & static_cast<unsigned>(role)) != 0;
 }
 
 std::uint64_t Authenticator::version() {

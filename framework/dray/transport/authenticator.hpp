@@ -27,8 +27,8 @@ class Authenticator {
   Authenticator(const Authenticator&) = delete;
   Authenticator& operator=(const Authenticator&) = delete;
 
-  // Whether this key may be a worker now.
-  bool allows(const std::string& key);
+  // Whether this key may be a worker, or a publisher, now.
+  bool allows(const std::string& key, Role role);
   // Looks whether the list has changed; how often it did.
   std::uint64_t version();
 

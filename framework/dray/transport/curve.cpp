@@ -124,11 +124,13 @@ Result<AllowedKeys> read_allow_list(const std::string& path) {
   AllowedKeys allowed;
   for (const auto& [role, node] : *table) {
     const std::string at = path + ":" + std::to_string(node.source().begin.line);
-    if (role.str() != "worker" || !node.is_table()) {
+    const bool publisher = role.str() == "publisher";
+    if ((!publisher && role.str() != "worker") || !node.is_table()) {
       return bad(at, "'" + std::string(role.str()) +
-                         "' is no role; write [worker], and below it "
+                         "' is no role; write [worker] or [publisher], and below it "
                          "NAME = \"KEY\"");
     }
+    const auto bit = static_cast<unsigned>(publisher ? Role::kPublisher : Role::kWorker);
     for (const auto& [name, value] : *node.as_table()) {
       const std::string line = path + ":" + std::to_string(value.source().begin.line);
       const auto key = value.value<std::string>();
@@ -137,9 +139,12 @@ Result<AllowedKeys> read_allow_list(const std::string& path) {
                              "' is no key: 40 characters of Z85, as in a "
                              ".public file");
       }
-      if (const auto [known, fresh] = allowed.emplace(*key, std::string(name.str())); !fresh) {
-        return bad(line, "this key is there already, as '" + known->second + "'");
+      auto& entry = allowed[*key];
+      if ((entry.roles & bit) != 0) {
+        return bad(line, "this key is there already, as '" + entry.name + "'");
       }
+      entry.name = name.str();
+      entry.roles |= bit;
     }
   }
   return allowed;

@@ -6,10 +6,12 @@
 //   orders.secret  public = "..."      orders.public  public = "..."
 //                  secret = "..."
 //
-// An allow list names the keys that may connect, by role; roles: worker.
+// An allow list names the keys that may connect, by role; roles: worker, publisher.
 //
 //   [worker]
 //   mail-1 = "..."
+//   [publisher]
+//   till-7 = "..."
 //
 // Threading: pure but for the files. Failure: errors say which file, where in it, and what to do.
 #pragma once
@@ -37,8 +39,13 @@ Result<CurveKeys> read_curve_secret(const std::string& path);
 // The key of a public file (or of a secret one).
 Result<std::string> read_curve_public(const std::string& path);
 
-// Keys that may connect as workers, and their names.
-using AllowedKeys = std::map<std::string, std::string>;
+enum class Role : unsigned { kWorker = 1, kPublisher = 2 };
+// Who may connect, by key.
+struct AllowedKey {
+  std::string name;
+  unsigned roles = 0;  // bits of Role
+};
+using AllowedKeys = std::map<std::string, AllowedKey>;
 Result<AllowedKeys> read_allow_list(const std::string& path);
 
 }  // namespace dray::transport

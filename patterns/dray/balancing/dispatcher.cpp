@@ -45,7 +45,8 @@ struct Dispatcher::State {
         look_up(reader.look_up()),
         core(
             options, spool.take_groups(), spool.recorded_sessions(),
-            [this](std::string_view topic) { return spool.route(topic); }, now()) {}
+            [this](std::string_view topic) { return spool.route(topic); }, now()),
+        desk({options.spool, options.epoch, options.lease, options.publisher_memory}) {}
 
   Now now() const { return {clock.steady(), clock.utc()}; }
 
@@ -61,6 +62,8 @@ struct Dispatcher::State {
   spool::LogReader reader;   // of the backlog
   spool::LogReader look_up;  // of single messages
   DispatcherCore core;
+  DepositDesk desk;
+  std::map<Uuid, std::string> publisher_keys;  // that their sessions began with
   SteadyTime upkeep_at{};
   bool checkpoint_due = false;
   struct User {
@@ -86,6 +89,7 @@ struct Dispatcher::State {
   std::mutex mutex;
   std::condition_variable answered;
   std::vector<spool::Committed> inbox;
+  std::vector<std::pair<DepositDesk::Wanted, Result<Receipt>>> receipts;
   std::vector<std::function<void(Desk&)>> calls;
   std::optional<Error> failure;
   bool stopping = false;
@@ -173,7 +177,8 @@ void Dispatcher::run() {
   idle.add(state.wake_up);
   for (;;) {
     const auto now = state.now();
-    const auto wait = state.core.next_deadline(now) - now.steady;
+    const auto wait =
+        std::min(state.core.next_deadline(now), state.desk.next_deadline(now.steady)) - now.steady;
     auto wait_ms = std::chrono::ceil<Milliseconds>(
                        std::min<std::chrono::nanoseconds>(wait, state.upkeep_at - now.steady))
                        .count();
@@ -207,6 +212,7 @@ void Dispatcher::run() {
       }
       state.core.tick(state.now());
       perform();
+      serve_publishers();
       upkeep();
     }
     if (stopping) break;
@@ -220,16 +226,20 @@ void Dispatcher::run() {
 void Dispatcher::read_inbox() {
   auto& state = *state_;
   std::vector<spool::Committed> inbox;
+  std::vector<std::pair<DepositDesk::Wanted, Result<Receipt>>> receipts;
   std::vector<std::function<void(Desk&)>> calls;
   std::optional<Error> failure;
   {
     const std::lock_guard lock(state.mutex);
     inbox = std::move(state.inbox);
     state.inbox.clear();
+    receipts = std::move(state.receipts);
+    state.receipts.clear();
     calls = std::move(state.calls);
     state.calls.clear();
     failure = state.failure;
   }
+  for (const auto& [wanted, receipt] : receipts) state.desk.on_receipt(wanted, receipt);
   for (const auto& committed : inbox) {
     // Sent while the next batch is still being written.
     state.core.on_committed(committed, state.now());
@@ -265,7 +275,42 @@ void Dispatcher::read_frames() {
       send({received->peer, encode(*refused)});
       continue;
     }
-    state.core.on_frame(received->peer, *frame, state.now());
+    if (state.desk.takes(received->peer, *frame)) {
+      state.desk.on_frame(received->peer, *frame, state.now().steady);
+      // What the frame says is published before the next one is read.
+      serve_publishers();
+    } else {
+      state.core.on_frame(received->peer, *frame, state.now());
+    }
+  }
+}
+
+void Dispatcher::serve_publishers() {
+  auto& state = *state_;
+  state.desk.tick(state.now().steady);
+  auto actions = state.desk.take_actions(state.now().steady);
+  for (const auto& each : actions.sends) {
+    // Whoever does not read its receipts begins anew.
+    if (state.socket.send(each.peer, each.frame) != transport::Sent::kSent) {
+      state.desk.on_unsent(each.peer);
+    }
+  }
+  for (auto& each : actions.publish) {
+    Draft draft = std::exchange(each.draft, {});
+    state.spool.publish_draft(
+        std::move(draft), [&state, wanted = std::move(each)](Result<Receipt> receipt) {
+          // The next incarnation knows: the publisher asks it again.
+          const bool unsure = !receipt.ok() && (receipt.error().code == ErrorCode::kUnknown ||
+                                                receipt.error().code == ErrorCode::kClosed);
+          if (unsure) return;
+          bool wake = false;
+          {
+            const std::lock_guard lock(state.mutex);
+            wake = state.receipts.empty();
+            state.receipts.emplace_back(wanted, std::move(receipt));
+          }
+          if (wake) state.wake_up.wake();
+        });
   }
 }
 
@@ -274,7 +319,15 @@ std::optional<Refused> Dispatcher::intrusion(const transport::RouterSocket::Rece
                                              const ProtocolFrame& frame) {
   auto& state = *state_;
   if (!state.security) return std::nullopt;
-  if (!state.security->authenticator->allows(received.user)) {
+  auto& authenticator = *state.security->authenticator;
+  if (state.desk.takes(received.peer, frame)) {
+    if (!authenticator.allows(received.user, transport::Role::kPublisher)) {
+      state.desk.on_unsent(received.peer);
+      return Refused{"not-allowed", "this key may not be a publisher here (any more)"};
+    }
+    return false_publisher(received, frame);
+  }
+  if (!authenticator.allows(received.user, transport::Role::kWorker)) {
     expel_key(received.user);
     return Refused{"not-allowed", "this key may not be a worker here (any more)"};
   }
@@ -298,6 +351,26 @@ std::optional<Refused> Dispatcher::intrusion(const transport::RouterSocket::Rece
   return std::nullopt;
 }
 
+// No key fences another's publisher.
+std::optional<Refused> Dispatcher::false_publisher(
+    const transport::RouterSocket::Received& received, const ProtocolFrame& frame) {
+  auto& state = *state_;
+  const auto* hello = std::get_if<PublisherHello>(&frame);
+  if (hello == nullptr) return std::nullopt;
+  const auto owner = state.publisher_keys.find(hello->publisher);
+  if (owner != state.publisher_keys.end() && owner->second != received.user &&
+      state.desk.knows(hello->publisher)) {
+    return Refused{"not-allowed", "this publisher belongs to another key"};
+  }
+  state.publisher_keys[hello->publisher] = received.user;
+  if (state.publisher_keys.size() > kUsersMin + 2 * state.desk.sessions()) {
+    std::erase_if(state.publisher_keys, [&](const auto& each) {
+      return each.first != hello->publisher && !state.desk.knows(each.first);
+    });
+  }
+  return std::nullopt;
+}
+
 // What its sessions hold is delivered elsewhere at once.
 void Dispatcher::expel_key(const std::string& key) {
   auto& state = *state_;
@@ -316,12 +389,18 @@ void Dispatcher::expel_disallowed() {
   if (std::exchange(state.allowed_version, version) == version) return;
   std::map<std::string, std::string> out;  // key, where it was last
   for (const auto& [session, user] : state.users) {
-    if (!authenticator.allows(user.key)) out[user.key] = user.peer;
+    if (!authenticator.allows(user.key, transport::Role::kWorker)) out[user.key] = user.peer;
   }
   for (const auto& [key, peer] : out) {
     state.log.warning("a worker's key was taken back: its sessions end", {{"key", key}});
     expel_key(key);
     send({peer, encode(Refused{"not-allowed", "this key may not be a worker here any more"})});
+  }
+  for (const auto& [publisher, key] : state.publisher_keys) {
+    if (authenticator.allows(key, transport::Role::kPublisher)) continue;
+    if (!state.desk.knows(publisher)) continue;
+    state.log.warning("a publisher's key was taken back: its session ends", {{"key", key}});
+    state.desk.expel(publisher, "this key may not be a publisher here any more");
   }
   state.told.clear();
 }

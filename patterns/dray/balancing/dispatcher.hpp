@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 
+#include "dray/balancing/deposit_desk.hpp"
 #include "dray/balancing/dispatcher_core.hpp"
 #include "dray/transport/authenticator.hpp"
 
@@ -66,6 +67,9 @@ class Dispatcher final : public spool::CommitListener {
   void refill(const DispatcherCore::Refill& refill);
   void fetch(const DispatcherCore::Fetch& fetch);
   void read_key(const DispatcherCore::Fetch& wanted);
+  std::optional<Refused> false_publisher(const transport::RouterSocket::Received& received,
+                                         const ProtocolFrame& frame);
+  void serve_publishers();
   void expel_key(const std::string& key);
   void expel_disallowed();
   void upkeep();

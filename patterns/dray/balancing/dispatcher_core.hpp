@@ -41,9 +41,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "dray/balancing/token_bucket.hpp"
 #include "dray/balancing/key_lines.hpp"
 #include "dray/balancing/protocol.hpp"
+#include "dray/balancing/token_bucket.hpp"
 #include "dray/spool/backlog.hpp"
 #include "dray/spool/spool.hpp"
 
@@ -64,6 +64,7 @@ struct DispatcherOptions {
   spool::RetainOptions retain;
   std::int64_t last_utc_ms = 0;               // the latest time that the log names; 0: none
   std::map<std::string, GroupLimits> limits;  // by group; others have none
+  Milliseconds publisher_memory{0};           // for so long the spool knows dedup ids
   std::uint64_t seed = 1;                     // of the jitter
 };
 

@@ -15,6 +15,7 @@ namespace {
 constexpr std::string_view kMagic = "DR";
 constexpr std::size_t kPrefixSize = 4;
 constexpr std::size_t kReasonBytesMax = 4'096;
+constexpr std::size_t kNameBytesMax = 256;
 constexpr std::size_t kEnvelopeBytesMax = (16U << 20) + (1U << 19);
 
 enum class FrameKind : std::uint8_t {
@@ -23,11 +24,15 @@ enum class FrameKind : std::uint8_t {
   kResult = 3,
   kBye = 4,
   kHeartbeat = 5,
+  kPublisherHello = 6,
+  kDeposit = 7,
   kWelcome = 16,
   kRefused = 17,
   kDeliver = 18,
   kConfirm = 19,
   kBacklog = 20,
+  kPublisherWelcome = 21,
+  kReceipts = 22,
 };
 
 std::string prefix(FrameKind kind) {
@@ -140,7 +145,7 @@ Hello read_hello(Fields& fields) {
   hello.retry.jitter = fields.real();
   hello.held = fields.ranges();
   if (hello.retry.jitter < 0 || hello.retry.jitter > 1 || hello.retry.max_attempts == 0 ||
-      hello.worker.size() > 256 || name_fault(hello.group)) {
+      hello.worker.size() > kNameBytesMax || name_fault(hello.group)) {
     fields.refuse();
   }
   return hello;
@@ -203,6 +208,69 @@ Deliver read_deliver(Fields& fields) {
   }
   frame.waiting = fields.natural<std::uint64_t>();
   return frame;
+}
+
+PublisherHello read_publisher_hello(Fields& fields) {
+  PublisherHello hello;
+  hello.publisher = fields.uuid();
+  hello.name = fields.text();
+  hello.next = fields.natural<std::uint64_t>();
+  if (hello.name.size() > kNameBytesMax || hello.next == 0 || hello.publisher.is_nil()) {
+    fields.refuse();
+  }
+  return hello;
+}
+
+Deposit read_deposit(Fields& fields) {
+  Deposit deposit;
+  deposit.first = fields.natural<std::uint64_t>();
+  const Value list = fields.next();
+  if (list.kind() != Value::Kind::kArray || list.size() == 0 || deposit.first == 0 ||
+      deposit.first > UINT64_MAX - kRunSequencesMax) {
+    fields.refuse();
+  }
+  for (std::size_t i = 0; fields.ok() && i < list.size(); ++i) {
+    Fields each(list.at(i), 2, fields.sequences_left());
+    DepositItem item;
+    const auto durability = each.natural<std::uint8_t>();
+    item.envelope = each.binary();
+    if (!each.ok() || durability > 2 || item.envelope.size() > kEnvelopeBytesMax) fields.refuse();
+    if (durability != 0) item.durability = durability == 1 ? Durability::kOs : Durability::kDisk;
+    deposit.items.push_back(item);
+  }
+  return deposit;
+}
+
+PublisherWelcome read_publisher_welcome(Fields& fields) {
+  PublisherWelcome welcome;
+  welcome.spool = fields.uuid();
+  welcome.epoch = fields.natural<std::uint64_t>();
+  welcome.lease_ms = fields.natural<std::uint32_t>();
+  welcome.window_messages = fields.natural<std::uint32_t>();
+  welcome.window_bytes = fields.natural<std::uint64_t>();
+  welcome.memory_ms = fields.natural<std::uint64_t>();
+  return welcome;
+}
+
+Receipts read_receipts(Fields& fields) {
+  Receipts receipts;
+  const Value list = fields.next();
+  if (list.kind() != Value::Kind::kArray) fields.refuse();
+  for (std::size_t i = 0; fields.ok() && i < list.size(); ++i) {
+    Fields each(list.at(i), 7, fields.sequences_left());
+    DepositReceipt receipt;
+    receipt.number = each.natural<std::uint64_t>();
+    receipt.code = each.text();
+    receipt.reason = each.text();
+    receipt.id = each.uuid();
+    receipt.sequence = each.natural<Sequence>();
+    const auto durability = each.natural<std::uint8_t>();
+    receipt.durability = durability == 2 ? Durability::kDisk : Durability::kOs;
+    receipt.duplicate = each.natural<std::uint8_t>() != 0;
+    if (!each.ok() || durability < 1 || durability > 2) fields.refuse();
+    receipts.items.push_back(std::move(receipt));
+  }
+  return receipts;
 }
 
 // Reads a DELIVER without building a tree: it is the frame with the most values. Takes frames of
@@ -287,14 +355,19 @@ std::size_t field_count(FrameKind kind) {
       return 10;
     case FrameKind::kWelcome:
       return 4;
+    case FrameKind::kPublisherWelcome:
+      return 6;
     case FrameKind::kDeliver:
+    case FrameKind::kPublisherHello:
       return 3;
     case FrameKind::kWindow:
     case FrameKind::kRefused:
+    case FrameKind::kDeposit:
       return 2;
     case FrameKind::kResult:
     case FrameKind::kConfirm:
     case FrameKind::kBacklog:
+    case FrameKind::kReceipts:
       return 1;
     case FrameKind::kBye:
     case FrameKind::kHeartbeat:
@@ -416,6 +489,61 @@ std::string encode(const Backlog& frame) {
   return bytes;
 }
 
+std::string encode(const PublisherHello& frame) {
+  std::string bytes = prefix(FrameKind::kPublisherHello);
+  Encoder encoder(bytes);
+  encoder.array(3);
+  encoder.binary(frame.publisher.view());
+  encoder.text(frame.name);
+  encoder.natural(frame.next);
+  return bytes;
+}
+
+std::string encode(const Deposit& frame) {
+  std::string bytes = prefix(FrameKind::kDeposit);
+  Encoder encoder(bytes);
+  encoder.array(2);
+  encoder.natural(frame.first);
+  encoder.array(frame.items.size());
+  for (const auto& item : frame.items) {
+    encoder.array(2);
+    encoder.natural(!item.durability ? 0U : *item.durability == Durability::kOs ? 1U : 2U);
+    encoder.binary(item.envelope);
+  }
+  return bytes;
+}
+
+std::string encode(const PublisherWelcome& frame) {
+  std::string bytes = prefix(FrameKind::kPublisherWelcome);
+  Encoder encoder(bytes);
+  encoder.array(6);
+  encoder.binary(frame.spool.view());
+  encoder.natural(frame.epoch);
+  encoder.natural(frame.lease_ms);
+  encoder.natural(frame.window_messages);
+  encoder.natural(frame.window_bytes);
+  encoder.natural(frame.memory_ms);
+  return bytes;
+}
+
+std::string encode(const Receipts& frame) {
+  std::string bytes = prefix(FrameKind::kReceipts);
+  Encoder encoder(bytes);
+  encoder.array(1);
+  encoder.array(frame.items.size());
+  for (const auto& item : frame.items) {
+    encoder.array(7);
+    encoder.natural(item.number);
+    encoder.text(item.code);
+    encoder.text(item.reason);
+    encoder.binary(item.id.view());
+    encoder.natural(item.sequence);
+    encoder.natural(item.durability == Durability::kDisk ? 2U : 1U);
+    encoder.natural(item.duplicate ? 1U : 0U);
+  }
+  return bytes;
+}
+
 Result<ProtocolFrame> decode_frame(std::string_view bytes) {
   const Error fault{ErrorCode::kCorrupt, "not a frame of the balancing protocol", "", 0};
   if (bytes.size() < kPrefixSize || bytes.substr(0, 2) != kMagic) return fault;
@@ -480,6 +608,18 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
       break;
     case FrameKind::kBacklog:
       frame = Backlog{fields.natural<std::uint64_t>()};
+      break;
+    case FrameKind::kPublisherHello:
+      frame = read_publisher_hello(fields);
+      break;
+    case FrameKind::kDeposit:
+      frame = read_deposit(fields);
+      break;
+    case FrameKind::kPublisherWelcome:
+      frame = read_publisher_welcome(fields);
+      break;
+    case FrameKind::kReceipts:
+      frame = read_receipts(fields);
       break;
   }
   if (!fields.ok()) return fault;

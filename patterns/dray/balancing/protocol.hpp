@@ -1,4 +1,5 @@
-// Protocol: the frames between dispatcher and worker (patterns/PROTOCOL.md). Pure.
+// Protocol: the frames between dispatcher and worker, and dispatcher and remote publisher
+// (patterns/PROTOCOL.md). Pure.
 //
 // Threading: values and pure functions. Failure: decode returns kCorrupt for bytes that are no
 // frame of this version and kUnsupported for another version; it never throws.
@@ -6,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -105,8 +107,48 @@ struct Backlog {
   std::uint64_t waiting = 0;
 };
 
-using ProtocolFrame = std::variant<Hello, Window, ResultFrame, Bye, Heartbeat, Welcome, Refused,
-                                   Deliver, Confirm, Backlog>;
+// publisher -> dispatcher: its session begins, or begins again after a broken connection
+struct PublisherHello {
+  Uuid publisher;          // drawn at random, for the life of the publisher
+  std::string name;        // for people
+  std::uint64_t next = 1;  // the lowest of its deposits without a receipt
+};
+struct DepositItem {
+  std::optional<Durability> durability;  // nothing: the spool's own
+  // Its id and published_at are given anew by the spool. Empty: this one had its receipt before.
+  std::string_view envelope;
+};
+// publisher -> dispatcher: deposits `first`, `first` + 1, ...
+struct Deposit {
+  std::uint64_t first = 1;
+  std::vector<DepositItem> items;
+};
+// dispatcher -> publisher
+struct PublisherWelcome {
+  Uuid spool;
+  std::uint64_t epoch = 0;
+  std::uint32_t lease_ms = 0;
+  std::uint32_t window_messages = 1;  // cap on deposits without a receipt
+  std::uint64_t window_bytes = 1;     // the same in bytes of envelopes; one may exceed it
+  std::uint64_t memory_ms = 0;        // for so long a repeated deposit is recognised
+};
+struct DepositReceipt {
+  std::uint64_t number = 0;  // of the deposit
+  std::string code;          // empty: accepted; else as error_code_name()
+  std::string reason;
+  Uuid id;
+  Sequence sequence = 0;
+  Durability durability = Durability::kOs;
+  bool duplicate = false;
+};
+// dispatcher -> publisher
+struct Receipts {
+  std::vector<DepositReceipt> items;
+};
+
+using ProtocolFrame =
+    std::variant<Hello, Window, ResultFrame, Bye, Heartbeat, Welcome, Refused, Deliver, Confirm,
+                 Backlog, PublisherHello, Deposit, PublisherWelcome, Receipts>;
 
 std::string encode(const Hello& frame);
 std::string encode(const Window& frame);
@@ -118,6 +160,10 @@ std::string encode(const Refused& frame);
 std::string encode(const Deliver& frame);
 std::string encode(const Confirm& frame);
 std::string encode(const Backlog& frame);
+std::string encode(const PublisherHello& frame);
+std::string encode(const Deposit& frame);
+std::string encode(const PublisherWelcome& frame);
+std::string encode(const Receipts& frame);
 
 Result<ProtocolFrame> decode_frame(std::string_view bytes);
 

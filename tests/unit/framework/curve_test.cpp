@@ -106,7 +106,7 @@ TEST_CASE("an allow list that is wrong says what and where") {
   test::TemporaryFolder folder;
   const auto keys = make_curve_keys();
   write(folder / "a", "[worker]\n" + entry("mail 1", keys), 0644);
-  CHECK(read_allow_list(folder / "a")->at(keys.public_key) == "mail 1");
+  CHECK(read_allow_list(folder / "a")->at(keys.public_key).name == "mail 1");
   const auto fault = [&](const std::string& text) {
     write(folder / "a", text);
     const auto read = read_allow_list(folder / "a");
@@ -157,18 +157,18 @@ TEST_CASE("only keys that are allowed get in, and their messages carry them") {
   }
 
   // Given and taken back without a restart.
-  CHECK(!(*authenticator)->allows(stranger.public_key));
+  CHECK(!(*authenticator)->allows(stranger.public_key, Role::kWorker));
   write(folder / "allow", "[worker]\n" + entry("b", stranger) + "# friendly is gone\n");
-  CHECK((*authenticator)->allows(stranger.public_key));
-  CHECK(!(*authenticator)->allows(friendly.public_key));
+  CHECK((*authenticator)->allows(stranger.public_key, Role::kWorker));
+  CHECK(!(*authenticator)->allows(friendly.public_key, Role::kWorker));
   DealerSocket again(other, client_of(stranger, server));  // `bad` was turned away for good
   REQUIRE(again.connect(endpoint).ok());
   REQUIRE(send(again, kLong));
   CHECK(receive(router, kLong)->user == stranger.public_key);
   // A list that is broken changes nothing.
   write(folder / "allow", "[worker]\nbroken");
-  CHECK((*authenticator)->allows(stranger.public_key));
-  CHECK(!(*authenticator)->allows(friendly.public_key));
+  CHECK((*authenticator)->allows(stranger.public_key, Role::kWorker));
+  CHECK(!(*authenticator)->allows(friendly.public_key, Role::kWorker));
 }
 
 TEST_CASE("without an authenticator nobody gets in, and the self-test knows when somebody does") {

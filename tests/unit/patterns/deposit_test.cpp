@@ -1,0 +1,326 @@
+// Remote publishing: both cores over a network that breaks, to a spool that restarts, from a seed.
+#include <catch2/catch.hpp>
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <map>
+#include <random>
+
+#include "dray/balancing/deposit_core.hpp"
+#include "dray/balancing/deposit_desk.hpp"
+#include "support/seeds.hpp"
+
+using namespace dray;
+using namespace dray::balancing;
+using namespace std::chrono_literals;
+
+namespace {
+
+const Uuid kPublisher = *Uuid::from_text("00000000-0000-4000-8000-000000000001");
+const Uuid kSpool = *Uuid::from_text("00000000-0000-4000-8000-0000000000aa");
+
+std::string envelope_of(const std::string& body, const std::string& dedup = "") {
+  Draft draft{"t", to_bytes(body), {}};
+  draft.options.dedup = dedup;
+  return encode_envelope(draft, Uuid{}, UtcTime(Milliseconds(1)));
+}
+
+struct World {
+  explicit World(std::uint64_t seed) : random(seed) { restart(); }
+
+  std::uint64_t draw(std::uint64_t below) { return random() % below; }
+  SteadyTime now() const { return clock.steady(); }
+
+  // --- the spool: commits when told, remembers dedup ids, may be full ---
+  void restart() {
+    ++epoch;
+    DepositOptions options;
+    options.spool = kSpool;
+    options.epoch = epoch;
+    options.lease = 1s;
+    options.memory = std::chrono::hours(1);
+    options.window_messages = 1 + static_cast<std::uint32_t>(draw(20));
+    options.window_bytes = 1U << (8 + draw(6));
+    desk = std::make_unique<DepositDesk>(options);
+    // Some commits were made, their receipts were not sent.
+    committing.resize(committing.empty() ? 0 : draw(committing.size() + 1));
+    for (auto& each : committing) (void)accept(each);
+    committing.clear();
+  }
+  Result<Receipt> accept(const DepositDesk::Wanted& wanted) {
+    const auto& dedup = wanted.draft.options.dedup;
+    const auto [entry, fresh] = by_dedup.try_emplace(dedup, accepted.size() + 1);
+    if (fresh) accepted.push_back(*from_bytes<std::string>(wanted.draft.body));
+    return Receipt{Uuid{}, entry->second, Durability::kDisk, !fresh};
+  }
+  void commit() {
+    for (auto& each : std::exchange(committing, {})) {
+      if (full && by_dedup.count(each.draft.options.dedup) == 0) {
+        desk->on_receipt(each, Error{ErrorCode::kFull, "full", "", 0});
+      } else {
+        desk->on_receipt(each, accept(each));
+      }
+    }
+  }
+
+  // --- the network ---
+  void connect() {
+    if (up) return;
+    up = true;
+    ++connection;
+    core.on_connected(now());
+  }
+  void disconnect() {
+    if (!up) return;
+    up = false;
+    to_desk.clear();
+    to_core.clear();
+    core.on_disconnected();
+  }
+  std::string peer() const { return "peer " + std::to_string(connection); }
+
+  void pump() {
+    core.tick(now());
+    desk->tick(now());
+    auto from_core = core.take_actions(now());
+    for (auto& answer : from_core.answers) answer.done(std::move(answer.receipt));
+    for (auto& frame : from_core.frames) {
+      if (up) to_desk.push_back(std::move(frame));
+    }
+    if (from_core.reconnect) disconnect();
+    for (std::size_t i = draw(to_desk.size() + 1); i > 0; --i) {
+      const auto bytes = std::move(to_desk.front());
+      to_desk.pop_front();
+      const auto frame = decode_frame(bytes);
+      REQUIRE(frame.ok());
+      desk->on_frame(peer(), *frame, now());
+      auto actions = desk->take_actions(now());
+      for (auto& each : actions.publish) committing.push_back(std::move(each));
+      keep(actions);
+    }
+    auto actions = desk->take_actions(now());
+    REQUIRE(actions.publish.empty());
+    keep(actions);
+    for (std::size_t i = draw(to_core.size() + 1); i > 0; --i) {
+      const auto bytes = std::move(to_core.front());
+      to_core.pop_front();
+      const auto frame = decode_frame(bytes);
+      REQUIRE(frame.ok());
+      core.on_frame(*frame, now());
+    }
+  }
+  void keep(const DepositDesk::Actions& actions) {
+    for (const auto& each : actions.sends) {
+      if (!up || each.peer != peer()) {
+        desk->on_unsent(each.peer);
+        continue;
+      }
+      const auto frame = decode_frame(each.frame);
+      if (const auto* refused = std::get_if<Refused>(&*frame)) {
+        INFO(refused->code << ": " << refused->reason);
+        REQUIRE(refused->code == "unknown-session");  // nothing else is the publisher's fault
+      }
+      to_core.push_back(each.frame);
+    }
+  }
+
+  void publish() {
+    const std::size_t index = answers.size();
+    answers.emplace_back();
+    core.publish(
+        envelope_of(std::to_string(index)), std::nullopt,
+        [this, index](Result<Receipt> receipt) { answers[index].push_back(std::move(receipt)); },
+        now());
+  }
+
+  std::mt19937_64 random;
+  VirtualClock clock;
+  std::uint64_t epoch = 0;
+  std::unique_ptr<DepositDesk> desk;
+  DepositCore core{kPublisher, "p", 1h};
+  std::vector<DepositDesk::Wanted> committing;
+  std::map<std::string, Sequence> by_dedup;
+  std::vector<std::string> accepted;
+  bool full = false;
+  bool up = false;
+  std::uint64_t connection = 0;
+  std::deque<std::string> to_desk, to_core;
+  std::vector<std::vector<Result<Receipt>>> answers;
+};
+
+}  // namespace
+
+TEST_CASE(
+    "what is published over a network that breaks is accepted once, in order, and answered once") {
+  test::run_seeds(1, test::times_deep(2'000), [](std::uint64_t seed) -> std::optional<std::string> {
+    INFO("seed " << seed);
+    World world(seed);
+    const bool may_be_full = seed % 2 == 0;
+    for (int turn = 0; turn < 300; ++turn) {
+      world.clock.advance(Milliseconds(world.draw(30)));
+      switch (world.draw(12)) {
+        case 0:
+          world.disconnect();
+          break;
+        case 1:
+          if (world.draw(4) == 0) {
+            world.disconnect();
+            world.restart();
+          }
+          break;
+        case 2:
+          world.full = may_be_full && world.draw(4) == 0;
+          break;
+        case 3:
+        case 4:
+          world.commit();
+          break;
+        case 5:
+        case 6:
+        case 7:
+          if (world.answers.size() < 60) world.publish();
+          break;
+        default:
+          world.connect();
+      }
+      world.pump();
+    }
+    world.full = false;
+    for (int turn = 0; turn < 5'000 && world.core.pending() > 0; ++turn) {
+      world.clock.advance(10ms);
+      world.connect();
+      world.commit();
+      world.pump();
+    }
+    world.pump();  // the last answers
+    REQUIRE(world.core.pending() == 0);
+    REQUIRE(world.core.pending_bytes() == 0);
+    std::vector<std::string> wanted;
+    for (std::size_t i = 0; i < world.answers.size(); ++i) {
+      INFO("message " << i);
+      REQUIRE(world.answers[i].size() == 1);
+      const auto& answer = world.answers[i].front();
+      if (answer.ok()) {
+        wanted.push_back(std::to_string(i));
+        REQUIRE(world.accepted.at(answer->sequence - 1) == wanted.back());
+      } else {
+        REQUIRE(answer.error().code == ErrorCode::kFull);
+      }
+    }
+    // Once, and nothing that was refused. In order, unless a refusal was lost: then what was refused is
+    // deposited again, behind what was not.
+    if (may_be_full) {
+      std::sort(wanted.begin(), wanted.end());
+      std::sort(world.accepted.begin(), world.accepted.end());
+    }
+    REQUIRE(world.accepted == wanted);
+    return std::nullopt;
+  });
+}
+
+TEST_CASE("a message without a receipt in time is unknown if it was sent, and else was not") {
+  VirtualClock clock;
+  DepositCore core(kPublisher, "p", 5s);
+  std::vector<ErrorCode> codes;
+  const auto note = [&](const Result<Receipt>& receipt) { codes.push_back(receipt.error().code); };
+  core.publish(envelope_of("1"), std::nullopt, note, clock.steady());
+  core.on_connected(clock.steady());
+  core.on_frame(PublisherWelcome{kSpool, 1, 10'000, 1, 1'000, 3'600'000}, clock.steady());
+  (void)core.take_actions(clock.steady());
+  core.publish(envelope_of("2"), std::nullopt, note, clock.steady());  // no room in the window
+  clock.advance(5s);
+  core.tick(clock.steady());
+  for (auto& each : core.take_actions(clock.steady()).answers) each.done(each.receipt);
+  CHECK(codes == std::vector<ErrorCode>{ErrorCode::kUnknown, ErrorCode::kTimeout});
+  CHECK(core.pending() == 0);
+}
+
+TEST_CASE("what the spool has forgotten, or another spool, is not sent again") {
+  const bool other = GENERATE(false, true);
+  VirtualClock clock;
+  DepositCore core(kPublisher, "p", 5h);
+  std::vector<ErrorCode> codes;
+  core.publish(
+      envelope_of("1"), std::nullopt,
+      [&](const Result<Receipt>& receipt) { codes.push_back(receipt.error().code); },
+      clock.steady());
+  core.on_connected(clock.steady());
+  core.on_frame(PublisherWelcome{kSpool, 1, 10'000, 100, 1'000, 3'600'000}, clock.steady());
+  CHECK(core.take_actions(clock.steady()).frames.size() == 2);
+  core.on_disconnected();
+  if (!other) clock.advance(2h);
+  core.on_connected(clock.steady());
+  core.on_frame(PublisherWelcome{other ? kPublisher : kSpool, 2, 10'000, 100, 1'000, 3'600'000},
+                clock.steady());
+  auto actions = core.take_actions(clock.steady());
+  REQUIRE(actions.answers.size() == 1);
+  actions.answers[0].done(actions.answers[0].receipt);
+  CHECK(codes == std::vector<ErrorCode>{ErrorCode::kUnknown});
+  for (const auto& frame : actions.frames) {
+    CHECK(!std::holds_alternative<Deposit>(*decode_frame(frame)));
+  }
+}
+
+TEST_CASE("a gap, too much, and a second session of one publisher end a session; others go on") {
+  VirtualClock clock;
+  DepositOptions options;
+  options.window_messages = 2;
+  DepositDesk desk(options);
+  const auto refusals = [&] {
+    std::vector<std::string> codes;
+    for (const auto& each : desk.take_actions(clock.steady()).sends) {
+      const auto frame = decode_frame(each.frame);
+      if (const auto* refused = std::get_if<Refused>(&*frame)) {
+        codes.push_back(each.peer + " " + refused->code);
+      }
+    }
+    return codes;
+  };
+  const auto bytes = envelope_of("x");
+  const auto deposit = [&](std::uint64_t first, std::size_t count) {
+    Deposit frame;
+    frame.first = first;
+    frame.items.resize(count, {std::nullopt, bytes});
+    return frame;
+  };
+  using Codes = std::vector<std::string>;
+  desk.on_frame("a", deposit(1, 1), clock.steady());
+  CHECK(refusals() == Codes{"a unknown-session"});
+  desk.on_frame("a", PublisherHello{kPublisher, "p", 5}, clock.steady());
+  desk.on_frame("a", deposit(6, 1), clock.steady());
+  CHECK(refusals() == Codes{"a gap"});
+  desk.on_frame("a", PublisherHello{kPublisher, "p", 5}, clock.steady());
+  desk.on_frame("a", deposit(5, 3), clock.steady());
+  CHECK(refusals() == Codes{"a window"});
+  desk.on_frame("a", PublisherHello{kPublisher, "p", 5}, clock.steady());
+  desk.on_frame("b", PublisherHello{kSpool, "other", 1}, clock.steady());
+  desk.on_frame("c", PublisherHello{kPublisher, "twin", 1}, clock.steady());
+  CHECK(refusals() == Codes{"a fenced"});
+  CHECK(desk.sessions() == 2);
+  clock.advance(11s);
+  desk.tick(clock.steady());
+  CHECK(desk.sessions() == 0);
+}
+
+TEST_CASE("a deposit that is no envelope is refused alone") {
+  VirtualClock clock;
+  DepositDesk desk(DepositOptions{});
+  desk.on_frame("a", PublisherHello{kPublisher, "p", 1}, clock.steady());
+  const auto good = envelope_of("x", "mine");
+  Deposit frame;
+  frame.items = {{std::nullopt, "nonsense"}, {Durability::kOs, good}};
+  desk.on_frame("a", frame, clock.steady());
+  const auto actions = desk.take_actions(clock.steady());
+  REQUIRE(actions.publish.size() == 1);
+  CHECK(actions.publish[0].draft.options.dedup == "mine");
+  CHECK(actions.publish[0].draft.options.durability == Durability::kOs);
+  bool told = false;
+  for (const auto& each : actions.sends) {
+    const auto sent = decode_frame(each.frame);
+    if (const auto* receipts = std::get_if<Receipts>(&*sent)) {
+      told = receipts->items.size() == 1 && receipts->items[0].number == 1 &&
+             receipts->items[0].code == "invalid";
+    }
+  }
+  CHECK(told);
+}
