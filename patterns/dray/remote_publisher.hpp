@@ -30,7 +30,7 @@
 namespace dray {
 
 struct RemotePublisherSettings {
-  std::string endpoint;            // "ipc://path", "tcp://host:7000"
+  std::string endpoint = {};       // "ipc://path", "tcp://host:7000"
   std::string name = "publisher";  // for people; at most 256 bytes
   // CURVE: this publisher's keys, and the public key of the spool. Without them the endpoint must
   // be on this machine.
