@@ -13,6 +13,7 @@
 
 #include "dray/admin_server.hpp"
 #include "dray/plugin/plugin_library.hpp"
+#include "dray/remote_publisher.hpp"
 #include "dray/spooler.hpp"
 #include "dray/text.hpp"
 #include "dray/transport/curve.hpp"
@@ -63,7 +64,9 @@ class NoPublisher final : public Publisher {
  public:
   void publish_draft(Draft, ReceiptCallback done) override {
     done(Error{ErrorCode::kUnroutable,
-               "this app publishes nowhere; give it publish = \"SPOOL\" in the config", "", 0});
+               "this app publishes nowhere; give it publish = \"SPOOL\" or publish_to = "
+               "\"ENDPOINT\" in the config",
+               "", 0});
   }
 };
 
@@ -79,6 +82,7 @@ void exit_by(Milliseconds deadline, const Log& log) {
 struct Parts {
   std::unique_ptr<http::Server> admin;
   std::unique_ptr<Spooler> spooler;
+  std::unique_ptr<RemotePublisher> remote;
   std::unique_ptr<Worker> worker;
   std::unique_ptr<HostedSource> source;
   NoPublisher nowhere;
@@ -123,12 +127,17 @@ SpoolerOptions spooler_options(const config::SpoolConfig& spool, Ending& ending,
   return options;
 }
 
+// For people: host, app and process.
+std::string node_name(const config::AppConfig& app) {
+  char host[256] = "localhost";
+  (void)gethostname(host, sizeof(host) - 1);
+  return (std::string(host) + "/" + app.name + "/" + std::to_string(getpid())).substr(0, 256);
+}
+
 WorkerSettings worker_settings(const config::AppConfig& app, const HandlerPolicy& policy,
                                Ending& ending, const Log& log) {
   WorkerSettings settings;
-  char host[256] = "localhost";
-  (void)gethostname(host, sizeof(host) - 1);
-  settings.name = std::string(host) + "/" + app.name + "/" + std::to_string(getpid());
+  settings.name = node_name(app);
   settings.group = app.consume->group;
   settings.endpoints = app.consume->endpoints;
   if (const auto& keys = app.keys) {
@@ -146,6 +155,21 @@ WorkerSettings worker_settings(const config::AppConfig& app, const HandlerPolicy
   return settings;
 }
 
+RemotePublisherSettings remote_settings(const config::AppConfig& app, const Log& log) {
+  RemotePublisherSettings settings;
+  settings.endpoint = *app.publish_to;
+  settings.name = node_name(app);
+  if (app.keys) {
+    const auto server = app.keys->servers.find(*app.publish_to);
+    if (server != app.keys->servers.end()) {
+      settings.keys = RemotePublisherSettings::Keys{app.keys->public_key, app.keys->secret_key,
+                                                    server->second};
+    }
+  }
+  settings.log = log;
+  return settings;
+}
+
 Status start_parts(const config::Config& config, const config::AppConfig& app,
                    const PluginLibrary& plugin, Parts& parts, Ending& ending, const Log& log) {
   if (app.publish) {
@@ -156,6 +180,11 @@ Status start_parts(const config::Config& config, const config::AppConfig& app,
     auto admin = start_admin_server(*parts.spooler, spool.directory, log);
     if (!admin.ok()) return admin.error();
     parts.admin = std::move(*admin);
+  }
+  if (app.publish_to) {
+    auto remote = RemotePublisher::connect(remote_settings(app, log));
+    if (!remote.ok()) return remote.error();
+    parts.remote = std::move(*remote);
   }
   if (app.source) {
     auto source = plugin.create_source(*app.source, app.settings, log);
@@ -172,7 +201,9 @@ Status start_parts(const config::Config& config, const config::AppConfig& app,
     parts.worker = std::move(*worker);
   }
   if (!parts.source) return {};
-  Publisher& publisher = parts.spooler ? static_cast<Publisher&>(*parts.spooler) : parts.nowhere;
+  Publisher& publisher = parts.spooler  ? static_cast<Publisher&>(*parts.spooler)
+                         : parts.remote ? static_cast<Publisher&>(*parts.remote)
+                                        : parts.nowhere;
   parts.source_thread = std::thread([&parts, &publisher, &ending, log] {
     const auto ended = parts.source->run(publisher, parts.source_stop.get_token());
     if (!ended.ok()) log.error("the source failed: " + ended.error().text());
@@ -189,6 +220,7 @@ void stop_parts(Parts& parts, Milliseconds drain) {
     parts.worker->stop();
   }
   if (parts.source_thread.joinable()) parts.source_thread.join();
+  if (parts.remote) (void)parts.remote->stop(drain);
   // The admin server's memory outlives the spool: a receipt's callback may hold a connection.
   if (parts.admin) parts.admin->stop();
   if (parts.spooler) parts.spooler->stop();

@@ -31,7 +31,7 @@ set(public_headers
   framework/dray/publisher.hpp framework/dray/result.hpp framework/dray/settings.hpp
   framework/dray/text.hpp framework/dray/trace.hpp framework/dray/uuid.hpp
   patterns/dray/group_limits.hpp patterns/dray/message_life.hpp patterns/dray/pipeline.hpp
-  patterns/dray/request_reply.hpp patterns/dray/spooler.hpp patterns/dray/testing.hpp
+  patterns/dray/remote_publisher.hpp patterns/dray/request_reply.hpp patterns/dray/spooler.hpp patterns/dray/testing.hpp
   patterns/dray/worker.hpp)
 install(FILES ${public_headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/dray COMPONENT dev)
 install(TARGETS dray_library dray_testing dray_plugin dray_plugin_old_abi EXPORT dray-targets

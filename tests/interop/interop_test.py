@@ -132,6 +132,34 @@ class Interop(unittest.TestCase):
         self.assertEqual([each for each, count in starts.items() if count > 1], [])
         self.assertEqual(producer.status()["dead"], 0)
 
+    def test_a_publisher_s_messages_are_accepted_once_through_kills_of_the_producer(self):
+        count = 6000
+        producer = self.keep(Producer(self.folder))
+        publisher = self.keep(Process(sys.executable, f"{HERE}/publisher.py", self.endpoint, "numbered", "0",
+                                      str(count)))
+        refused = self.keep(Process(sys.executable, f"{HERE}/publisher.py", self.endpoint, "nobody.takes", "0", "3"))
+        wait_until(lambda: len(refused.said("refused")) == 3, "a topic without a group is refused")
+        self.assertEqual({line[2] for line in refused.said("refused")}, {"unroutable"})
+        kills = 0
+        while len(publisher.said("receipt")) < count:
+            seen = len(publisher.said("receipt"))
+            wait_until(lambda: len(publisher.said("receipt")) > seen, "receipts come")
+            if kills < 4:
+                producer.kill()
+                producer = self.keep(Producer(self.folder))
+                kills += 1
+        self.assertEqual(publisher.process.wait(20), 0)
+        self.assertEqual(kills, 4)
+        receipts = publisher.said("receipt")
+        self.assertEqual([int(line[1]) for line in receipts], list(range(count)))
+        sequences = [int(line[2]) for line in receipts]
+        self.assertEqual(sequences, sorted(set(sequences)))     # in order, each a message of its own
+        self.assertEqual(producer.status()["pending"], count)   # and nothing twice
+        worker = self.worker()
+        wait_until(lambda: producer.status()["done"] == count, "all are settled")
+        handled = collections.Counter(line[3] for line in worker.said("start"))
+        self.assertEqual(set(handled.values()), {1})
+
     def test_retry_reject_and_curve_at_a_spool_of_its_own(self):
         """The commands make keys, serve the spool, publish and show what became of it."""
         def dray(*arguments):

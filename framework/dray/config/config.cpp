@@ -435,7 +435,9 @@ void add_spool_keys(const SpoolConfig& spool, const toml::table& table, const st
 
 std::optional<ConsumeConfig> read_consume(const toml::table& table, const std::string& name,
                                           const std::map<std::string, SpoolConfig>& spools,
-                                          const toml::table* keys_table, const std::string& file,
+                                          const toml::table* keys_table,
+                                          const std::optional<std::string>& publish_to,
+                                          const std::string& file,
                                           std::optional<AppKeysConfig>& keys, Faults& faults) {
   TableReader reader(table, name + ".consume", faults);
   ConsumeConfig consume;
@@ -447,6 +449,7 @@ std::optional<ConsumeConfig> read_consume(const toml::table& table, const std::s
   for (const auto& each : from) {
     if (each.find("://") != std::string::npos) endpoints.push_back(each);
   }
+  if (publish_to && publish_to->find("://") != std::string::npos) endpoints.push_back(*publish_to);
   if (keys_table != nullptr) keys = read_app_keys(*keys_table, name, endpoints, file, faults);
   for (const auto& each : from) {
     if (each.find("://") != std::string::npos) {
@@ -482,6 +485,39 @@ std::optional<ConsumeConfig> read_consume(const toml::table& table, const std::s
   return consume;
 }
 
+// `app.publish_to` is a spool of this file, or an endpoint; it becomes an endpoint.
+void read_publish_to(const toml::table& table, const std::map<std::string, SpoolConfig>& spools,
+                     const toml::table* keys_table, const std::string& file, AppConfig& app,
+                     Faults& faults) {
+  const std::string path = "app." + app.name;
+  const auto& node = *table.get("publish_to");
+  if (app.publish) {
+    faults.add(node, path + " has 'publish' and 'publish_to'; an app publishes to one spool");
+  }
+  if (!app.source) {
+    faults.add(node, path + " publishes, so it needs 'source'");
+  }
+  if (app.publish_to->find("://") != std::string::npos) {
+    if (keys_table != nullptr && !app.keys) {
+      app.keys = read_app_keys(*keys_table, path, {*app.publish_to}, file, faults);
+    }
+    check_endpoint(node, *app.publish_to, false,
+                   app.keys && app.keys->servers.count(*app.publish_to) != 0, faults);
+    return;
+  }
+  const auto spool = spools.find(*app.publish_to);
+  if (spool == spools.end()) {
+    return faults.add(node, "no spool '" + *app.publish_to +
+                                "' in this file; name one, or give an endpoint like "
+                                "\"tcp://orders.example.org:7000\"");
+  }
+  if (spool->second.bind.empty()) {
+    faults.add(node, "spool '" + *app.publish_to + "' has no 'bind', so only its owner can publish");
+  }
+  add_spool_keys(spool->second, table, path, keys_table != nullptr, app.keys, faults);
+  app.publish_to = local_endpoint(spool->second.bind);
+}
+
 AppConfig read_app(const std::string& name, const toml::table& table,
                    const std::map<std::string, SpoolConfig>& spools, const std::string& file,
                    Faults& faults) {
@@ -494,12 +530,16 @@ AppConfig read_app(const std::string& name, const toml::table& table,
   app.handler = reader.text("handler");
   app.source = reader.text("source");
   app.publish = reader.text("publish");
+  app.publish_to = reader.text("publish_to");
   const auto* keys = reader.subtable("keys");
   if (const auto* consume = reader.subtable("consume")) {
-    app.consume = read_consume(*consume, path, spools, keys, file, app.keys, faults);
-  } else if (keys != nullptr) {
-    faults.add(*keys, path + " has 'keys', but takes from nowhere; a spool has keys of its own");
+    app.consume =
+        read_consume(*consume, path, spools, keys, app.publish_to, file, app.keys, faults);
+  } else if (keys != nullptr && !app.publish_to) {
+    faults.add(*keys, path + " has 'keys', but takes from nowhere and publishes to no other's "
+                             "spool; a spool has keys of its own");
   }
+  if (app.publish_to) read_publish_to(table, spools, keys, file, app, faults);
   reader.integer("threads", app.policy.threads, 1, 1024);
   reader.integer("window", app.window, 1, 100'000);
   reader.duration("timeout", app.policy.timeout);

@@ -79,6 +79,8 @@ struct AppConfig {
   std::optional<std::string> handler;
   std::optional<std::string> source;
   std::optional<std::string> publish;  // a spool of this file, owned and served by this app
+  // The endpoint of a spool that another app, here or elsewhere, serves; not with `publish`.
+  std::optional<std::string> publish_to;
   std::optional<ConsumeConfig> consume;
   std::optional<AppKeysConfig> keys;
   std::uint32_t window = 8'192;
