@@ -9,6 +9,7 @@
 #include "dray/config/config.hpp"
 #include "dray/node.hpp"
 #include "dray/plugin/plugin_library.hpp"
+#include "dray/standard_error_log.hpp"
 #include "dray/supervisor.hpp"
 #include "dray/text.hpp"
 #include "dray/transport/curve.hpp"

@@ -9,6 +9,7 @@
 #include "dray/node.hpp"
 #include "dray/queue_commands.hpp"
 #include "dray/spool_commands.hpp"
+#include "dray/standard_error_log.hpp"
 #include "dray/supervisor.hpp"
 
 namespace {

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -70,7 +71,6 @@ constexpr const char* kHandlerTest =
 #include "handler.hpp"
 
 int main() {
-  using dray::testing::Counts;
   dray::testing::Harness queue;
   queue.handle<@Class@>("@name@", {"@name@.task"});
   queue.observe({"@name@.done"});
@@ -83,7 +83,7 @@ int main() {
   queue.crash_next("@name@", dray::testing::CrashPoint::kAfterHandler);
   if (!queue.settle()) std::cerr << "something still waits\n";
   const auto counts = queue.counts("@name@");
-  const bool good = counts == Counts{.done = 2, .dead = 1} &&
+  const bool good = counts == dray::testing::Counts{.done = 2, .dead = 1} &&
                     queue.dead("@name@").at(0).reason == "nothing to do" &&
                     queue.published<Task>("@name@.done").size() == 2;
   if (!good) std::cerr << "not as expected: " << counts << "\n";
@@ -226,7 +226,11 @@ bool is_good(const std::string& name) {
   for (const char each : name) {
     if (!known(static_cast<unsigned char>(each))) return false;
   }
-  return camel_case(name) != "Task" && camel_case(name) != "Tick";
+  // Types of the project, macros and types of C, and targets of CMake.
+  static const std::set<std::string> kTaken{
+      "Task", "Tick", "NULL",    "EOF",        "FILE",       "all",           "clean",
+      "help", "test", "install", "preinstall", "edit_cache", "rebuild_cache", "package"};
+  return kTaken.count(name) == 0 && kTaken.count(camel_case(name)) == 0;
 }
 
 }  // namespace
@@ -236,7 +240,7 @@ int new_command(NewKind kind, const std::string& name, const std::string& folder
     return fail({ErrorCode::kInvalid,
                  "'" + name +
                      "' cannot be the name of a project: letters, digits, '-' and '_', "
-                     "beginning with a letter, at most 64; not 'task' or 'tick'",
+                     "beginning with a letter, at most 64; and none that CMake or C has taken",
                  "", 0});
   }
   const bool handler = kind == NewKind::kHandler;

@@ -162,8 +162,8 @@ RemotePublisherSettings remote_settings(const config::AppConfig& app, const Log&
   if (app.keys) {
     const auto server = app.keys->servers.find(*app.publish_to);
     if (server != app.keys->servers.end()) {
-      settings.keys = RemotePublisherSettings::Keys{app.keys->public_key, app.keys->secret_key,
-                                                    server->second};
+      settings.keys =
+          RemotePublisherSettings::Keys{app.keys->public_key, app.keys->secret_key, server->second};
     }
   }
   settings.log = log;

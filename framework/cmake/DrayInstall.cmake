@@ -29,13 +29,13 @@ set(public_headers
   framework/dray/log.hpp framework/dray/message.hpp framework/dray/middleware.hpp
   framework/dray/outcome.hpp framework/dray/plugin_abi.h
   framework/dray/publisher.hpp framework/dray/result.hpp framework/dray/settings.hpp
-  framework/dray/text.hpp framework/dray/trace.hpp framework/dray/uuid.hpp
+  framework/dray/standard_error_log.hpp framework/dray/text.hpp framework/dray/trace.hpp framework/dray/uuid.hpp
   patterns/dray/group_limits.hpp patterns/dray/message_life.hpp patterns/dray/pipeline.hpp
   patterns/dray/remote_publisher.hpp patterns/dray/request_reply.hpp patterns/dray/spooler.hpp patterns/dray/testing.hpp
   patterns/dray/worker.hpp)
 install(FILES ${public_headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/dray COMPONENT dev)
 install(TARGETS dray_library dray_testing dray_plugin dray_plugin_old_abi EXPORT dray-targets
-        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT runtime NAMELINK_COMPONENT dev
+        LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT library NAMELINK_COMPONENT dev
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT dev
         INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/dray)
@@ -46,6 +46,8 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/dray-config-version.cmake
                                  COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/dray-config.cmake ${PROJECT_BINARY_DIR}/dray-config-version.cmake
         DESTINATION ${package} COMPONENT dev)
+# From where they lie: the prefix may be another than was planned.
+file(RELATIVE_PATH DRAY_PC_UP /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 foreach(each dray dray-plugin)
   configure_file(framework/cmake/${each}.pc.in ${PROJECT_BINARY_DIR}/${each}.pc @ONLY)
   install(FILES ${PROJECT_BINARY_DIR}/${each}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig
@@ -53,7 +55,16 @@ foreach(each dray dray-plugin)
 endforeach()
 install(FILES framework/FORMATS.md framework/PLUGIN_ABI.md patterns/PROTOCOL.md README.md CHANGELOG.md
         DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT dev)
-install(FILES LICENSE RENAME copyright DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT runtime)
+set(soversion ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+foreach(each "runtime dray" "library libdray${soversion}" "dev libdray-dev" "shop dray-shop")
+  string(REPLACE " " ";" each "${each}")
+  list(GET each 0 component)
+  list(GET each 1 package_name)
+  install(FILES LICENSE RENAME copyright DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/${package_name}
+          COMPONENT ${component})
+  string(TOUPPER ${component} upper)
+  set(CPACK_DEBIAN_${upper}_PACKAGE_NAME ${package_name})
+endforeach()
 
 if(DRAY_BUILD_APPS)
   install(TARGETS dray RUNTIME COMPONENT runtime)
@@ -68,20 +79,19 @@ set(CPACK_PACKAGE_CONTACT "Dray <dray@localhost>")
 set(CPACK_PACKAGE_VENDOR Dray)
 set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_STRIP_FILES ON)
-set(CPACK_COMPONENTS_ALL runtime dev shop)
+set(CPACK_COMPONENTS_ALL runtime library dev shop)
 set(CPACK_DEB_COMPONENT_INSTALL ON)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_SECTION libs)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS_PRIVATE_DIRS ${CMAKE_LIBRARY_OUTPUT_DIRECTORY})
 set(CPACK_DEBIAN_ENABLE_COMPONENT_DEPENDS OFF)
-set(CPACK_DEBIAN_RUNTIME_PACKAGE_NAME dray)
-set(CPACK_DEBIAN_RUNTIME_DESCRIPTION "broker-free durable work queue on ZeroMQ: library and command")
-set(CPACK_DEBIAN_DEV_PACKAGE_NAME libdray-dev)
+set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON)
+set(CPACK_DEBIAN_RUNTIME_DESCRIPTION "broker-free durable work queue on ZeroMQ: the command")
+set(CPACK_DEBIAN_LIBRARY_DESCRIPTION "broker-free durable work queue on ZeroMQ: the library")
 set(CPACK_DEBIAN_DEV_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_DEV_DESCRIPTION "headers and libraries to write handlers for Dray, or to embed it")
-set(CPACK_DEBIAN_DEV_PACKAGE_DEPENDS "dray (= ${PROJECT_VERSION})")
-set(CPACK_DEBIAN_SHOP_PACKAGE_NAME dray-shop)
+set(CPACK_DEBIAN_DEV_PACKAGE_DEPENDS "libdray${soversion} (= ${PROJECT_VERSION})")
 set(CPACK_DEBIAN_SHOP_PACKAGE_SECTION misc)
 set(CPACK_DEBIAN_SHOP_DESCRIPTION "a shop of three apps that shows Dray at work")
 set(CPACK_DEBIAN_SHOP_PACKAGE_DEPENDS "dray (= ${PROJECT_VERSION}), fonts-dejavu-core")

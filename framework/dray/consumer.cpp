@@ -35,9 +35,12 @@ void pass_trace_on(Outcome& outcome, const Delivery& delivery) {
   const auto state = delivery.header(kTraceState);
   for (auto& draft : outcome.follow_ups()) {
     auto& headers = draft.options.headers;
-    if (has_header(headers, kTraceParent)) continue;
+    const auto has_room = [&headers] { return headers.size() < MessageLimits{}.headers_max; };
+    if (has_header(headers, kTraceParent) || !has_room()) continue;
     headers.emplace_back(kTraceParent, traceparent_text(child_of(*trace)));
-    if (state && !has_header(headers, kTraceState)) headers.emplace_back(kTraceState, *state);
+    if (state && !has_header(headers, kTraceState) && has_room()) {
+      headers.emplace_back(kTraceState, *state);
+    }
   }
 }
 

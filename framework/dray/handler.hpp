@@ -48,6 +48,10 @@ class DRAY_API Delivery {
         stop_(std::move(stop)),
         log_(log) {}
 
+  // The log is not kept, and neither is the envelope.
+  Delivery(const EnvelopeView& envelope, std::string_view group, Sequence sequence,
+           std::uint32_t attempt, std::stop_token stop, Log&& log) = delete;
+
   const Uuid& id() const { return envelope_.id; }
   std::string_view topic() const { return envelope_.topic; }
   std::string_view key() const { return envelope_.key; }
@@ -63,7 +67,8 @@ class DRAY_API Delivery {
   std::optional<std::string> header(std::string_view name) const;
   // Requested on time-out and when the process drains by its deadline.
   const std::stop_token& stop_token() const { return stop_; }
-  // Lines carry message, group and attempt, and the trace if there is one.
+  // Lines carry message, group and attempt, and the trace if there is one. For the handler's
+  // own thread; others are given a copy.
   const Log& log() const;
 
  private:

@@ -21,12 +21,9 @@ struct HandlerPolicy {
   // What is said here, and else there.
   HandlerPolicy over(const HandlerPolicy& other) const {
     const auto first = [](const auto& here, const auto& there) { return here ? here : there; };
-    return {first(threads, other.threads),
-            first(max_attempts, other.max_attempts),
-            first(timeout, other.timeout),
-            first(retry_initial, other.retry_initial),
-            first(retry_max, other.retry_max),
-            first(retry_jitter, other.retry_jitter)};
+    return {first(threads, other.threads),     first(max_attempts, other.max_attempts),
+            first(timeout, other.timeout),     first(retry_initial, other.retry_initial),
+            first(retry_max, other.retry_max), first(retry_jitter, other.retry_jitter)};
   }
 };
 

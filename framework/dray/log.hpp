@@ -45,9 +45,6 @@ class DRAY_API Log {
   std::string suffix_;
 };
 
-// The process's log on standard error, by spdlog; `name` is in every line.
-DRAY_API Log standard_error_log(const std::string& name, LogLevel least = LogLevel::kInfo);
-
 // Accepts "debug", "info", "warning", "error"; kInfo for others.
 DRAY_API LogLevel log_level_of(std::string_view name);
 

@@ -114,8 +114,8 @@ typedef struct dray_policy {
   uint32_t has_retry_jitter; /* 1: retry_jitter is said */
   double retry_jitter;       /* 0 to 1 */
   int64_t timeout_ms;        /* -1: none */
-  int64_t retry_initial_ms;
-  int64_t retry_max_ms;
+  int64_t retry_initial_ms;  /* -1: 0 */
+  int64_t retry_max_ms;      /* -1: 0 */
 } dray_policy;
 
 /* dray_handler and dray_source lie in arrays and do not grow within a major. */

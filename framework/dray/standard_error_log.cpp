@@ -1,7 +1,7 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
-#include "dray/log.hpp"
+#include "dray/standard_error_log.hpp"
 
 namespace dray {
 

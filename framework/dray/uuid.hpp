@@ -44,7 +44,7 @@ DRAY_API Uuid uuid_v4();
 DRAY_API void random_bytes(std::span<std::uint8_t> out);
 DRAY_API std::uint64_t random_u64();
 
-struct UuidHash {
+struct DRAY_API UuidHash {
   std::size_t operator()(const Uuid& uuid) const noexcept;
 };
 

@@ -9,8 +9,8 @@
 //   REQUIRE(queue.published<MailSent>("mail.sent").size() == 1);
 //
 // Spool, dispatcher and worker decide as they do in production; only disk, network and clock are
-// simulated. Time moves by advance() and settle() alone. A handler runs on the calling thread, one
-// message after the other, and takes no time.
+// simulated. Time moves by advance() and settle() alone (and by 1 ms when a worker dies). A handler
+// runs on the calling thread, one message after the other, and takes no time.
 //
 // Works with any test framework: what can be compared can be printed.
 // Threading: one thread. Failure: std::logic_error for a group or topic that is not declared, for a
@@ -21,6 +21,7 @@
 #include <functional>
 #include <iosfwd>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,11 +41,12 @@ enum class CrashPoint {
   kAfterResult,    // the outcome arrived, and the worker dies before it hears of it
 };
 
-// Of a handler's app, as in its config; no jitter, so that times are exact.
+// Of a handler's app, as in its config; what is not said: the policy of a plugin's handler, and
+// else 8 attempts, 1 s, 10 min. No jitter, so that times are exact.
 struct GroupOptions {
-  std::uint32_t max_attempts = 8;
-  Milliseconds initial{1'000};
-  Milliseconds max{600'000};
+  std::optional<std::uint32_t> max_attempts = {};
+  std::optional<Milliseconds> initial = {};
+  std::optional<Milliseconds> max = {};
   GroupLimits limits = {};
 };
 
@@ -71,7 +73,7 @@ struct Handled {
 struct DeadMessage {
   Sequence sequence = 0;
   std::uint32_t attempts = 0;
-  std::string cause;   // "rejected", "attempts", "lost"
+  std::string cause;   // "rejected", "attempts", "lost", "unroutable": observe() was forgotten
   std::string reason;  // of the last attempt
 };
 
@@ -94,17 +96,17 @@ class DRAY_API Harness final : public Publisher {
   Harness(const Harness&) = delete;
   Harness& operator=(const Harness&) = delete;
 
-  // A group with one worker, whose handler is an H, made as a plugin makes it: with (Settings, Log),
-  // (Settings) or nothing, and each setting must be read. Made now, and again after each crash.
-  // REQUIRES, for all three: before the first publish.
-  template <typename H>
+  // A group with one worker, whose handler is an H with this middleware, made as a plugin makes it:
+  // with (Settings, Log), (Settings) or nothing, and each setting must be read. Made now, and again
+  // after each crash. REQUIRES, for all three: before the first publish.
+  template <typename H, typename... Around>
   void handle(const std::string& group, std::vector<std::string> topics,
               const Settings& settings = {}, const GroupOptions& options = {}) {
     this->group(
         group, std::move(topics),
         [this, settings]() -> Result<std::unique_ptr<Consumer>> {
           const Settings own = settings;
-          auto handler = plugin_glue::make<RawHandler, H>(own, log());
+          auto handler = plugin_glue::make_handler<H, Around...>(own, log());
           if (const auto left = own.unread(); !left.empty()) {
             return Error{ErrorCode::kInvalid, "unknown setting '" + left.front() + "'", "", 0};
           }

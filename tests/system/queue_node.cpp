@@ -21,6 +21,7 @@
 #include <thread>
 
 #include "dray/spooler.hpp"
+#include "dray/standard_error_log.hpp"
 #include "dray/worker.hpp"
 
 using namespace dray;

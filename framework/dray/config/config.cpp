@@ -380,6 +380,9 @@ void read_retry(const toml::table& table, const std::string& name, HandlerPolicy
   reader.integer("max_attempts", policy.max_attempts, 1, 1'000'000);
   reader.duration("initial", policy.retry_initial);
   reader.duration("max", policy.retry_max);
+  for (const auto& time : {policy.retry_initial, policy.retry_max}) {
+    if (time && time->count() > UINT32_MAX) faults.add(table, "a retry waits for 49 days at most");
+  }
   if (const auto* jitter = reader.find("jitter")) {
     const auto value = jitter->value<double>();
     if (!value || *value < 0 || *value > 1) {
@@ -512,7 +515,8 @@ void read_publish_to(const toml::table& table, const std::map<std::string, Spool
                                 "\"tcp://orders.example.org:7000\"");
   }
   if (spool->second.bind.empty()) {
-    faults.add(node, "spool '" + *app.publish_to + "' has no 'bind', so only its owner can publish");
+    faults.add(node,
+               "spool '" + *app.publish_to + "' has no 'bind', so only its owner can publish");
   }
   add_spool_keys(spool->second, table, path, keys_table != nullptr, app.keys, faults);
   app.publish_to = local_endpoint(spool->second.bind);
@@ -536,8 +540,9 @@ AppConfig read_app(const std::string& name, const toml::table& table,
     app.consume =
         read_consume(*consume, path, spools, keys, app.publish_to, file, app.keys, faults);
   } else if (keys != nullptr && !app.publish_to) {
-    faults.add(*keys, path + " has 'keys', but takes from nowhere and publishes to no other's "
-                             "spool; a spool has keys of its own");
+    faults.add(*keys, path +
+                          " has 'keys', but takes from nowhere and publishes to no other's "
+                          "spool; a spool has keys of its own");
   }
   if (app.publish_to) read_publish_to(table, spools, keys, file, app, faults);
   reader.integer("threads", app.policy.threads, 1, 1024);

@@ -1,5 +1,7 @@
 #include "dray/plugin/draft_codec.hpp"
 
+#include <cstddef>
+
 namespace dray::plugin_glue {
 namespace {
 
@@ -32,7 +34,9 @@ dray_draft to_abi(const Draft& draft, const std::string& encoded_headers) {
 }
 
 Result<Draft> from_abi(const dray_draft& abi) {
-  if (abi.size < sizeof(dray_draft) || abi.priority > 2 || abi.durability > 2) {
+  // Of version 1.0.
+  constexpr std::size_t kDraftSize = offsetof(dray_draft, reserved) + sizeof(std::uint32_t);
+  if (abi.size < kDraftSize || abi.priority > 2 || abi.durability > 2) {
     return Error{ErrorCode::kInvalid, "malformed draft from a plugin", "", 0};
   }
   Draft draft;

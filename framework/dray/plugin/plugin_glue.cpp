@@ -1,4 +1,6 @@
 // The plugin's side of the border: turns C++ handlers and sources into C tables.
+#include <algorithm>
+#include <cstring>
 #include <exception>
 
 #include "dray/consumer.hpp"
@@ -8,7 +10,8 @@ namespace dray::plugin_glue {
 namespace {
 
 Log log_of(const dray_host* host) {
-  const dray_host copy = *host;
+  dray_host copy{};  // an older launcher's is shorter
+  std::memcpy(&copy, host, std::min<std::size_t>(host->size, sizeof(copy)));
   return Log(
       [copy](LogLevel level, std::string_view line) {
         copy.log(copy.context, static_cast<std::int32_t>(level), span(line));
@@ -74,13 +77,20 @@ Outcome run_handler(HostedHandler& hosted, const dray_delivery& abi) {
 dray_policy policy_abi(const HandlerPolicy& policy) {
   dray_policy abi{};
   abi.size = sizeof(abi);
-  abi.threads = policy.threads.value_or(0);
-  abi.max_attempts = policy.max_attempts.value_or(0);
+  // A 0 that was said is none that can be; the launcher refuses it.
+  const auto count = [](const std::optional<std::uint32_t>& said) -> std::uint32_t {
+    return !said ? 0 : *said == 0 ? UINT32_MAX : *said;
+  };
+  const auto time = [](const std::optional<Milliseconds>& said) -> std::int64_t {
+    return !said ? 0 : said->count() == 0 ? -1 : said->count();
+  };
+  abi.threads = count(policy.threads);
+  abi.max_attempts = count(policy.max_attempts);
   abi.has_retry_jitter = policy.retry_jitter ? 1 : 0;
   abi.retry_jitter = policy.retry_jitter.value_or(0);
-  if (policy.timeout) abi.timeout_ms = policy.timeout->count() == 0 ? -1 : policy.timeout->count();
-  if (policy.retry_initial) abi.retry_initial_ms = policy.retry_initial->count();
-  if (policy.retry_max) abi.retry_max_ms = policy.retry_max->count();
+  abi.timeout_ms = time(policy.timeout);
+  abi.retry_initial_ms = time(policy.retry_initial);
+  abi.retry_max_ms = time(policy.retry_max);
   return abi;
 }
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -18,6 +19,10 @@ namespace {
 
 using plugin_glue::span;
 using plugin_glue::view;
+
+// What version 1.0 has of them; fields that came later are there if `size` covers them.
+constexpr std::size_t kPluginSize = offsetof(dray_plugin, source_count) + sizeof(std::size_t);
+constexpr std::size_t kPolicySize = offsetof(dray_policy, retry_max_ms) + sizeof(std::int64_t);
 
 // The host struct that a plugin object keeps; lives as long as the object that holds it.
 struct Host {
@@ -284,8 +289,7 @@ Result<PluginLibrary> PluginLibrary::load(const std::string& name,
   } catch (...) {
     return Error{ErrorCode::kInvalid, "threw while loading", path, 0};
   }
-  if (table == nullptr || table->size < sizeof(dray_plugin) ||
-      table->abi_major != DRAY_PLUGIN_ABI_MAJOR) {
+  if (table == nullptr || table->size < kPluginSize || table->abi_major != DRAY_PLUGIN_ABI_MAJOR) {
     return Error{
         ErrorCode::kUnsupported,
         "built for plugin ABI " +
@@ -310,12 +314,16 @@ Result<HandlerPolicy> PluginLibrary::policy_of(const std::string& handler) const
   HandlerPolicy policy;
   const auto* abi = (*entry)->policy;
   if (abi == nullptr) return policy;
-  if (abi->size < sizeof(dray_policy)) {
+  if (abi->size < kPolicySize) {
     return Error{ErrorCode::kInvalid, "the policy of '" + handler + "' is cut short", path_, 0};
   }
+  constexpr std::int64_t kRetryMax = UINT32_MAX;                      // as in HELLO
+  constexpr std::int64_t kTimeoutMax = 100LL * 366 * 24 * 3'600'000;  // as in a config
+  const auto is_retry = [](std::int64_t time) { return time >= -1 && time <= kRetryMax; };
   const bool bounded =
       abi->threads <= 1024 && abi->max_attempts <= 1'000'000 && abi->timeout_ms >= -1 &&
-      abi->retry_initial_ms >= 0 && abi->retry_max_ms >= 0 &&
+      abi->timeout_ms <= kTimeoutMax && is_retry(abi->retry_initial_ms) &&
+      is_retry(abi->retry_max_ms) &&
       (abi->has_retry_jitter == 0 || (abi->retry_jitter >= 0 && abi->retry_jitter <= 1));
   if (!bounded) {
     return Error{ErrorCode::kInvalid,
@@ -323,10 +331,13 @@ Result<HandlerPolicy> PluginLibrary::policy_of(const std::string& handler) const
   }
   if (abi->threads != 0) policy.threads = abi->threads;
   if (abi->max_attempts != 0) policy.max_attempts = abi->max_attempts;
-  if (abi->timeout_ms != 0)
-    policy.timeout = Milliseconds(std::max<std::int64_t>(0, abi->timeout_ms));
-  if (abi->retry_initial_ms != 0) policy.retry_initial = Milliseconds(abi->retry_initial_ms);
-  if (abi->retry_max_ms != 0) policy.retry_max = Milliseconds(abi->retry_max_ms);
+  const auto said = [](std::int64_t time) -> std::optional<Milliseconds> {
+    if (time == 0) return std::nullopt;
+    return Milliseconds(std::max<std::int64_t>(0, time));
+  };
+  policy.timeout = said(abi->timeout_ms);
+  policy.retry_initial = said(abi->retry_initial_ms);
+  policy.retry_max = said(abi->retry_max_ms);
   if (abi->has_retry_jitter != 0) policy.retry_jitter = abi->retry_jitter;
   return policy;
 }

@@ -20,8 +20,23 @@ using balancing::DispatcherCore;
 using balancing::WorkerCore;
 using spool::GroupId;
 
-constexpr auto kLease = std::chrono::hours(1);  // few heartbeats when a month passes
-constexpr std::size_t kTurnsMax = 1'000'000;    // of one run()
+constexpr auto kLease = Milliseconds(3'600'000);  // few heartbeats when a month passes
+const balancing::RetryPolicy kRetry;              // what handlers have by default
+constexpr std::size_t kTurnsMax = 1'000'000;      // of one run()
+
+// What the protocol would not take.
+void check_group(const std::string& name, const GroupOptions& options) {
+  const auto bounded = [](const std::optional<Milliseconds>& time) {
+    return !time || (time->count() >= 0 && time->count() <= UINT32_MAX);
+  };
+  if (const auto fault = name_fault(name)) {
+    throw std::logic_error("group '" + name + "': " + *fault);
+  }
+  if (options.max_attempts == 0U || !bounded(options.initial) || !bounded(options.max)) {
+    throw std::logic_error("group '" + name +
+                           "': max_attempts is 1 or more, times lie between 0 and 49 days");
+  }
+}
 
 std::logic_error no_group(const std::string& name) {
   return std::logic_error("no group '" + name + "' was declared: call group() first");
@@ -52,6 +67,7 @@ struct Harness::State final : spool::CommitListener {
   };
 
   explicit State(std::uint64_t seed) : disk(seed) {}
+  ~State() override { workers.clear(); }  // handlers may still log
 
   // --- the producer ---
 
@@ -198,16 +214,24 @@ struct Harness::State final : spool::CommitListener {
     options.name = "test";
     options.group = worker.group;
     options.window_max = 64;
-    options.retry = {worker.options.max_attempts, worker.options.initial, worker.options.max, 0};
-    worker.consumer = make_consumer(worker);
+    options.retry = {worker.options.max_attempts.value_or(kRetry.max_attempts),
+                     worker.options.initial.value_or(kRetry.initial),
+                     worker.options.max.value_or(kRetry.max), 0};
+    if (!worker.consumer) worker.consumer = make_consumer(worker);
     worker.core = std::make_unique<WorkerCore>(options, 1, clock.steady());
     connect(worker);
   }
 
   static std::unique_ptr<Consumer> make_consumer(const Worker& worker) {
-    auto made = worker.make();
-    if (made.ok()) return std::move(*made);
-    throw std::logic_error("the handler of group '" + worker.group + "': " + made.error().text());
+    std::string why;
+    try {
+      auto made = worker.make();
+      if (made.ok()) return std::move(*made);
+      why = made.error().text();
+    } catch (const std::exception& exception) {
+      why = exception.what();
+    }
+    throw std::logic_error("the handler of group '" + worker.group + "' cannot be made: " + why);
   }
 
   void connect(Worker& worker) {
@@ -293,10 +317,8 @@ struct Harness::State final : spool::CommitListener {
 
   // Runs to the next thing that is due, at most to `until`.
   void step_to(SteadyTime until) {
-    SteadyTime next = core->next_deadline(now());
-    for (const auto& each : workers) {
-      next = std::min(next, each->core->next_deadline(clock.steady()));
-    }
+    // At rest workers have nothing to do but to send heartbeats.
+    SteadyTime next = std::min(core->next_deadline(now()), clock.steady() + kLease / 8);
     next = std::min(std::max(next, clock.steady() + Milliseconds(1)), until);
     clock.advance(next - clock.steady());
     run();
@@ -344,17 +366,32 @@ void Harness::plugin(const std::string& group, std::vector<std::string> topics,
                      const GroupOptions& options) {
   auto library = PluginLibrary::load(file, {});
   if (!library.ok()) throw std::logic_error(library.error().text());
+  const auto policy = library->policy_of(handler);
+  if (!policy.ok()) throw std::logic_error(policy.error().text());
+  GroupOptions own = options;
+  if (!own.max_attempts) own.max_attempts = policy->max_attempts;
+  if (!own.initial) own.initial = policy->retry_initial;
+  if (!own.max) own.max = policy->retry_max;
   this->group(
       group, std::move(topics),
       [library = *library, handler, settings, log = state_->log] {
         return library.create_handler(handler, settings, log);
       },
-      options);
+      own);
 }
 
 void Harness::group(const std::string& name, std::vector<std::string> topics, ConsumerFactory make,
                     const GroupOptions& options) {
-  if (state_->spool) throw std::logic_error("group() comes before the first publish");
+  if (state_->spool) throw std::logic_error("groups are declared before the first publish");
+  check_group(name, options);
+  if (state_->topics.count(name) != 0) {
+    throw std::logic_error("group '" + name + "' is declared already");
+  }
+  for (const auto& topic : topics) {
+    if (const auto fault = name_fault(topic)) {
+      throw std::logic_error("topic '" + topic + "': " + *fault);
+    }
+  }
   auto worker = std::make_unique<State::Worker>();
   worker->group = name;
   worker->make = std::move(make);
@@ -366,6 +403,11 @@ void Harness::group(const std::string& name, std::vector<std::string> topics, Co
 
 void Harness::observe(std::vector<std::string> topics) {
   if (state_->spool) throw std::logic_error("observe() comes before the first publish");
+  for (const auto& topic : topics) {
+    if (const auto fault = name_fault(topic)) {
+      throw std::logic_error("topic '" + topic + "': " + *fault);
+    }
+  }
   state_->observed.insert(state_->observed.end(), topics.begin(), topics.end());
 }
 

@@ -1,7 +1,6 @@
 /* A handler in plain C, without Dray's library: what the ABI promises is enough.
  *
- * Takes any body. Publishes it again under "plain.copy" on the first attempt that is allowed to, and
- * shows each kind of outcome by what the first letter of the message's group key says.
+ * Takes any body. The first attempt always fails; the second publishes a follow-up and is done.
  */
 #include <dray/plugin_abi.h>
 #include <stdlib.h>
