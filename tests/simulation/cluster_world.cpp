@@ -59,8 +59,8 @@ ClusterWorld::ClusterWorld(std::uint64_t seed)
   }
   if (draw(4) == 0) limits_["a"].concurrency = static_cast<std::uint32_t>(1 + draw(6));
   if (draw(3) == 0) {
-    limits_["b"].rate = RateLimit{static_cast<double>(10 + draw(100)),
-                                             static_cast<std::uint32_t>(1 + draw(5))};
+    limits_["b"].rate =
+        RateLimit{static_cast<double>(10 + draw(100)), static_cast<std::uint32_t>(1 + draw(5))};
   }
   for (std::size_t p = 0; p < producers; ++p) {
     for (std::size_t w = 0; w < workers; ++w) {
