@@ -12,8 +12,8 @@
 namespace dray {
 namespace {
 
-constexpr int kFramesPerTurnMax = 1'000;
-constexpr auto kConnectAnew = std::chrono::seconds(1);  // after a refusal by key
+constexpr int kFramesReadMax = 1'000;
+constexpr auto kTryAgainAfter = std::chrono::seconds(1);  // after a refusal by key
 
 struct Handed {
   std::string envelope;
@@ -135,7 +135,7 @@ void RemotePublisher::State::run() {
       if (const auto opened = open_socket(); opened.ok()) continue;
     } catch (const std::exception&) {  // no descriptor is left: tried again
     }
-    anew_at = clock.steady() + kConnectAnew;
+    anew_at = clock.steady() + kTryAgainAfter;
   }
   connected = false;
   // A BYE that is on its way is given the socket's linger.
@@ -161,14 +161,14 @@ void RemotePublisher::State::read_links() {
           last_problem = what;
           settings.log.warning(last_problem, {{"endpoint", settings.endpoint}});
         }
-        if (!anew_at) anew_at = clock.steady() + kConnectAnew;
+        if (!anew_at) anew_at = clock.steady() + kTryAgainAfter;
         break;
     }
   }
 }
 
 void RemotePublisher::State::read_frames() {
-  for (int i = 0; socket && i < kFramesPerTurnMax; ++i) {
+  for (int i = 0; socket && i < kFramesReadMax; ++i) {
     const auto received = socket->receive();
     if (!received) return;
     const auto frame = balancing::decode_frame(received->bytes);

@@ -47,13 +47,17 @@ static void handle(void* context, const dray_delivery* delivery, const dray_outc
   draft.size = sizeof(draft);
   draft.priority = 1;
   draft.topic = bytes("plain.copy");
-  draft.body = bytes("\x81\xa4text\xa4" "copy");
+  draft.body = bytes(
+      "\x81\xa4text\xa4"
+      "copy");
   sink->follow_up(sink->context, &draft);
   self->host.log(self->host.context, 1, bytes("plain handled a message"));
   sink->settle(sink->context, DRAY_DONE, bytes(""), 0);
 }
 
-static void destroy(void* self) { free(self); }
+static void destroy(void* self) {
+  free(self);
+}
 
 DRAY_PLUGIN_EXPORT const dray_plugin* dray_plugin_entry_v1(void);
 const dray_plugin* dray_plugin_entry_v1(void) {
