@@ -1,6 +1,6 @@
 // Remote publishing: both cores over a network that breaks, to a spool that restarts, from a seed.
-#include <catch2/catch.hpp>
 #include <algorithm>
+#include <catch2/catch.hpp>
 #include <deque>
 #include <functional>
 #include <map>
@@ -207,8 +207,8 @@ TEST_CASE(
         REQUIRE(answer.error().code == ErrorCode::kFull);
       }
     }
-    // Once, and nothing that was refused. In order, unless a refusal was lost: then what was refused is
-    // deposited again, behind what was not.
+    // Once, and nothing that was refused. In order, unless a refusal was lost: then what was
+    // refused is deposited again, behind what was not.
     if (may_be_full) {
       std::sort(wanted.begin(), wanted.end());
       std::sort(world.accepted.begin(), world.accepted.end());
