@@ -32,6 +32,7 @@ struct RemotePublisher::State {
   void read_links();
   void read_frames();
   bool perform();
+  std::optional<Error> refusal(std::size_t bytes) const;
 
   const RemotePublisherSettings settings;
   SystemClock clock;
@@ -208,37 +209,37 @@ void RemotePublisher::publish_draft(Draft draft, ReceiptCallback done) {
   const auto now = state.clock.utc();
   Handed handed{encode_envelope(draft, uuid_v7(now), now), draft.options.durability, nullptr};
   const std::size_t bytes = handed.envelope.size();
-  bool wake = false;
-  std::optional<Error> refusal;
-  {
-    const std::lock_guard lock(state.mutex);
-    if (state.closing) {
-      refusal = Error{ErrorCode::kClosed, "the publisher is stopped", state.settings.endpoint, 0};
-    } else if (state.pending >= state.settings.pending_max ||
-               (state.pending > 0 &&
-                state.pending_bytes + bytes > state.settings.pending_bytes_max)) {
-      refusal = Error{ErrorCode::kFull,
-                      std::to_string(state.pending) +
-                          " messages wait for this spool already; try again later, or raise "
-                          "pending_max",
-                      state.settings.endpoint, 0};
-    } else {
-      handed.done = [&state, bytes, done = std::move(done)](Result<Receipt> receipt) {
-        {
-          const std::lock_guard inner(state.mutex);
-          state.pending_bytes -= bytes;
-          if (--state.pending == 0) state.ended.notify_all();
-        }
-        done(std::move(receipt));
-      };
-      ++state.pending;
-      state.pending_bytes += bytes;
-      wake = state.inbox.empty();
-      state.inbox.push_back(std::move(handed));
-    }
+  std::unique_lock lock(state.mutex);
+  if (auto refusal = state.refusal(bytes)) {
+    lock.unlock();
+    return done(std::move(*refusal));
   }
-  if (refusal) return done(std::move(*refusal));
+  handed.done = [&state, bytes, done = std::move(done)](Result<Receipt> receipt) {
+    {
+      const std::lock_guard inner(state.mutex);
+      state.pending_bytes -= bytes;
+      if (--state.pending == 0) state.ended.notify_all();
+    }
+    done(std::move(receipt));
+  };
+  ++state.pending;
+  state.pending_bytes += bytes;
+  const bool wake = state.inbox.empty();
+  state.inbox.push_back(std::move(handed));
+  lock.unlock();
   if (wake) state.wake_up.wake();
+}
+
+// REQUIRES: mutex is held.
+std::optional<Error> RemotePublisher::State::refusal(std::size_t bytes) const {
+  if (closing) return Error{ErrorCode::kClosed, "the publisher is stopped", settings.endpoint, 0};
+  const bool full = pending >= settings.pending_max ||
+                    (pending > 0 && pending_bytes + bytes > settings.pending_bytes_max);
+  if (!full) return std::nullopt;
+  return Error{ErrorCode::kFull,
+               std::to_string(pending) +
+                   " messages wait for this spool already; try again later, or raise pending_max",
+               settings.endpoint, 0};
 }
 
 bool RemotePublisher::connected() const {

@@ -100,10 +100,10 @@ class DRAY_API Harness final : public Publisher {
   // with (Settings, Log), (Settings) or nothing, and each setting must be read. Made now, and again
   // after each crash. REQUIRES, for all three: before the first publish.
   template <typename H, typename... Around>
-  void handle(const std::string& group, std::vector<std::string> topics,
+  void handle(const std::string& group, const std::vector<std::string>& topics,
               const Settings& settings = {}, const GroupOptions& options = {}) {
     this->group(
-        group, std::move(topics),
+        group, topics,
         [this, settings]() -> Result<std::unique_ptr<Consumer>> {
           const Settings own = settings;
           auto handler = plugin_glue::make_handler<H, Around...>(own, log());

@@ -161,7 +161,7 @@ class SimulatedFile final : public File {
       : disk_(disk), node_(std::move(node)), path_(std::move(path)) {}
 
   Status write_at(std::uint64_t offset, std::string_view bytes) override {
-    const Status step = disk_.step("write", path_, offset, bytes.size());
+    Status step = disk_.step("write", path_, offset, bytes.size());
     if (!step.ok()) {  // a part of it may have been written
       put(offset, bytes.substr(0, disk_.random_() % (bytes.size() + 1)));
       return step;
@@ -170,7 +170,7 @@ class SimulatedFile final : public File {
     return {};
   }
   Status write_durable_at(std::uint64_t offset, std::string_view bytes, Caching) override {
-    const Status step = disk_.step("write and sync", path_, offset, bytes.size());
+    Status step = disk_.step("write and sync", path_, offset, bytes.size());
     if (!step.ok()) {
       put(offset, bytes.substr(0, disk_.random_() % (bytes.size() + 1)));
       if (step.error().code == ErrorCode::kIo) disk_.lose_dirty(*node_);
@@ -190,11 +190,11 @@ class SimulatedFile final : public File {
     if (bad != node_->bad_sectors.end() && *bad * SimulatedDisk::kSector < offset + got) {
       return Error{ErrorCode::kIo, "read failed (bad sector)", path_, 5};
     }
-    std::memcpy(out, node_->current.data() + offset, got);
+    std::copy_n(node_->current.data() + offset, got, out);
     return got;
   }
   Status sync_data() override {
-    const Status step = disk_.step("fdatasync", path_);
+    Status step = disk_.step("fdatasync", path_);
     if (!step.ok()) {
       disk_.lose_dirty(*node_);
       return step;
