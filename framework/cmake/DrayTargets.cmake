@@ -5,6 +5,8 @@ target_compile_options(dray_build_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor>
   $<$<COMPILE_LANGUAGE:CXX>:-Wold-style-cast>
   $<$<COMPILE_LANGUAGE:CXX>:-Woverloaded-virtual>
+  # What is exported is not to be replaced from outside: it may be inlined.
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fno-semantic-interposition>
   # g++ 12 cannot check a format it cannot see through std::span and optional: false alarms only.
   $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
 if(DRAY_WARNINGS_AS_ERRORS)
