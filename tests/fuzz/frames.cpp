@@ -1,10 +1,13 @@
-// Fuzz target: what a peer may send. Frames are decoded and handed to both cores.
+// Fuzz target: what a peer may send. Frames are decoded and handed to the cores of dispatcher and
+// worker, and to those of remote publishing.
 //
 // Input: any number of (2 bytes length, then a frame); a leading bit of the length chooses the
 // peer.
 #include <cstdlib>
 #include <memory>
 
+#include "dray/balancing/deposit_core.hpp"
+#include "dray/balancing/deposit_desk.hpp"
 #include "dray/balancing/dispatcher_core.hpp"
 #include "dray/balancing/worker_core.hpp"
 
@@ -99,6 +102,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   options.make_session_id = [] { return Uuid{}; };
   WorkerCore worker(options, 2, clock.steady());
   worker.on_connected(0, clock.steady());
+  DepositOptions deposits;
+  deposits.window_messages = 5;
+  deposits.sessions_max = 3;
+  DepositDesk desk(deposits);
+  DepositCore publisher(*Uuid::from_text("00000000-0000-4000-8000-000000000001"), "p",
+                        std::chrono::seconds(1));
+  publisher.on_connected(clock.steady());
   while (input.size() > 2) {
     const auto head = static_cast<unsigned char>(input[0]);
     const std::size_t length = std::min<std::size_t>(
@@ -108,6 +118,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     auto frame = decode_frame(*bytes);
     if (!frame.ok()) continue;
     dispatching.take((head & 0x80U) != 0 ? "a" : "b", *frame);
+    desk.on_frame((head & 0x80U) != 0 ? "a" : "b", *frame, clock.steady());
+    desk.tick(clock.steady());
+    for (const auto& wanted : desk.take_actions(clock.steady()).publish) {
+      desk.on_receipt(wanted, Receipt{Uuid{}, 1, Durability::kDisk, false});
+    }
+    publisher.publish(
+        "x", std::nullopt, [](const Result<Receipt>&) {}, clock.steady());
+    publisher.on_frame(*frame, clock.steady());
+    publisher.tick(clock.steady());
+    for (auto& answer : publisher.take_actions(clock.steady()).answers) {
+      answer.done(std::move(answer.receipt));
+    }
     worker.on_frame((head & 0x40U) != 0 ? 1 : 0, std::move(*frame), bytes, clock.steady());
     clock.advance(std::chrono::milliseconds(40));
     worker.tick(clock.steady());
