@@ -91,13 +91,17 @@ int main() {
 }
 )";
 
-constexpr const char* kHandlerConfig = R"(# dray run @name@.toml
+// The beginning of both configs.
+constexpr const char* kSpoolConfig = R"(# dray run @name@.toml
 plugin_path = ["build"]
 
 [spool.@id@]
 directory = "${DRAY_DATA:-./var}/@name@"
 bind      = "ipc://${DRAY_DATA:-./var}/@name@/dray.sock"
-retain    = { age = "1d", topics = ["@name@.done"] }   # nobody takes these yet
+)";
+
+constexpr const char* kHandlerConfig =
+    R"(retain    = { age = "1d", topics = ["@name@.done"] }   # nobody takes these yet
   [spool.@id@.group.@name@]
   topics = ["@name@.task"]
 
@@ -170,13 +174,8 @@ int main() {
 }
 )";
 
-constexpr const char* kSourceConfig = R"(# dray run @name@.toml
-plugin_path = ["build"]
-
-[spool.@id@]
-directory = "${DRAY_DATA:-./var}/@name@"
-bind      = "ipc://${DRAY_DATA:-./var}/@name@/dray.sock"
-retain    = { age = "1d", topics = ["@name@.tick"] }   # nobody takes these yet; or give a group:
+constexpr const char* kSourceConfig =
+    R"(retain    = { age = "1d", topics = ["@name@.tick"] }   # nobody takes these yet; or give a group:
 #  [spool.@id@.group.NAME]
 #  topics = ["@name@.tick"]
 
@@ -250,7 +249,7 @@ int new_command(NewKind kind, const std::string& name, const std::string& folder
       {handler ? "handler.hpp" : "source.hpp", handler ? kHandler : kSource},
       {"plugin.cpp", handler ? kHandlerPlugin : kSourcePlugin},
       {"test.cpp", handler ? kHandlerTest : kSourceTest},
-      {name + ".toml", handler ? kHandlerConfig : kSourceConfig},
+      {name + ".toml", std::string(kSpoolConfig) + (handler ? kHandlerConfig : kSourceConfig)},
       {"README.md", replaced(kReadme, "@try@", handler ? publish : "")}};
   const auto place = std::filesystem::path(folder) / name;
   std::error_code error;

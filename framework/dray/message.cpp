@@ -295,23 +295,30 @@ Result<Headers> parse_headers(std::string_view bytes) {
   return headers;
 }
 
-Result<std::string> with_body(std::string_view envelope, const std::string& body,
-                              const MessageLimits& limits) {
-  const auto view = parse_envelope(envelope);
-  if (!view.ok()) return view.error();
-  auto headers = parse_headers(view->headers);
+Result<Draft> draft_of(const EnvelopeView& envelope) {
+  auto headers = parse_headers(envelope.headers);
   if (!headers.ok()) return headers.error();
   Draft draft;
-  draft.topic = view->topic;
-  draft.body = body;
-  draft.options.key = view->key;
-  draft.options.priority = view->priority;
+  draft.topic = envelope.topic;
+  draft.body = envelope.body;
+  draft.options.key = envelope.key;
+  draft.options.priority = envelope.priority;
   draft.options.headers = std::move(*headers);
-  draft.options.deliver_at = view->deliver_at;
-  draft.options.expires_at = view->expires_at;
-  draft.options.dedup = view->dedup;
-  DRAY_TRY(check_options(draft, limits));
-  return encode_envelope(draft, view->id, view->published_at);
+  draft.options.deliver_at = envelope.deliver_at;
+  draft.options.expires_at = envelope.expires_at;
+  draft.options.dedup = envelope.dedup;
+  return draft;
+}
+
+Result<std::string> with_body(std::string_view envelope, const std::string& body,
+                              const MessageLimits& limits) {
+  auto view = parse_envelope(envelope);
+  if (!view.ok()) return view.error();
+  view->body = body;
+  auto draft = draft_of(*view);
+  if (!draft.ok()) return draft.error();
+  DRAY_TRY(check_options(*draft, limits));
+  return encode_envelope(*draft, view->id, view->published_at);
 }
 
 }  // namespace dray

@@ -98,6 +98,9 @@ DRAY_API std::string_view envelope_topic(std::string_view bytes);
 // Reads an envelope without copying and without decoding the body. kCorrupt on any fault.
 DRAY_API Result<EnvelopeView> parse_envelope(std::string_view bytes);
 
+// The same as a publisher hands it in: without id and time. kCorrupt if its headers cannot be read.
+DRAY_API Result<Draft> draft_of(const EnvelopeView& envelope);
+
 // The same message with another body. kCorrupt if `envelope` is none, kInvalid beyond a limit.
 DRAY_API Result<std::string> with_body(std::string_view envelope, const std::string& body,
                                        const MessageLimits& limits);

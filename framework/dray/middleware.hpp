@@ -2,8 +2,7 @@
 //
 //   class Audit final : public dray::Middleware {
 //     dray::Outcome around(dray::Delivery& delivery, const dray::Next& next) override {
-//       const auto outcome = next();     // the next middleware, at last the handler; or do not
-//       call it
+//       auto outcome = next();  // the next middleware, at last the handler; need not be called
 //       ...
 //       return outcome;
 //     }

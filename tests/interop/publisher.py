@@ -8,20 +8,14 @@ accepted and "refused NUMBER CODE" for each that is not. Ends when all have an a
 import argparse
 import sys
 import time
-import tomllib
 import uuid
 
 import msgpack
-import zmq
+
+from wire import Peer
 
 BYE, HEARTBEAT, PUBLISHER, DEPOSIT = range(4, 8)
 REFUSED, WELCOME, RECEIPTS = 17, 21, 22
-MAGIC = b"DR\x00"
-
-
-def read_keys(path):
-    with open(path, "rb") as file:
-        return tomllib.load(file)
 
 
 def envelope(topic, body):
@@ -30,38 +24,14 @@ def envelope(topic, body):
                           msgpack.packb(body)])
 
 
-class Publisher:
+class Publisher(Peer):
     def __init__(self, options):
-        self.options = options
         self.id = uuid.uuid4().bytes
-        self.context = zmq.Context()
         # Deposit 1 is the first message. None: it had its receipt.
         self.messages = [envelope(options.topic, {"number": options.first + i}) for i in range(options.count)]
         self.lowest = 1          # without a receipt
         self.spool = None
-        self.connect()
-
-    def connect(self):
-        self.socket = self.context.socket(zmq.DEALER)
-        self.socket.linger = 500
-        self.socket.immediate = True
-        if self.options.server:
-            own = read_keys(self.options.secret)
-            self.socket.curve_serverkey = read_keys(self.options.server)["public"].encode()
-            self.socket.curve_publickey = own["public"].encode()
-            self.socket.curve_secretkey = own["secret"].encode()
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self.socket.connect(self.options.endpoint)
-        self.lease = 10.0
-        self.heard_at = self.sent_at = time.monotonic()
-        self.welcomed, self.hello_at = False, 0.0
-
-    def send(self, kind, body):
-        try:
-            self.socket.send(MAGIC + bytes([kind]) + msgpack.packb(body), zmq.DONTWAIT)
-            self.sent_at = time.monotonic()
-        except zmq.Again:
-            pass      # no connection: the next session repeats it
+        super().__init__(options)
 
     def say_hello(self):
         self.welcomed = False
@@ -81,7 +51,6 @@ class Publisher:
             self.send(DEPOSIT, [first, items])
 
     def on_frame(self, kind, body):
-        self.heard_at = time.monotonic()
         if kind == WELCOME:
             spool, _, lease_ms, self.window, _, _ = body[:6]
             assert self.spool in (None, spool), "another spool"
@@ -102,32 +71,11 @@ class Publisher:
 
     def run(self):
         while self.lowest <= len(self.messages):
-            now = time.monotonic()
-            if now - self.heard_at > self.lease:
-                self.socket.disable_monitor()
-                self.monitor.close(linger=0)
-                self.socket.close()
-                self.connect()
-            if not self.welcomed and now - self.hello_at > 0.2:
-                self.say_hello()
-            if self.welcomed and now - self.sent_at > self.lease / 4:
-                self.send(HEARTBEAT, [])
+            self.keep_session(HEARTBEAT)
             self.deposit()
-            poller = zmq.Poller()
-            poller.register(self.socket, zmq.POLLIN)
-            poller.register(self.monitor, zmq.POLLIN)
-            ready = dict(poller.poll(50))
-            if self.monitor in ready:       # a new connection: a new session
-                self.monitor.recv_multipart()
-                self.say_hello()
-            while ready and self.socket.poll(0):
-                frame = self.socket.recv()
-                if frame[:3] == MAGIC:
-                    self.on_frame(frame[3], msgpack.unpackb(frame[4:]))
+            self.poll(50)
         self.send(BYE, [])
-        self.socket.disable_monitor()
-        self.socket.close()
-        self.monitor.close(linger=0)
+        self.close()
         self.context.term()
 
 

@@ -10,16 +10,15 @@ import argparse
 import signal
 import sys
 import time
-import tomllib
 import uuid
 
 import msgpack
-import zmq
+
+from wire import Peer
 
 HELLO, WINDOW, RESULT, BYE, HEARTBEAT = range(1, 6)
 WELCOME, REFUSED, DELIVER, CONFIRM, BACKLOG = range(16, 21)
 DONE, RETRY, SNOOZE, REJECT, RETURNED = range(5)
-MAGIC = b"DR\x00"
 WINDOW_BYTES = 1 << 20
 
 
@@ -43,53 +42,18 @@ def unpack_runs(runs):
         at += length
 
 
-def read_keys(path):
-    with open(path, "rb") as file:
-        return tomllib.load(file)
-
-
-class Worker:
+class Worker(Peer):
     def __init__(self, options):
-        self.options = options
         self.session = uuid.uuid4().bytes
-        self.context = zmq.Context()
-        self.lease = 10.0
         self.draining = False
         self.want_drain = False
         self.spool = None
         self.forget()
-        self.connect()
+        super().__init__(options)
 
     def forget(self):
         self.jobs = []        # (epoch, number, sequence, attempt, envelope): not begun
         self.answers = {}     # (epoch, number, sequence) -> item, until confirmed
-
-    def connect(self):
-        self.socket = self.context.socket(zmq.DEALER)
-        self.socket.linger = 500
-        self.socket.immediate = True
-        if self.options.server:      # key files, as `dray keygen` makes them
-            own = read_keys(self.options.secret)
-            self.socket.curve_serverkey = read_keys(self.options.server)["public"].encode()
-            self.socket.curve_publickey = own["public"].encode()
-            self.socket.curve_secretkey = own["secret"].encode()
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self.socket.connect(self.options.endpoint)
-        self.welcomed = False
-        self.heard_at = self.sent_at = time.monotonic()
-        self.hello_at = 0.0
-
-    def close(self):
-        self.socket.disable_monitor()
-        self.monitor.close(linger=0)
-        self.socket.close()
-
-    def send(self, kind, body):
-        try:
-            self.socket.send(MAGIC + bytes([kind]) + msgpack.packb(body), zmq.DONTWAIT)
-            self.sent_at = time.monotonic()
-        except zmq.Again:
-            pass      # no connection: HELLO tells it all again
 
     def say_hello(self):
         held = {}
@@ -151,11 +115,7 @@ class Worker:
                     print("confirmed", sequence, flush=True)
                 self.jobs = [job for job in self.jobs if job[:3] != (epoch, number, sequence)]
 
-    def on_frame(self, frame):
-        self.heard_at = time.monotonic()
-        if frame[:3] != MAGIC:
-            return
-        kind, body = frame[3], msgpack.unpackb(frame[4:], strict_map_key=False)
+    def on_frame(self, kind, body):
         if kind == WELCOME:
             self.on_welcome(body)
         elif kind == REFUSED:
@@ -169,25 +129,8 @@ class Worker:
             self.send(WINDOW, [self.window(), WINDOW_BYTES])
 
     def turn(self):
-        poller = zmq.Poller()
-        poller.register(self.socket, zmq.POLLIN)
-        poller.register(self.monitor, zmq.POLLIN)
-        poller.poll(0 if self.jobs and self.welcomed else 20)
-        while self.monitor.poll(0):
-            self.monitor.recv_multipart()
-            self.say_hello()        # a new connection: what is held must be known first
-        while self.socket.poll(0):
-            frames = self.socket.recv_multipart()
-            if len(frames) == 1:
-                self.on_frame(frames[0])
-        now = time.monotonic()
-        if not self.welcomed and now - self.hello_at > self.lease / 4:
-            self.say_hello()
-        if self.welcomed and now - self.sent_at > self.lease / 4:
-            self.send(HEARTBEAT, [])
-        if now - self.heard_at > self.lease:
-            self.close()
-            self.connect()
+        self.poll(0 if self.jobs and self.welcomed else 20)
+        self.keep_session(HEARTBEAT)
         if self.jobs and not self.draining:
             self.handle(self.jobs.pop(0))
 

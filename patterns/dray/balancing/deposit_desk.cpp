@@ -7,22 +7,13 @@ namespace {
 
 constexpr std::size_t kReasonBytesMax = 1'024;
 
-Result<Draft> draft_of(const DepositItem& item) {
-  auto envelope = parse_envelope(item.envelope);
-  if (!envelope.ok())
-    return Error{ErrorCode::kInvalid, "no envelope: " + envelope.error().text(), "", 0};
-  auto headers = parse_headers(envelope->headers);
-  if (!headers.ok()) return Error{ErrorCode::kInvalid, "headers: " + headers.error().text(), "", 0};
-  Draft draft;
-  draft.topic = envelope->topic;
-  draft.body = envelope->body;
-  draft.options.key = envelope->key;
-  draft.options.priority = envelope->priority;
-  draft.options.headers = std::move(*headers);
-  draft.options.deliver_at = envelope->deliver_at;
-  draft.options.expires_at = envelope->expires_at;
-  draft.options.dedup = envelope->dedup;
-  draft.options.durability = item.durability;
+Result<Draft> draft_of_deposit(const DepositItem& item) {
+  const auto envelope = parse_envelope(item.envelope);
+  auto draft = envelope.ok() ? draft_of(*envelope) : Result<Draft>(envelope.error());
+  if (!draft.ok()) {
+    return Error{ErrorCode::kInvalid, "no envelope: " + draft.error().text(), "", 0};
+  }
+  draft->options.durability = item.durability;
   return draft;
 }
 
@@ -106,7 +97,7 @@ void DepositDesk::on_deposit(Session& session, const Deposit& deposit) {
     Wanted wanted{session.publisher, session.id, session.next++, item.envelope.size(), {}};
     ++session.outstanding;
     session.outstanding_bytes += wanted.bytes;
-    auto draft = draft_of(item);
+    auto draft = draft_of_deposit(item);
     if (!draft.ok()) {
       on_receipt(wanted, draft.error());
       continue;
