@@ -1,4 +1,6 @@
 // HandlerPolicy: how the handler of an app is run, as far as somebody said it.
+//
+// Threading: values. Failure: bounds are checked by who takes them (PluginLibrary, config).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,6 @@
 // GroupLimits: how fast, and how many at a time, a group of one spool is delivered.
+//
+// Threading: values.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +8,7 @@
 
 namespace dray {
 
-// Deliveries for each `per`; up to `burst` of them at once after a quiet time.
+// Deliveries per second; up to `burst` of them at once after a quiet time.
 struct RateLimit {
   double per_second = 0;  // > 0
   std::uint32_t burst = 1;

@@ -1,8 +1,7 @@
 // RemotePublisher: publishes to a spool that another process, here or on another machine, serves.
 //
-//   auto remote = dray::RemotePublisher::connect({.endpoint = "tcp://orders.internal:7000", .keys =
-//   ...}); auto receipt = (*remote)->publish("order.placed", order);     // it is on that spool's
-//   disk
+//   auto remote = dray::RemotePublisher::connect({.endpoint = "ipc:///run/orders/s"});
+//   auto receipt = (*remote)->publish("order.placed", order);  // it is on that spool's disk
 //
 // The interface is that of the spool's own publisher, and so are the receipts: they come after the
 // commit there. While the spool is away messages wait here, in memory: what has no receipt is not
@@ -11,12 +10,16 @@
 // `dedup.age`).
 //
 // Promises: P1 for receipts, in the order of publishing. P9.
+//
 // Threading: any thread. Callbacks run on the publisher's own thread: they must be short, and must
-// not wait for receipts. Failure: as Publisher, and kTimeout (not sent within `timeout`), kUnknown
-// (sent, and no receipt came: it may have been accepted), kFull (too much waits here, or that spool
-// is full), kConflict (another session of the same id began). connect() fails for an endpoint that
-// cannot be; a spool that is away is waited for. Ownership: owns its thread and socket; stop() or
-// the destructor end them.
+// not wait for receipts.
+//
+// Failure: as Publisher, and kTimeout (not sent within `timeout`), kUnknown (sent, and no receipt
+// came: it may have been accepted), kFull (too much waits here, or that spool is full), kConflict
+// (another session of the same id began). connect() fails for an endpoint that cannot be; a spool
+// that is away is waited for.
+//
+// Ownership: owns its thread and socket; stop() or the destructor end them.
 #pragma once
 
 #include <memory>

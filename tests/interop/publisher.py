@@ -1,11 +1,13 @@
 """A publisher in Python, written from PROTOCOL.md alone: pyzmq and msgpack, nothing of Dray's.
 
-    publisher.py ENDPOINT TOPIC FIRST COUNT [--secret FILE --server FILE]
+    publisher.py ENDPOINT TOPIC FIRST COUNT [--per-second N] [--secret FILE --server FILE]
 
 Publishes COUNT bodies {"number": n}, from FIRST on, and says "receipt NUMBER SEQUENCE" for each that is
-accepted and "refused NUMBER CODE" for each that is not. Ends when all have an answer.
+accepted and "refused NUMBER CODE" for each that is not. Ends when all have an answer. With --per-second
+no faster than that, and no more after the end of standard input.
 """
 import argparse
+import select
 import sys
 import time
 import uuid
@@ -27,8 +29,9 @@ def envelope(topic, body):
 class Publisher(Peer):
     def __init__(self, options):
         self.id = uuid.uuid4().bytes
-        # Deposit 1 is the first message. None: it had its receipt.
-        self.messages = [envelope(options.topic, {"number": options.first + i}) for i in range(options.count)]
+        self.messages = []       # Deposit 1 is the first message. None: it had its receipt.
+        self.began = time.monotonic()
+        self.count = options.count
         self.lowest = 1          # without a receipt
         self.spool = None
         super().__init__(options)
@@ -69,11 +72,21 @@ class Publisher(Peer):
         elif kind == REFUSED:
             self.welcomed = False
 
+    def publish(self):
+        due = self.count
+        if self.options.per_second:
+            due = min(due, int((time.monotonic() - self.began) * self.options.per_second) + 1)
+            if select.select([sys.stdin], [], [], 0)[0]:
+                self.count = due = len(self.messages)
+        self.messages += [envelope(self.options.topic, {"number": self.options.first + i})
+                          for i in range(len(self.messages), due)]
+
     def run(self):
-        while self.lowest <= len(self.messages):
+        while self.lowest <= self.count:
+            self.publish()
             self.keep_session(HEARTBEAT)
             self.deposit()
-            self.poll(50)
+            self.poll(10 if self.options.per_second else 50)
         self.send(BYE, [])
         self.close()
         self.context.term()
@@ -85,6 +98,7 @@ def main():
     parser.add_argument("topic")
     parser.add_argument("first", type=int)
     parser.add_argument("count", type=int)
+    parser.add_argument("--per-second", type=int)
     parser.add_argument("--secret")
     parser.add_argument("--server")
     Publisher(parser.parse_args()).run()
