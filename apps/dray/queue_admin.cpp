@@ -187,6 +187,17 @@ http::Response edit_dead(Spooler& spooler, const json& body) {
                                    std::string(bytes.begin(), bytes.end())));
 }
 
+http::Response decide_dead(Spooler& spooler, const json& body) {
+  std::optional<std::string> value;
+  if (body.at("done").get<bool>()) {
+    const auto bytes = json::to_msgpack(body.value("value", json()));
+    value.emplace(bytes.begin(), bytes.end());
+  }
+  return done_or(spooler.decide_dead(group_of(body),
+                                     static_cast<Sequence>(whole_of(body, "sequence", 0)),
+                                     body.at("step").get<std::string>(), value));
+}
+
 // "customer.city=Paris": the member of the body at that path has that value, as text or as JSON.
 Result<std::function<bool(const EnvelopeView&)>> where_of(const std::string& text) {
   const auto equals = text.find('=');
@@ -256,6 +267,7 @@ std::optional<http::Response> queue_post(Spooler& spooler, const std::string& pa
                                          const json& body) {
   if (path == "/v0/dead/retry") return change_dead(spooler, body, true);
   if (path == "/v0/dead/drop") return change_dead(spooler, body, false);
+  if (path == "/v0/dead/decide") return decide_dead(spooler, body);
   if (path == "/v0/dead/edit") return edit_dead(spooler, body);
   if (path == "/v0/group/pause") return done_or(spooler.set_paused(group_of(body), true));
   if (path == "/v0/group/resume") return done_or(spooler.set_paused(group_of(body), false));

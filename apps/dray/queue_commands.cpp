@@ -74,6 +74,15 @@ void print_events(const json& events) {
   }
 }
 
+void print_steps(const json& steps, const char* indent) {
+  for (const auto& step : steps) {
+    std::printf("%sstep       %s: %s since %s\n", indent, text_of(step["step"]).c_str(),
+                step["done"].get<bool>() ? ("done, " + step["value"].dump()).c_str()
+                                         : "began, and whether it took effect is not known",
+                text_of(step["at"]).c_str());
+  }
+}
+
 void print_life(const json& life) {
   std::printf("message %s  %s\n", text_of(life["sequence"]).c_str(), text_of(life["id"]).c_str());
   std::printf("  topic      %s\n", text_of(life["topic"]).c_str());
@@ -97,6 +106,7 @@ void print_life(const json& life) {
     std::printf("  group %s: %s\n", text_of(group["group"]).c_str(),
                 text_of(group["state"]).c_str());
     if (group.contains("why")) std::printf("    why: %s\n", text_of(group["why"]).c_str());
+    print_steps(group["steps"], "    ");
     print_events(group["events"]);
   }
 }
@@ -154,6 +164,7 @@ int dead_show_command(const SpoolChoice& choice, const std::string& group, std::
     std::printf("  %-10s %s\n", name, text_of(letter[name]).c_str());
   }
   std::printf("  %-10s %s\n", "body", letter["body"].dump().c_str());
+  print_steps(letter["steps"], "  ");
   for (const auto& attempt : letter["history"]) {
     std::printf("    %s  %s, attempts %s: %s\n", text_of(attempt["at"]).c_str(),
                 text_of(attempt["worker"]).c_str(), text_of(attempt["attempts"]).c_str(),
@@ -200,6 +211,27 @@ int dead_edit_command(const SpoolChoice& choice, const std::string& group, std::
   if (!answer.ok()) return fail(answer.error());
   std::printf("message %llu has its new body for group %s and is pending again\n",
               static_cast<unsigned long long>(sequence), group.c_str());
+  return 0;
+}
+
+int dead_decide_command(const SpoolChoice& choice, const std::string& group, std::uint64_t sequence,
+                        const std::string& step, const std::string& value) {
+  json request{{"group", group}, {"sequence", sequence}, {"step", step}, {"done", !value.empty()}};
+  if (!value.empty()) {
+    auto parsed = json::parse(value, nullptr, false);
+    if (parsed.is_discarded()) {
+      return fail(Error{ErrorCode::kInvalid,
+                        "the value is no JSON; write text with quotes: --done '\"tx-17\"'", "", 0});
+    }
+    request["value"] = std::move(parsed);
+  }
+  const auto client = one_spool(choice);
+  if (!client.ok()) return fail(client.error());
+  const auto answer = client->post("/v0/dead/decide", request);
+  if (!answer.ok()) return fail(answer.error());
+  std::printf("step %s of message %llu %s\n", step.c_str(),
+              static_cast<unsigned long long>(sequence),
+              value.empty() ? "took no effect: it will run" : "is done: it will not run");
   return 0;
 }
 

@@ -31,6 +31,10 @@ int dead_change_command(const SpoolChoice& choice, const DeadChoice& dead,
 int dead_edit_command(const SpoolChoice& choice, const std::string& group, std::uint64_t sequence,
                       const std::string& body);
 
+// `value`: JSON of what the step returned; empty: it took no effect.
+int dead_decide_command(const SpoolChoice& choice, const std::string& group, std::uint64_t sequence,
+                        const std::string& step, const std::string& value);
+
 // `action`: "pause", "resume" or "drop".
 int group_command(const SpoolChoice& choice, const std::string& group, const std::string& action);
 int group_list_command(const SpoolChoice& choice, bool json);

@@ -31,6 +31,15 @@ std::string text_of_ms(std::int64_t ms) {
   return utc_text(UtcTime(Milliseconds(ms)));
 }
 
+nlohmann::json steps_json(const std::vector<StepLife>& steps) {
+  nlohmann::json out = nlohmann::json::array();
+  for (const auto& step : steps) {
+    out.push_back({{"step", step.step}, {"done", step.done}, {"at", text_of_ms(step.at_ms)}});
+    if (step.done) out.back()["value"] = body_json(step.value);
+  }
+  return out;
+}
+
 }  // namespace
 
 nlohmann::json to_json(const MessageLife& life) {
@@ -49,6 +58,7 @@ nlohmann::json to_json(const MessageLife& life) {
       events.push_back(std::move(each));
     }
     nlohmann::json out{{"group", group.group}, {"state", group.state}, {"events", events}};
+    out["steps"] = steps_json(group.steps);
     if (!group.why.empty()) out["why"] = group.why;
     groups.push_back(std::move(out));
   }
@@ -138,6 +148,7 @@ nlohmann::json to_json(const DeadLetter& letter) {
           {"attempts", letter.attempts},
           {"body", body_json(letter.body)},
           {"signature", error_signature(letter.reason)},
+          {"steps", steps_json(letter.steps)},
           {"history", history}};
 }
 

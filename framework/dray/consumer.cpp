@@ -47,6 +47,8 @@ void pass_trace_on(Outcome& outcome, const Delivery& delivery) {
 Outcome call(RawHandler& handler, std::string_view body, Delivery& delivery) {
   try {
     return handler.handle_body(body, delivery);
+  } catch (const StepUndecided& undecided) {
+    return reject(undecided.what());
   } catch (const std::exception& exception) {
     try {
       return handler.on_exception(exception);
@@ -83,9 +85,12 @@ Outcome handle_job(RawHandler& handler, const ConsumerJob& job, const std::stop_
                    const Log& log) {
   auto envelope = parse_envelope(job.envelope);
   if (!envelope.ok()) return reject("envelope: " + envelope.error().text());
-  Delivery delivery(*envelope, job.group, job.sequence, job.attempt, stop, log);
+  Delivery delivery(*envelope, job.group, job.sequence, job.attempt, stop, log, job.journal);
   try {
     auto outcome = call(handler, envelope->body, delivery);
+    if (!delivery.undecided().empty() && outcome.kind() != Outcome::Kind::kDone) {
+      return reject(delivery.undecided());
+    }
     if (!outcome.follow_ups().empty() && !envelope->headers.empty()) {
       pass_trace_on(outcome, delivery);
     }

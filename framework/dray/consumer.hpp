@@ -20,6 +20,7 @@ struct ConsumerJob {
   std::string_view group;
   Sequence sequence = 0;
   std::uint32_t attempt = 1;
+  StepJournal* journal = nullptr;  // nothing: once() is refused
 };
 
 class DRAY_API Consumer {

@@ -20,6 +20,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -33,6 +34,7 @@
 #include "dray/plugin_abi.h"
 #include "dray/publisher.hpp"
 #include "dray/settings.hpp"
+#include "dray/step_journal.hpp"
 
 namespace dray {
 
@@ -40,17 +42,20 @@ namespace dray {
 class DRAY_API Delivery {
  public:
   Delivery(const EnvelopeView& envelope, std::string_view group, Sequence sequence,
-           std::uint32_t attempt, std::stop_token stop, const Log& log)
+           std::uint32_t attempt, std::stop_token stop, const Log& log,
+           StepJournal* journal = nullptr)
       : envelope_(envelope),
         group_(group),
         sequence_(sequence),
         attempt_(attempt),
         stop_(std::move(stop)),
-        log_(log) {}
+        log_(log),
+        journal_(journal) {}
 
   // The log is not kept, and neither is the envelope.
   Delivery(const EnvelopeView& envelope, std::string_view group, Sequence sequence,
-           std::uint32_t attempt, std::stop_token stop, Log&& log) = delete;
+           std::uint32_t attempt, std::stop_token stop, Log&& log,
+           StepJournal* journal = nullptr) = delete;
 
   const Uuid& id() const { return envelope_.id; }
   std::string_view topic() const { return envelope_.topic; }
@@ -71,13 +76,60 @@ class DRAY_API Delivery {
   // own thread; others are given a copy.
   const Log& log() const;
 
+  // Runs `function` as a step of this message for this group: that it begins is durable before it
+  // runs, its value before this returns. In a later delivery a step that ended is not run; its
+  // value is returned. `function` returns void or what a field of a message may be, at most 4 KiB
+  // of it; at most 32 steps of a message, each with a name of its own. All is forgotten when the
+  // message is settled; a dead letter keeps it.
+  //
+  // An exception out of `function` leaves the step unknown, but for StepNotDone. Throws those, and
+  // StepRefused, StepUndecided (see there), std::length_error for a value that is too long, and
+  // std::runtime_error for a recorded value of another type. Costs two commits of the spool.
+  template <typename Function>
+  auto once(std::string_view step, IfUnknown if_unknown, Function&& function)
+      -> std::invoke_result_t<Function&> {
+    using Made = std::invoke_result_t<Function&>;
+    const auto known = begin_step(step, if_unknown);
+    try {
+      if constexpr (std::is_void_v<Made>) {
+        if (known) return;
+        function();
+        end_step(step, "\xc0");  // nil
+      } else {
+        if (known) {
+          auto value = from_bytes<Made>(*known);
+          if (!value.ok()) no_such_value(step, value.error());
+          return std::move(*value);
+        }
+        Made value = function();
+        end_step(step, to_bytes(value));
+        return value;
+      }
+    } catch (const StepNotDone&) {
+      withdraw_step(step);
+      throw;
+    }
+  }
+  // For hosts: why a person must decide; empty if nobody must.
+  const std::string& undecided() const { return undecided_; }
+  // What the reason of such a dead letter begins with.
+  static constexpr std::string_view kNeedsDecision = "needs a decision";
+
  private:
+  std::optional<std::string> begin_step(std::string_view step, IfUnknown if_unknown);
+  void end_step(std::string_view step, std::string_view value);
+  void withdraw_step(std::string_view step);
+  [[noreturn]] static void no_such_value(std::string_view step, const Error& error);
+  StepJournal::Reply call_journal(StepCall what, std::string_view step, std::string_view value);
+
   const EnvelopeView& envelope_;
   std::string_view group_;
   Sequence sequence_;
   std::uint32_t attempt_;
   std::stop_token stop_;
   const Log& log_;
+  StepJournal* journal_;
+  std::string undecided_;
   mutable std::optional<Log> own_log_;  // made when it is first asked for
 };
 

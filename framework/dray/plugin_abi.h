@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 #define DRAY_PLUGIN_ABI_MAJOR 1u
-#define DRAY_PLUGIN_ABI_MINOR 0u
+#define DRAY_PLUGIN_ABI_MINOR 1u
 #define DRAY_PLUGIN_ENTRY "dray_plugin_entry_v1"
 
 typedef struct dray_bytes {
@@ -68,6 +68,21 @@ typedef struct dray_draft {
   uint32_t reserved;   /* 0 */
 } dray_draft;
 
+/* What a journal is told of a step, and what it answers: <dray/step_journal.hpp>. */
+enum { DRAY_STEP_BEGIN = 0, DRAY_STEP_DONE = 1, DRAY_STEP_NOT_DONE = 2 };
+enum {
+  DRAY_STEP_RECORDED = 0,
+  DRAY_STEP_DONE_BEFORE = 1, /* `value`: what was recorded */
+  DRAY_STEP_UNKNOWN = 2,
+  DRAY_STEP_REFUSED = 3 /* `value`: why, as text */
+};
+
+typedef struct dray_step_sink {
+  void* context;
+  /* Exactly once, before the call that got this sink returns. */
+  void (*answer)(void* context, int32_t answer, dray_bytes value);
+} dray_step_sink;
+
 typedef struct dray_delivery {
   uint32_t size;
   uint32_t attempt; /* 1 for the first */
@@ -75,6 +90,11 @@ typedef struct dray_delivery {
   dray_bytes envelope; /* FORMATS.md, Envelope */
   dray_bytes group;
   dray_stop stop;
+  /* Since 1.1. Blocks until it is durable. `value`: MessagePack, at most 4,096 bytes, of a step
+   * that is done. On the thread of handle(), one call at a time. NULL: no journal is kept. */
+  void* journal;
+  void (*step)(void* journal, int32_t what, dray_bytes name, dray_bytes value,
+               const dray_step_sink* sink);
 } dray_delivery;
 
 /* How a delivery ends. */

@@ -119,6 +119,18 @@ void LifeReader::take(const spool::Record& record) {
         add(settled->group, std::move(event));
       }
       return;
+    case RecordType::kStep:
+      if (auto step = from_bytes<spool::StepRecord>(record.payload);
+          step.ok() && step->sequence == sequence_) {
+        LifeEvent event;
+        event.at_ms = step->at_ms;
+        event.what = "step " + step->step +
+                     (step->what == StepCall::kBegin  ? " began"
+                      : step->what == StepCall::kDone ? " done"
+                                                      : " took no effect");
+        add(step->group, std::move(event));
+      }
+      return;
     case RecordType::kRevive:
       if (auto revived = spool::decode_revive(record.payload);
           revived.ok() && has(revived->sequences, sequence_)) {

@@ -16,7 +16,7 @@ namespace dray {
 struct LifeEvent {
   std::int64_t at_ms = 0;  // UTC
   // "delivered", "retry", "dead", "done", "expired", "dropped", "damaged", "another chance",
-  // "replayed"
+  // "replayed", "step NAME began", "step NAME done", "step NAME took no effect"
   std::string what;
   std::string worker;          // its session, where its name is not in the log any more
   std::string reason;          // of a retry or a death
@@ -26,11 +26,20 @@ struct LifeEvent {
   std::optional<std::int64_t> took_ms;
 };
 
+// A step (Delivery::once) of an open message.
+struct StepLife {
+  std::string step;
+  bool done = false;  // else it began, and whether it took effect is not known
+  std::string value;  // MessagePack
+  std::int64_t at_ms = 0;
+};
+
 struct GroupLife {
   std::string group;
   // "in flight", "waiting", "dead", "settled", or "not of this group"
   std::string state;
   std::string why;  // of one that waits: why, and what to do about it
+  std::vector<StepLife> steps;
   std::vector<LifeEvent> events;
 };
 

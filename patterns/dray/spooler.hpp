@@ -115,6 +115,7 @@ struct DeadLetter {
   std::uint32_t attempts = 0;
   std::string body;                        // MessagePack
   std::vector<DeadLetterAttempt> history;  // newest first
+  std::vector<StepLife> steps;
 };
 
 // Which dead letters; what is empty matches all.
@@ -171,6 +172,12 @@ class DRAY_API Spooler final : public Publisher {
   Result<std::size_t> drop_dead(const std::string& group, std::vector<Sequence> sequences);
   // Gives a dead letter another body (MessagePack), for this group, and another chance.
   Status edit_dead(const std::string& group, Sequence sequence, const std::string& body);
+
+  // What became of a step of a dead letter that began and did not report: it took effect and
+  // returned this value (MessagePack), or (nothing) it took none. When no other is undecided the
+  // message is pending again. kNotFound if there is no such step.
+  Status decide_dead(const std::string& group, Sequence sequence, const std::string& step,
+                     const std::optional<std::string>& value);
 
   // While paused a group gets nothing; what workers hold goes on. Survives restarts. Durable on
   // return.

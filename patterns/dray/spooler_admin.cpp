@@ -43,6 +43,14 @@ Error no_group(const std::string& group) {
   return Error{ErrorCode::kNotFound, "this spool has no group '" + group + "'", "", 0};
 }
 
+std::vector<StepLife> steps_of(const spool::GroupState& state, Sequence sequence) {
+  std::vector<StepLife> out;
+  const auto* steps = state.steps().find(sequence);
+  if (steps == nullptr) return out;
+  for (const auto& step : *steps) out.push_back({step.name, step.done, step.value, step.at_ms});
+  return out;
+}
+
 // Messages and the records of their attempts lie far apart: each has a reader that goes on from
 // letter to letter.
 DeadLetter read_dead_letter(spool::LogReader& messages, spool::LogReader& records,
@@ -93,6 +101,7 @@ Result<std::vector<DeadLetter>> Spooler::dead_letters(const std::string& group, 
     for (Sequence each = state.next_dead(after); each != 0 && result->size() < limit;
          each = state.next_dead(each)) {
       result->push_back(read_dead_letter(messages, records, each, *state.history(each), *id));
+      result->back().steps = steps_of(state, each);
     }
   });
   if (!answered) return spooler_stopped();
@@ -247,6 +256,20 @@ Status change_group(balancing::Dispatcher& dispatcher, const std::string& group,
 }
 
 }  // namespace
+
+Status Spooler::decide_dead(const std::string& group, Sequence sequence, const std::string& step,
+                            const std::optional<std::string>& value) {
+  if (value && value->size() > kStepValueBytesMax) {
+    return Error{ErrorCode::kInvalid,
+                 "the value of a step has at most " + std::to_string(kStepValueBytesMax) + " bytes",
+                 "", 0};
+  }
+  return change_group(*state_->dispatcher, group,
+                      [&](balancing::DispatcherCore& core, spool::GroupId id) {
+                        return core.decide(id, sequence, step, value,
+                                           {state_->clock.steady(), state_->clock.utc()});
+                      });
+}
 
 Status Spooler::set_paused(const std::string& group, bool paused) {
   return change_group(*state_->dispatcher, group,
@@ -475,6 +498,7 @@ Result<MessageLife> Spooler::show(const std::string& id) {
       const auto* history = state->history(*sequence);
       const bool taken = state->takes(envelope->topic, *sequence) || history != nullptr;
       if (!taken && group.events.empty()) continue;
+      group.steps = steps_of(*state, *sequence);
       if (state->is_settled(*sequence)) {
         group.state = "settled";
       } else {

@@ -12,6 +12,9 @@
 // simulated. Time moves by advance() and settle() alone (and by 1 ms when a worker dies). A handler
 // runs on the calling thread, one message after the other, and takes no time.
 //
+// What a handler does by Delivery::once() is recorded in that spool, so that crash points, kills
+// and power cuts between the steps are tested too.
+//
 // Works with any test framework: what can be compared can be printed.
 // Threading: one thread. Failure: std::logic_error for a group or topic that is not declared, for a
 // handler that cannot be made, and for a queue that does not come to rest. Ownership: owns the
@@ -39,6 +42,10 @@ enum class CrashPoint {
   kBeforeHandler,  // it has the message and did not begin
   kAfterHandler,   // the handler ran and its outcome is lost: it will run again
   kAfterResult,    // the outcome arrived, and the worker dies before it hears of it
+  // Of a handler that uses Delivery::once(), at its next step:
+  kStepBegun,  // its beginning is recorded, and its function does not run
+  kStepRan,    // its function ran, and its end is not recorded
+  kStepDone,   // its end is recorded, and once() does not return
 };
 
 // Of a handler's app, as in its config; what is not said: the policy of a plugin's handler, and
@@ -73,6 +80,7 @@ struct Handled {
 struct DeadMessage {
   Sequence sequence = 0;
   std::uint32_t attempts = 0;
+  std::vector<std::string> undecided;  // steps that wait for decide()
   std::string cause;   // "rejected", "attempts", "lost", "unroutable": observe() was forgotten
   std::string reason;  // of the last attempt
 };
@@ -145,6 +153,20 @@ class DRAY_API Harness final : public Publisher {
   // The same, and what was written and not synced may be gone.
   void cut_power();
 
+  // What a person does by `dray dead decide`: the step of this dead letter took effect, with this
+  // value, or took none; and the message is pending again.
+  void decide_done(const std::string& group, Sequence sequence, const std::string& step) {
+    decide(group, sequence, step, "\xc0");
+  }
+  template <typename T>
+  void decide_done(const std::string& group, Sequence sequence, const std::string& step,
+                   const T& value) {
+    decide(group, sequence, step, to_bytes(value));
+  }
+  void decide_not_done(const std::string& group, Sequence sequence, const std::string& step) {
+    decide(group, sequence, step, std::nullopt);
+  }
+
   const VirtualClock& clock() const;
   // The wall clock jumps, as an operator or NTP makes it.
   void jump_utc(Milliseconds by);
@@ -171,6 +193,8 @@ class DRAY_API Harness final : public Publisher {
   const Log& log() const;
 
  private:
+  void decide(const std::string& group, Sequence sequence, const std::string& step,
+              const std::optional<std::string>& value);
   [[noreturn]] static void no_such_type(const std::string& topic, const Error& error);
   struct State;
   std::unique_ptr<State> state_;

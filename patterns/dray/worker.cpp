@@ -69,6 +69,8 @@ struct Worker::State {
     std::optional<SteadyTime> stop_asked;
     std::stop_source stop;
     bool written_off = false;
+    std::optional<StepJournal::Reply> reply;  // to the job's call of its journal
+    std::condition_variable replied;          // or nobody will
   };
 
   State(WorkerSettings settings_in, ConsumerFactory factory_in)
@@ -112,6 +114,7 @@ struct Worker::State {
   std::condition_variable changed;
   std::deque<WorkerCore::Job> queue;
   std::vector<Finished> finished;
+  std::vector<std::pair<std::uint64_t, WorkerCore::JobStep>> step_calls;  // by job
   bool want_drain = false;
   bool drained = false;
   bool want_stop = false;            // the socket thread ends
@@ -186,6 +189,49 @@ bool take_jobs(S& state, Slot& slot) {
   }
 }
 
+// The journal of one handling: asks the dispatcher that its message came from, and waits.
+template <typename S, typename Slot>
+class Journal final : public StepJournal {
+ public:
+  Journal(S& state, Slot& slot, std::uint64_t job, std::stop_token stop)
+      : state_(state), slot_(slot), job_(job), stop_(std::move(stop)) {}
+
+  Reply call(StepCall what, std::string_view step, std::string_view value) override {
+    if (over_) return {StepAnswer::kRefused, kStopped};
+    if (run_ == 0) run_ = random_u64() | 1;
+    {
+      const std::lock_guard lock(slot_.mutex);
+      slot_.reply.reset();
+    }
+    {
+      const std::lock_guard lock(state_.mutex);
+      state_.step_calls.push_back({job_, {what, run_, std::string(step), std::string(value)}});
+    }
+    state_.wake_up.wake();
+    // Requested by who holds the slot's mutex, so that no wish is missed. What was done is worth
+    // waiting for, until the attempt is ended.
+    const std::stop_callback wish(stop_, [this] { slot_.replied.notify_all(); });
+    std::unique_lock lock(slot_.mutex);
+    slot_.replied.wait(lock, [&] {
+      return slot_.reply || slot_.written_off || state_.closing ||
+             (what == StepCall::kBegin && stop_.stop_requested());
+    });
+    if (slot_.reply) return std::move(*slot_.reply);
+    over_ = true;  // a late answer would be taken for that to the next call
+    return {StepAnswer::kRefused, kStopped};
+  }
+
+ private:
+  static constexpr const char* kStopped = "the handling is asked to stop";
+
+  S& state_;
+  Slot& slot_;
+  const std::uint64_t job_;
+  const std::stop_token stop_;
+  std::uint64_t run_ = 0;  // drawn when it is needed
+  bool over_ = false;
+};
+
 template <typename S, typename Slot>
 void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& slot) {
   while (take_jobs(*state, *slot)) {
@@ -210,8 +256,9 @@ void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& s
         slot->started = started;
         stop = slot->stop.get_token();
       }
+      Journal<S, Slot> journal(*state, *slot, job.id, stop);
       Outcome outcome = slot->consumer->consume(
-          {job.envelope, state->settings.group, job.sequence, job.attempt}, stop);
+          {job.envelope, state->settings.group, job.sequence, job.attempt, &journal}, stop);
       const auto now = state->clock.steady();
       ended = Finished{job.id, std::move(outcome), now - started};
       started = now;
@@ -268,6 +315,7 @@ void watch_timeouts(const std::shared_ptr<S>& state) {
         slot.stop.request_stop();
       } else if (now - *slot.stop_asked >= settings.timeout_grace) {
         slot.written_off = true;
+        slot.replied.notify_all();
         late = slot.job;
       }
     }
@@ -349,6 +397,27 @@ void read_finished(const std::shared_ptr<S>& state) {
     }
   }
   if (drain) state->core.drain();
+}
+
+template <typename S>
+void read_step_calls(S& state) {
+  std::vector<std::pair<std::uint64_t, WorkerCore::JobStep>> calls;
+  {
+    const std::lock_guard lock(state.mutex);
+    calls.swap(state.step_calls);
+  }
+  for (auto& [job, call] : calls) state.core.call_step(job, std::move(call), state.clock.steady());
+}
+
+template <typename S>
+void answer_step(S& state, std::uint64_t job, StepJournal::Reply reply) {
+  for (const auto& slot : state.slots) {
+    const std::lock_guard lock(slot->mutex);
+    if (slot->job != job) continue;
+    slot->reply = std::move(reply);
+    slot->replied.notify_all();
+    return;
+  }
 }
 
 template <typename S>
@@ -451,6 +520,7 @@ void perform(const std::shared_ptr<S>& state) {
     for (const auto job : returned) state->core.on_returned(job);
     if (!returned.empty()) state->wake_up.wake();
   }
+  for (auto& [job, reply] : actions.stepped) answer_step(*state, job, std::move(reply));
   for (const auto& problem : actions.problems) state->settings.log.warning(problem);
   for (auto& send : actions.sends) {
     // A frame that cannot go is not lost: results are said again after the next WELCOME, and the
@@ -520,6 +590,7 @@ void run(const std::shared_ptr<S>& state) {
     state->welcomed = welcomed;
     state->short_jobs = !state->core.takes_each_slot();
     read_finished(state);
+    read_step_calls(*state);
     watch_timeouts(state);
     state->core.tick(state->clock.steady());
     perform(state);

@@ -34,12 +34,21 @@ SmtpLogin read_login(const dray::Settings& settings) {
   return login;
 }
 
+dray::IfUnknown read_if_unknown(const dray::Settings& settings) {
+  const std::string choice = settings.text("if_unknown", "again");
+  if (choice == "again") return dray::IfUnknown::kAgain;
+  if (choice == "ask") return dray::IfUnknown::kAsk;
+  throw dray::SettingsError("setting 'if_unknown' must be \"again\" or \"ask\", not \"" + choice +
+                            "\"");
+}
+
 class SendConfirmation final : public dray::Handler<OrderPlaced> {
  public:
   explicit SendConfirmation(const dray::Settings& settings)
       : from_{settings.text("from_name", "The Dray Shop"),
               settings.text("from", "shop@dray.example")},
-        id_domain_(settings.text("message_id_domain", "dray.example")) {
+        id_domain_(settings.text("message_id_domain", "dray.example")),
+        if_unknown_(read_if_unknown(settings)) {
     initialise_once();
     const auto login = read_login(settings);
     transport_ = make_mail_transport(settings.text("deliver"), login,
@@ -61,21 +70,26 @@ class SendConfirmation final : public dray::Handler<OrderPlaced> {
     } catch (const std::invalid_argument& fault) {
       return dray::reject(fault.what());
     }
-    const auto outcome = transport_->send(mail, rendered);
-    switch (outcome.kind) {
-      case MailOutcome::Kind::kSent:
-        return dray::done().publish(kMailSent, MailSent{order.order_id, message_id});
-      case MailOutcome::Kind::kTryAgain:
-        return dray::retry(outcome.reason);
-      case MailOutcome::Kind::kRefused:
-        return dray::reject(outcome.reason);
+    MailOutcome outcome;
+    try {
+      delivery.once("send", if_unknown_, [&] {
+        outcome = transport_->send(mail, rendered);
+        if (outcome.kind == MailOutcome::Kind::kSent) return;
+        // If this dies here, or the server did not answer, the mail may be on its way.
+        if (outcome.kind == MailOutcome::Kind::kUnknown) throw std::runtime_error(outcome.reason);
+        throw dray::StepNotDone(outcome.reason);
+      });
+    } catch (const dray::StepNotDone&) {
+      const bool refused = outcome.kind == MailOutcome::Kind::kRefused;
+      return refused ? dray::reject(outcome.reason) : dray::retry(outcome.reason);
     }
-    return dray::retry("unknown outcome");
+    return dray::done().publish(kMailSent, MailSent{order.order_id, message_id});
   }
 
  private:
   MailAddress from_;
   std::string id_domain_;
+  dray::IfUnknown if_unknown_;
   std::unique_ptr<MailTransport> transport_;
   std::optional<dray::Push<Progress>> progress_;
 };

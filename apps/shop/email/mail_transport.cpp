@@ -85,7 +85,10 @@ class Smtp final : public MailTransport {
                                (detail[0] != '\0' ? detail : curl_easy_strerror(code));
     // 5xx is for good, except for the login: that is our fault, not the customer's.
     const bool refused = status >= 500 && status < 600 && code != CURLE_LOGIN_DENIED;
-    return {refused ? MailOutcome::Kind::kRefused : MailOutcome::Kind::kTryAgain, reason};
+    if (refused) return {MailOutcome::Kind::kRefused, reason};
+    // All of the mail went, and no answer came.
+    const bool unknown = upload.at == rendered.size() && status < 400;
+    return {unknown ? MailOutcome::Kind::kUnknown : MailOutcome::Kind::kTryAgain, reason};
   }
 
  private:

@@ -1,7 +1,8 @@
 // Where e-mails go: a maildir, or an SMTP server by libcurl.
 //
 // Threading: one object, one thread. Failure: a Delivery says whether to try again (SMTP 4xx,
-// network) or never (SMTP 5xx).
+// network), never (SMTP 5xx), or that nobody knows (the connection broke before the server said
+// that it has the mail).
 #pragma once
 
 #include <memory>
@@ -12,7 +13,7 @@
 namespace shop {
 
 struct MailOutcome {
-  enum class Kind { kSent, kTryAgain, kRefused };
+  enum class Kind { kSent, kTryAgain, kRefused, kUnknown };
   Kind kind = Kind::kSent;
   std::string reason;
 };

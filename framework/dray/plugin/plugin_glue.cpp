@@ -1,5 +1,6 @@
 // The plugin's side of the border: turns C++ handlers and sources into C tables.
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 
@@ -66,11 +67,43 @@ void settle(const dray_outcome_sink* sink, const Outcome& outcome) {
                outcome.delay() ? outcome.delay()->count() : -1);
 }
 
+// The host's journal of steps.
+class BorderJournal final : public StepJournal {
+ public:
+  // REQUIRES: kept_by(delivery).
+  explicit BorderJournal(const dray_delivery& delivery) : delivery_(delivery) {}
+  // A launcher of ABI 1.0 has none.
+  static bool kept_by(const dray_delivery& delivery) {
+    constexpr std::size_t kNeeded = offsetof(dray_delivery, step) + sizeof(delivery.step);
+    return delivery.size >= kNeeded && delivery.step != nullptr;
+  }
+
+  Reply call(StepCall what, std::string_view step, std::string_view value) override {
+    Reply reply;
+    const dray_step_sink sink{
+        &reply, [](void* context, std::int32_t answer, dray_bytes given) {
+          auto& out = *static_cast<Reply*>(context);
+          const bool known = answer >= DRAY_STEP_RECORDED && answer <= DRAY_STEP_REFUSED;
+          out.answer = known ? static_cast<StepAnswer>(answer) : StepAnswer::kRefused;
+          out.value = view(given);
+        }};
+    delivery_.step(delivery_.journal, static_cast<std::int32_t>(what), span(step), span(value),
+                   &sink);
+    return reply;
+  }
+
+ private:
+  const dray_delivery& delivery_;
+};
+
 Outcome run_handler(HostedHandler& hosted, const dray_delivery& abi) {
   if (hosted.stop.stop_requested()) hosted.stop = std::stop_source();
   const StopSubscription subscription(abi.stop, hosted.stop);
+  std::optional<BorderJournal> journal;
+  if (BorderJournal::kept_by(abi)) journal.emplace(abi);
   return handle_job(*hosted.handler,
-                    {view(abi.envelope), view(abi.group), abi.sequence, abi.attempt},
+                    {view(abi.envelope), view(abi.group), abi.sequence, abi.attempt,
+                     journal ? &*journal : nullptr},
                     hosted.stop.get_token(), hosted.log);
 }
 

@@ -67,6 +67,8 @@ class PluginConsumer final : public Consumer {
     delivery.envelope = span(job.envelope);
     delivery.group = span(job.group);
     delivery.stop = offer.abi();
+    delivery.journal = job.journal;
+    if (job.journal != nullptr) delivery.step = &call_journal;
     handler_.handle(self_, &delivery, &sink);
     if (!collected.settled) return retry("the plugin returned without an outcome");
     if (!collected.fault.empty()) return retry(collected.fault);
@@ -75,6 +77,22 @@ class PluginConsumer final : public Consumer {
   }
 
  private:
+  static void call_journal(void* journal, std::int32_t what, dray_bytes name, dray_bytes value,
+                           const dray_step_sink* sink) {
+    StepJournal::Reply reply;
+    if (what < DRAY_STEP_BEGIN || what > DRAY_STEP_NOT_DONE) {
+      reply.value = "there is no such call of a journal";
+    } else if (const auto fault = step_name_fault(view(name)); !fault.empty()) {
+      reply.value = fault;
+    } else if (value.size > kStepValueBytesMax) {
+      reply.value = "the value of a step has at most 4,096 bytes";
+    } else {
+      reply = static_cast<StepJournal*>(journal)->call(static_cast<StepCall>(what), view(name),
+                                                       view(value));
+    }
+    sink->answer(sink->context, static_cast<std::int32_t>(reply.answer), span(reply.value));
+  }
+
   struct Collected {
     bool settled = false;
     Outcome::Kind kind = Outcome::Kind::kDone;

@@ -64,6 +64,10 @@ Result<GroupState> GroupState::restore(const GroupSnapshot& snapshot) {
   for (std::size_t at = 0; at < entries.size(); at += kEntrySize) {
     state.entries_.insert(state.entries_.end(), get_entry(entries.data() + at));
   }
+  for (const auto& record : snapshot.steps) {
+    if (record.what > StepCall::kDone) return fault;
+    state.steps_.apply(record);
+  }
   return state;
 }
 
@@ -89,6 +93,7 @@ GroupSnapshot GroupState::snapshot() const {
   for (const auto& [sequence, history] : entries_) {
     put_entry(snapshot.entries.bytes, sequence, history);
   }
+  snapshot.steps = steps_.snapshot(id_);
   return snapshot;
 }
 
@@ -102,6 +107,7 @@ void GroupState::declare(Lsn lsn, std::vector<std::string> topics, GroupStanding
   counts_.dropped += counts_.pending + counts_.dead;
   counts_.pending = counts_.dead = 0;
   entries_.clear();
+  steps_.clear();
   damaged_.clear();
   // Nothing that the log holds or will hold is open for it.
   known_ = std::numeric_limits<Sequence>::max();
@@ -142,6 +148,7 @@ bool GroupState::settle(Sequence sequence, Settlement settlement) {
   } else {
     closed_.add(sequence);
   }
+  steps_.forget(sequence);
   leave_pending();
   switch (settlement) {
     case Settlement::kDone:
@@ -268,6 +275,7 @@ void GroupState::damage(const DamagedPart& part) {
   counts_.pending -= lost;
   counts_.damaged += lost;
   closed_.add(part.first, part.last);
+  steps_.forget(part.first, part.last);
   if (part.last >= known_) damaged_.push_back(part);
 }
 

@@ -25,6 +25,7 @@
 
 #include "dray/spool/record_payload.hpp"
 #include "dray/spool/sequence_set.hpp"
+#include "dray/spool/step_journals.hpp"
 
 namespace dray::spool {
 
@@ -126,8 +127,9 @@ struct GroupSnapshot {
   bool paused = false;
   Binary closed;   // SequenceSet::encode()
   Binary entries;  // 48 bytes each
+  std::vector<StepRecord> steps;
   DRAY_FIELDS(id, name, eras, counts, known, passed, damaged, first_of, replayed, paused, closed,
-              entries)
+              entries, steps)
 };
 
 inline constexpr std::size_t kPriorities = 3;
@@ -183,6 +185,11 @@ class GroupState {
   void begin_in_the_middle(Lsn lsn, std::uint64_t accepted);
   // A copy of a message from before that: open after all.
   void copied_from_before(Sequence sequence, Lsn copy_lsn, const AttemptRecord* last);
+  // Of a message that is settled: nothing.
+  void step(const StepRecord& record) {
+    if (!is_settled(record.sequence)) steps_.apply(record);
+  }
+  const StepJournals& steps() const { return steps_; }
   // `count` messages in [first, last] are lost.
   void damage(const DamagedPart& part);
 
@@ -232,6 +239,7 @@ class GroupState {
   std::vector<DamagedPart> damaged_;
   SequenceSet closed_;
   Entries entries_;
+  StepJournals steps_;
 };
 
 }  // namespace dray::spool

@@ -41,6 +41,7 @@ enum class RecordType : std::uint8_t {
   kCopy = 13,       // an open message and its history, copied forward out of an old segment
   kDamage = 14,     // messages of a group that can no longer be read
   kLost = 15,       // written over damaged records by `dray spool repair`; lsn: of the last of them
+  kStep = 16,       // a step of a handling began or ended (Delivery::once)
 };
 
 // Flags of a record header.

@@ -12,6 +12,7 @@
 #include "dray/message.hpp"
 #include "dray/result.hpp"
 #include "dray/spool/record.hpp"
+#include "dray/step_journal.hpp"
 
 namespace dray::spool {
 
@@ -153,6 +154,18 @@ struct DamageRecord {
   Lsn last = 0;
   std::uint64_t count = 0;
   DRAY_FIELDS(group, first, last, count)
+};
+
+// A step of a message for a group (StepJournals): it began, ended with a value, or took no effect.
+struct StepRecord {
+  GroupId group = 0;
+  Sequence sequence = 0;
+  StepCall what = StepCall::kBegin;
+  std::uint64_t run = 0;  // random: the handling that says so
+  std::string step;
+  Binary value;  // MessagePack
+  std::int64_t at_ms = 0;
+  DRAY_FIELDS(group, sequence, what, run, step, value, at_ms)
 };
 
 // Dead letters become pending again, with their attempts at 0.

@@ -191,6 +191,11 @@ void Spool::answer_dedup(const Dedup& dedup, const Result<Receipt>& result) {
   for (const auto& waiter : waiters) waiter(repeated);
 }
 
+bool Spool::takes_follow_ups() const {
+  return !disk_full_ && segments_->spares().has_reserve() &&
+         segments_->bytes_total() < options_.max_size;
+}
+
 void Spool::submit(const Submission& submission) {
   if (submission.entries.empty()) return;
   Item item;

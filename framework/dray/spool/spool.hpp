@@ -134,6 +134,9 @@ class Spool final : public Publisher {
   // Ignored while another is on its way.
   void checkpoint(Snapshot snapshot);
   bool checkpoint_under_way() const { return checkpoint_under_way_; }
+  // Room for follow-ups and for steps that begin: they may take the reserve that settling has
+  // beyond what is published, but not the last of it (P7).
+  bool takes_follow_ups() const;
   // The state's owner holds as many messages with a history as it may.
   void set_held_full(bool full) { held_full_ = full; }
 

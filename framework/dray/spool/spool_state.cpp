@@ -210,6 +210,13 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
     }
     case RecordType::kCopy:
       return apply_copy(lsn, payload);
+    case RecordType::kStep:
+      return with<StepRecord>(payload, [&](const StepRecord& step) -> Status {
+        if (step.what > StepCall::kNotDone) {
+          return Error{ErrorCode::kCorrupt, "a step is said to be what no step is", "", 0};
+        }
+        return in_group(step.group, [&](GroupState& state) { state.step(step); });
+      });
     case RecordType::kDamage:
       return with<DamageRecord>(payload, [&](const DamageRecord& damage) {
         return in_group(damage.group, [&](GroupState& state) {

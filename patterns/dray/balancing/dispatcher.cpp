@@ -210,6 +210,7 @@ void Dispatcher::run() {
         state.link_broken_at = at.steady;
         state.core.on_link_broken(at);
       }
+      state.core.set_room(state.spool.takes_follow_ups());
       state.core.tick(state.now());
       perform();
       serve_publishers();

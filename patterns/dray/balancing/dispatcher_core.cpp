@@ -105,6 +105,8 @@ void DispatcherCore::on_frame(const std::string& peer, const ProtocolFrame& fram
     note_room(*session);
   } else if (const auto* result = std::get_if<ResultFrame>(&frame)) {
     on_result(*session, *result, now);
+  } else if (const auto* step = std::get_if<Step>(&frame)) {
+    on_step(*session, *step, now);
   } else if (std::holds_alternative<Bye>(frame)) {
     end_session(*session, "bye", false, now);
   }
@@ -259,6 +261,7 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
     }
     return;
   }
+  if (ticket.kind == Ticket::Kind::kStep) return on_step_recorded(ticket, now);
   if (ticket.kind == Ticket::Kind::kGroup) return on_group_ticket(ticket, first, now);
   Group& group = *groups_[ticket.group];
   if (ticket.kind == Ticket::Kind::kDamage) {
@@ -295,6 +298,7 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
       case Ticket::Kind::kDamage:
       case Ticket::Kind::kCopy:
       case Ticket::Kind::kGroup:
+      case Ticket::Kind::kStep:
         break;
     }
     const bool ends_turn = ticket.kind == Ticket::Kind::kSettled ||

@@ -38,6 +38,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -167,6 +168,9 @@ class DispatcherCore {
   void on_copied(const spool::CopyRecord& copy);
   // No group can have this message any more: it cannot be read.
   void on_lost(Sequence sequence);
+  // Spool::takes_follow_ups(): without room results with follow-ups are put off, and no step
+  // begins.
+  void set_room(bool room) { room_ = room; }
 
   // When tick() must be called again at the latest.
   SteadyTime next_deadline(Now now) const;
@@ -178,6 +182,11 @@ class DispatcherCore {
   std::uint64_t drop(spool::GroupId group, const std::vector<Sequence>& dead);
   // Another body for this group, and another chance. `copy` is what the group has of it now.
   std::uint64_t revive_edited(spool::GroupId group, const spool::CopyRecord& copy);
+  // What became of a step of a dead letter whose end is not recorded: it took effect, with this
+  // value (MessagePack), or (nothing) it did not. When no other is open, the message is pending
+  // again. kNotFound for a step that is not open.
+  Result<std::uint64_t> decide(spool::GroupId group, Sequence dead, const std::string& step,
+                               const std::optional<std::string>& value, Now now);
   // In words, why a message that is open is not delivered now, and what to do about it.
   std::string why_waiting(spool::GroupId group, Sequence sequence, KeyHash key, Now now) const;
   // A settled message, or one that the group never had, is accepted and delivered once more. One
@@ -226,6 +235,10 @@ class DispatcherCore {
   void apply_result(Session& session, const ResultItem& item, Sequence sequence, Now now);
   void finish_done(Session& session, Group& group, Grant& grant, Sequence sequence,
                    const ResultItem& item, Now now);
+  void on_step(Session& session, const Step& step, Now now);
+  std::string step_fault(const Group& group, const Step& step) const;
+  void on_step_recorded(const Ticket& ticket, Now now);
+  bool holds(const Session& session, Sequence sequence) const;
   void fail_attempt(Session& session, Group& group, Grant& grant, Sequence sequence,
                     const std::string& cause, const std::string& reason,
                     std::optional<Milliseconds> delay, Now now);
@@ -321,6 +334,9 @@ class DispatcherCore {
   std::unordered_map<std::uint64_t, Ticket> tickets_;
   std::uint64_t last_ticket_ = 0;
   std::uint64_t stale_results_ = 0;
+  bool room_ = true;
+  // Group, sequence and run of what is on its way to the disk.
+  std::set<std::tuple<spool::GroupId, Sequence, std::uint64_t>> stepping_;
   std::int64_t now_ms_ = 0;  // UTC, as of the last take_actions()
   std::mt19937_64 random_;
   Actions actions_;

@@ -38,6 +38,8 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
   }
   Grant& grant = found->second;
   if (grant.settling) return;  // repeated; the confirmation comes with the commit
+  const bool busy = item.kind == ResultKind::kDone && !item.follow_ups.empty() && !room_;
+  if (busy) return send(session, encode(Busy{{{grant.epoch, grant.number, {sequence}}}}));
   session.answered(grant);
   switch (item.kind) {
     case ResultKind::kDone:

@@ -179,6 +179,7 @@ struct DispatcherCore::Ticket {
     kDamage,
     kCopy,
     kGroup,
+    kStep,
   };
   Kind kind = Kind::kSettled;
   spool::GroupId group = 0;
@@ -187,6 +188,7 @@ struct DispatcherCore::Ticket {
   std::vector<std::pair<Uuid, Sequence>> sequences;  // answered by which session
   spool::RetryRecord retry;
   spool::DeadRecord dead;
+  spool::StepRecord step;
   spool::DamagedPart damage;
   spool::GroupRecord declared;
   std::vector<std::pair<spool::GroupId, spool::Lsn>> copied;  // group, newest record in the copy

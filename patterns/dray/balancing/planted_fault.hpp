@@ -39,6 +39,10 @@ enum class Fault {
   kConcurrencyIgnored,   // no more unanswered deliveries than the group's limit
   kRateIgnored,          // no more deliveries than the group's rate
   kPriorityIgnored,      // high before normal before low
+  kStepBeforeCommit,     // a step's function runs only when its beginning is durable
+  kStepForgotten,        // a restart knows the steps of open messages
+  kStepOfAnother,        // what another handling began is not one's own
+  kStepAfterLease,       // no step begins for a delivery that is another's
 };
 
 #ifdef DRAY_PLANTED_FAULTS

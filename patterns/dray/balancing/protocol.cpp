@@ -26,6 +26,7 @@ enum class FrameKind : std::uint8_t {
   kHeartbeat = 5,
   kPublisherHello = 6,
   kDeposit = 7,
+  kStep = 8,
   kWelcome = 16,
   kRefused = 17,
   kDeliver = 18,
@@ -33,6 +34,8 @@ enum class FrameKind : std::uint8_t {
   kBacklog = 20,
   kPublisherWelcome = 21,
   kReceipts = 22,
+  kStepped = 23,
+  kBusy = 24,
 };
 
 std::string prefix(FrameKind kind) {
@@ -273,6 +276,44 @@ Receipts read_receipts(Fields& fields) {
   return receipts;
 }
 
+StepCall read_call(Fields& fields) {
+  const auto what = fields.natural<std::uint8_t>();
+  if (what > static_cast<std::uint8_t>(StepCall::kNotDone)) fields.refuse();
+  return static_cast<StepCall>(what);
+}
+
+Step read_step(Fields& fields) {
+  Step step;
+  step.epoch = fields.natural<std::uint64_t>();
+  step.number = fields.natural<std::uint32_t>();
+  step.sequence = fields.natural<Sequence>();
+  step.what = read_call(fields);
+  step.run = fields.natural<std::uint64_t>();
+  step.step = fields.text();
+  step.value = fields.binary();
+  if (step.sequence == 0 || !step_name_fault(step.step).empty() ||
+      step.value.size() > kStepValueBytesMax) {
+    fields.refuse();
+  }
+  return step;
+}
+
+Stepped read_stepped(Fields& fields) {
+  Stepped stepped;
+  stepped.sequence = fields.natural<Sequence>();
+  stepped.run = fields.natural<std::uint64_t>();
+  stepped.what = read_call(fields);
+  stepped.step = fields.text();
+  const auto answer = fields.natural<std::uint8_t>();
+  stepped.answer = static_cast<StepAnswer>(answer);
+  stepped.value = fields.binary();
+  if (answer > static_cast<std::uint8_t>(StepAnswer::kRefused) ||
+      stepped.value.size() > kStepValueBytesMax) {
+    fields.refuse();
+  }
+  return stepped;
+}
+
 // Reads a DELIVER without building a tree: it is the frame with the most values. Takes frames of
 // exactly these fields; what has more of them is read the long way.
 class DeliverVisitor : public LimitVisitor {
@@ -355,7 +396,10 @@ std::size_t field_count(FrameKind kind) {
       return 10;
     case FrameKind::kWelcome:
       return 4;
+    case FrameKind::kStep:
+      return 7;
     case FrameKind::kPublisherWelcome:
+    case FrameKind::kStepped:
       return 6;
     case FrameKind::kDeliver:
     case FrameKind::kPublisherHello:
@@ -366,6 +410,7 @@ std::size_t field_count(FrameKind kind) {
       return 2;
     case FrameKind::kResult:
     case FrameKind::kConfirm:
+    case FrameKind::kBusy:
     case FrameKind::kBacklog:
     case FrameKind::kReceipts:
       return 1;
@@ -544,6 +589,41 @@ std::string encode(const Receipts& frame) {
   return bytes;
 }
 
+std::string encode(const Step& frame) {
+  std::string bytes = prefix(FrameKind::kStep);
+  Encoder encoder(bytes);
+  encoder.array(7);
+  encoder.natural(frame.epoch);
+  encoder.natural(frame.number);
+  encoder.natural(frame.sequence);
+  encoder.natural(static_cast<std::uint64_t>(frame.what));
+  encoder.natural(frame.run);
+  encoder.text(frame.step);
+  encoder.binary(frame.value);
+  return bytes;
+}
+
+std::string encode(const Stepped& frame) {
+  std::string bytes = prefix(FrameKind::kStepped);
+  Encoder encoder(bytes);
+  encoder.array(6);
+  encoder.natural(frame.sequence);
+  encoder.natural(frame.run);
+  encoder.natural(static_cast<std::uint64_t>(frame.what));
+  encoder.text(frame.step);
+  encoder.natural(static_cast<std::uint64_t>(frame.answer));
+  encoder.binary(frame.value);
+  return bytes;
+}
+
+std::string encode(const Busy& frame) {
+  std::string bytes = prefix(FrameKind::kBusy);
+  Encoder encoder(bytes);
+  encoder.array(1);
+  put_ranges(encoder, frame.tokens);
+  return bytes;
+}
+
 Result<ProtocolFrame> decode_frame(std::string_view bytes) {
   const Error fault{ErrorCode::kCorrupt, "not a frame of the balancing protocol", "", 0};
   if (bytes.size() < kPrefixSize || bytes.substr(0, 2) != kMagic) return fault;
@@ -620,6 +700,15 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
       break;
     case FrameKind::kReceipts:
       frame = read_receipts(fields);
+      break;
+    case FrameKind::kStep:
+      frame = read_step(fields);
+      break;
+    case FrameKind::kStepped:
+      frame = read_stepped(fields);
+      break;
+    case FrameKind::kBusy:
+      frame = Busy{fields.ranges()};
       break;
   }
   if (!fields.ok()) return fault;

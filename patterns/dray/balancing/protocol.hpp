@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "dray/message.hpp"
+#include "dray/step_journal.hpp"
 
 namespace dray::balancing {
 
@@ -73,6 +74,16 @@ struct ResultFrame {
 struct Bye {};
 // both ways
 struct Heartbeat {};
+// worker -> dispatcher: a step of a delivery that it runs begins, or ended
+struct Step {
+  std::uint64_t epoch = 0;
+  std::uint32_t number = 0;
+  Sequence sequence = 0;
+  StepCall what = StepCall::kBegin;
+  std::uint64_t run = 0;  // random; of this handling, whatever number its delivery has
+  std::string step;
+  std::string value;  // of one that is done
+};
 // dispatcher -> worker
 struct Welcome {
   Uuid spool;
@@ -99,6 +110,20 @@ struct Deliver {
 };
 // dispatcher -> worker: these results are durable, or were refused as stale: forget them
 struct Confirm {
+  std::vector<TokenRange> tokens;
+};
+
+// dispatcher -> worker: a STEP is durable, or refused
+struct Stepped {
+  Sequence sequence = 0;
+  std::uint64_t run = 0;
+  StepCall what = StepCall::kBegin;
+  std::string step;
+  StepAnswer answer = StepAnswer::kRecorded;
+  std::string value;  // StepJournal::Reply::value
+};
+// dispatcher -> worker: no room for the follow-ups of these results; say them again in a while
+struct Busy {
   std::vector<TokenRange> tokens;
 };
 
@@ -148,7 +173,7 @@ struct Receipts {
 
 using ProtocolFrame =
     std::variant<Hello, Window, ResultFrame, Bye, Heartbeat, Welcome, Refused, Deliver, Confirm,
-                 Backlog, PublisherHello, Deposit, PublisherWelcome, Receipts>;
+                 Backlog, PublisherHello, Deposit, PublisherWelcome, Receipts, Step, Stepped, Busy>;
 
 std::string encode(const Hello& frame);
 std::string encode(const Window& frame);
@@ -164,6 +189,9 @@ std::string encode(const PublisherHello& frame);
 std::string encode(const Deposit& frame);
 std::string encode(const PublisherWelcome& frame);
 std::string encode(const Receipts& frame);
+std::string encode(const Step& frame);
+std::string encode(const Stepped& frame);
+std::string encode(const Busy& frame);
 
 Result<ProtocolFrame> decode_frame(std::string_view bytes);
 

@@ -11,6 +11,7 @@ namespace {
 // What waits behind jobs that do not end is given back after so long.
 constexpr auto kStallFine = std::chrono::milliseconds(5);
 constexpr auto kStallCoarse = std::chrono::milliseconds(100);
+constexpr auto kBusyWait = std::chrono::milliseconds(250);
 constexpr std::size_t kResultItemsMax = 4'096;
 constexpr std::size_t kResultBytesMax = 1U << 20;     // of one frame, when there is more to say
 constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
@@ -146,6 +147,10 @@ void WorkerCore::on_frame(std::size_t link, ProtocolFrame frame,
     on_deliver(link, *deliver, owner, now);
   } else if (const auto* confirm = std::get_if<Confirm>(&frame)) {
     on_confirm(link, *confirm);
+  } else if (const auto* stepped = std::get_if<Stepped>(&frame)) {
+    on_stepped(link, *stepped);
+  } else if (const auto* busy = std::get_if<Busy>(&frame)) {
+    on_busy(link, *busy, now);
   } else if (const auto* backlog = std::get_if<Backlog>(&frame)) {
     auto& load = loads_.at(link);
     load.waiting = backlog->waiting;
@@ -238,13 +243,16 @@ void WorkerCore::on_welcome(std::size_t link, const Welcome& welcome, SteadyTime
     const bool back = held.result && held.result->kind == ResultKind::kReturned;
     loads_[link].closed = loads_[link].closed || back;
   }
+  for (const auto& [job, call] : steps_) {
+    if (jobs_.at(job).link == link) send_step(job, call, now);
+  }
 }
 
 void WorkerCore::forget_all(std::size_t link) {
   auto& state = links_[link];
   for (const auto& [sequence, held] : state.held) {
     if (held.stage != Stage::kHeld) continue;
-    jobs_.erase(held.job);
+    forget_job(held.job);
     actions_.cancel.push_back(held.job);
   }
   state.held.clear();
@@ -310,7 +318,7 @@ void WorkerCore::on_confirm(std::size_t link, const Confirm& confirm) {
         continue;
       }
       if (found->second.stage == Stage::kHeld) {  // it is another's by now
-        jobs_.erase(found->second.job);
+        forget_job(found->second.job);
         --loads_[link].held;
         actions_.cancel.push_back(found->second.job);
       }
@@ -321,7 +329,7 @@ void WorkerCore::on_confirm(std::size_t link, const Confirm& confirm) {
 
 void WorkerCore::answer(std::size_t link, Sequence sequence, Held& held,
                         std::unique_ptr<ResultItem> result) {
-  jobs_.erase(held.job);
+  forget_job(held.job);
   --loads_[link].held;
   held.stage = Stage::kAnswered;
   held.result = std::move(result);
@@ -360,6 +368,48 @@ void WorkerCore::on_outcome(std::uint64_t job, const Outcome& outcome,
   answer(link, sequence, links_[link].held.at(sequence), std::move(result));
 }
 
+// Whoever waits for the answer to a step of it waits for nothing.
+void WorkerCore::forget_job(std::uint64_t job) {
+  jobs_.erase(job);
+  if (steps_.erase(job) == 0) return;
+  actions_.stepped.emplace_back(job,
+                                StepJournal::Reply{StepAnswer::kRefused, "this delivery was lost"});
+}
+
+void WorkerCore::call_step(std::uint64_t job, JobStep call, SteadyTime now) {
+  if (jobs_.count(job) == 0) {
+    actions_.stepped.emplace_back(
+        job, StepJournal::Reply{StepAnswer::kRefused, "this delivery was lost"});
+    return;
+  }
+  const auto& said = steps_[job] = std::move(call);
+  if (links_[jobs_.at(job).link].welcomed) send_step(job, said, now);  // else after WELCOME
+}
+
+void WorkerCore::send_step(std::uint64_t job, const JobStep& call, SteadyTime now) {
+  const auto [link, sequence] = jobs_.at(job);
+  const Held& held = links_[link].held.at(sequence);
+  send(link,
+       encode(Step{held.epoch, held.number, sequence, call.what, call.run, call.step, call.value}),
+       now);
+}
+
+void WorkerCore::on_stepped(std::size_t link, const Stepped& stepped) {
+  const auto found = links_[link].held.find(stepped.sequence);
+  if (found == links_[link].held.end() || found->second.stage != Stage::kHeld) return;
+  const auto call = steps_.find(found->second.job);
+  if (call == steps_.end() || call->second.run != stepped.run ||
+      call->second.what != stepped.what || call->second.step != stepped.step) {
+    return;  // an answer that came twice
+  }
+  actions_.stepped.emplace_back(call->first, StepJournal::Reply{stepped.answer, stepped.value});
+  steps_.erase(call);
+}
+
+void WorkerCore::on_busy(std::size_t link, const Busy& busy, SteadyTime now) {
+  if (!busy.tokens.empty() && !links_[link].busy_until) links_[link].busy_until = now + kBusyWait;
+}
+
 void WorkerCore::on_returned(std::uint64_t job) {
   const auto found = jobs_.find(job);
   if (found == jobs_.end()) return;
@@ -386,6 +436,14 @@ void WorkerCore::tick(SteadyTime now) {
         send(link, encode(Heartbeat{}), now);
       } else if (!is_second(link)) {
         say_hello(link, now);
+      }
+    }
+    if (state.busy_until && now >= *state.busy_until) {
+      state.busy_until.reset();
+      for (const auto& [sequence, held] : state.held) {
+        const bool put_off =
+            held.stage == Stage::kAnswered && held.result && !held.result->follow_ups.empty();
+        if (put_off) state.unsent.push_back(sequence);
       }
     }
     if (state.broken_at && now - *state.broken_at >= state.grace) {

@@ -69,6 +69,7 @@ class WorkerCore {
     std::vector<std::size_t> close;      // links that are over: see retire_link()
     std::vector<std::size_t> reconnect;  // silent for a lease: their connections are worth nothing
     std::vector<std::string> problems;   // for the log
+    std::vector<std::pair<std::uint64_t, StepJournal::Reply>> stepped;  // job: see call_step()
   };
 
   WorkerCore(WorkerOptions options, std::size_t links, SteadyTime now);
@@ -87,6 +88,15 @@ class WorkerCore {
   // The job ended after `took`. Unknown ids (written off, forgotten) are ignored.
   void on_outcome(std::uint64_t job, const Outcome& outcome, std::chrono::nanoseconds took,
                   UtcTime now);
+  // The job's handler says something of a step, and waits for Actions::stepped. One call of a job
+  // at a time. `run` is drawn at random for each handling.
+  struct JobStep {
+    StepCall what = StepCall::kBegin;
+    std::uint64_t run = 0;
+    std::string step;
+    std::string value;
+  };
+  void call_step(std::uint64_t job, JobStep call, SteadyTime now);
   // The job was taken back before it started.
   void on_returned(std::uint64_t job);
   void tick(SteadyTime now);
@@ -141,6 +151,7 @@ class WorkerCore {
     std::optional<SteadyTime> broken_at;
     SteadyTime sent_at{};
     SteadyTime heard_at{};
+    std::optional<SteadyTime> busy_until;  // then what was put off is said again
     std::optional<SteadyTime> offered_at;  // room for a dispatcher that said that it waits
     std::pmr::unordered_map<Sequence, Held> held;
     std::vector<Sequence> unsent;  // answered since the last flush
@@ -160,6 +171,10 @@ class WorkerCore {
                   const std::shared_ptr<const void>& owner, SteadyTime now);
   void on_confirm(std::size_t link, const Confirm& confirm);
   void forget_all(std::size_t link);
+  void forget_job(std::uint64_t job);
+  void send_step(std::uint64_t job, const JobStep& call, SteadyTime now);
+  void on_stepped(std::size_t link, const Stepped& stepped);
+  void on_busy(std::size_t link, const Busy& busy, SteadyTime now);
   void answer(std::size_t link, Sequence sequence, Held& held, std::unique_ptr<ResultItem> result);
   void flush_results(std::size_t link, SteadyTime now);
   void send_windows(const std::vector<WindowPlanner::Said>& windows, bool before_results,
@@ -175,6 +190,7 @@ class WorkerCore {
   WindowPlanner planner_;
   std::vector<WindowPlanner::Link> loads_;                               // by link
   std::pmr::unordered_map<std::uint64_t, JobPlace> jobs_{nodes_.get()};  // not answered
+  std::map<std::uint64_t, JobStep> steps_;                               // by job: not answered
   std::uint64_t last_job_ = 0;
   SteadyTime progress_at_;  // a job ended, or more came than there are threads
   bool progressed_ = false;

@@ -160,6 +160,7 @@ struct Harness::State final : spool::CommitListener {
 
   // One turn of the dispatcher. False if there was nothing to do.
   bool turn_dispatcher() {
+    core->set_room(spool->takes_follow_ups());
     core->tick(now());
     auto actions = core->take_actions(now());
     if (actions.empty()) return false;
@@ -193,7 +194,7 @@ struct Harness::State final : spool::CommitListener {
     const auto record = from_bytes<spool::DeadRecord>(entry.payload);
     if (!record.ok()) return;
     deaths.push_back(
-        {record->group, {record->sequence, record->attempts, record->cause, record->reason}});
+        {record->group, {record->sequence, record->attempts, {}, record->cause, record->reason}});
   }
 
   void deliver(const DispatcherCore::Send& send) {
@@ -244,6 +245,7 @@ struct Harness::State final : spool::CommitListener {
   }
 
   void crash(Worker& worker) {
+    worker.crash.reset();
     worker.jobs.clear();
     worker.peer.clear();
     worker.consumer.reset();
@@ -261,7 +263,17 @@ struct Harness::State final : spool::CommitListener {
   bool turn(Worker& worker) {
     worker.core->tick(clock.steady());
     auto actions = worker.core->take_actions(clock.steady());
-    bool busy = !actions.sends.empty() || !actions.start.empty() || !actions.cancel.empty();
+    const bool busy = take(worker, actions);
+    if (worker.jobs.empty()) return busy;
+    const auto job = std::move(worker.jobs.front());
+    worker.jobs.pop_front();
+    handle(worker, job);
+    return true;
+  }
+
+  // Does what the core wants. False if that is nothing.
+  bool take(Worker& worker, WorkerCore::Actions& actions) {
+    const bool busy = !actions.sends.empty() || !actions.start.empty() || !actions.cancel.empty();
     for (auto& job : actions.start) worker.jobs.push_back(std::move(job));
     for (const auto job : actions.cancel) {
       const auto found = std::find_if(worker.jobs.begin(), worker.jobs.end(),
@@ -276,22 +288,62 @@ struct Harness::State final : spool::CommitListener {
       DRAY_ASSERT(frame.ok());
       core->on_frame(worker.peer, *frame, now());
     }
-    if (worker.jobs.empty()) return busy;
-    const auto job = std::move(worker.jobs.front());
-    worker.jobs.pop_front();
-    handle(worker, job);
-    return true;
+    return busy;
+  }
+
+  // What a handler says of its steps, while the rest of the world stands still. A worker that dies
+  // hears nothing any more.
+  class Journal final : public StepJournal {
+   public:
+    Journal(State& state, Worker& worker, std::uint64_t job)
+        : state_(state), worker_(worker), job_(job), run_(++state.last_run) {}
+    bool died() const { return died_; }
+
+    Reply call(StepCall what, std::string_view step, std::string_view value) override {
+      const bool begins = what == StepCall::kBegin;
+      if (!begins && worker_.crash == CrashPoint::kStepRan) died_ = true;
+      if (died_) return kDied;
+      worker_.core->call_step(job_, {what, run_, std::string(step), std::string(value)},
+                              state_.clock.steady());
+      auto reply = state_.reply_to(worker_, job_);
+      const auto point = begins ? CrashPoint::kStepBegun : CrashPoint::kStepDone;
+      if (worker_.crash == point && reply.answer == StepAnswer::kRecorded) died_ = true;
+      return died_ ? kDied : reply;
+    }
+
+   private:
+    inline static const Reply kDied{StepAnswer::kRefused, "the worker died"};
+
+    State& state_;
+    Worker& worker_;
+    const std::uint64_t job_;
+    const std::uint64_t run_;
+    bool died_ = false;
+  };
+
+  StepJournal::Reply reply_to(Worker& worker, std::uint64_t job) {
+    for (std::size_t turns = 0; turns < kTurnsMax; ++turns) {
+      auto actions = worker.core->take_actions(clock.steady());
+      for (auto& [id, reply] : actions.stepped) {
+        if (id == job) return std::move(reply);
+      }
+      take(worker, actions);
+      if (!turn_dispatcher() && actions.sends.empty()) break;
+    }
+    return {StepAnswer::kRefused, "nobody answers"};
   }
 
   void handle(Worker& worker, const WorkerCore::Job& job) {
     if (!worker.core->origin_of(job.id)) return;  // given to someone else meanwhile
-    const auto crash_at = std::exchange(worker.crash, std::nullopt);
-    if (crash_at == CrashPoint::kBeforeHandler) return crash(worker);
+    if (worker.crash == CrashPoint::kBeforeHandler) return crash(worker);
     std::stop_source stop;
     if (std::exchange(worker.stopped, false)) stop.request_stop();
+    Journal journal(*this, worker, job.id);
     const auto outcome = worker.consumer->consume(
-        {job.envelope, worker.group, job.sequence, job.attempt}, stop.get_token());
+        {job.envelope, worker.group, job.sequence, job.attempt, &journal}, stop.get_token());
+    if (journal.died()) return crash(worker);
     handled.push_back({worker.group, job.sequence, job.attempt, outcome.kind(), outcome.reason()});
+    const auto crash_at = worker.crash;
     if (crash_at == CrashPoint::kAfterHandler) return crash(worker);
     worker.core->on_outcome(job.id, outcome, std::chrono::nanoseconds(0), clock.utc());
     if (crash_at != CrashPoint::kAfterResult) return;
@@ -351,6 +403,7 @@ struct Harness::State final : spool::CommitListener {
   std::vector<spool::Committed> inbox;
   std::vector<std::unique_ptr<Worker>> workers;
   std::uint64_t last_peer = 0;
+  std::uint64_t last_run = 0;
   std::vector<Handled> handled;
   std::vector<Death> deaths;
   std::vector<Published> accepted;
@@ -476,11 +529,27 @@ std::vector<DeadMessage> Harness::dead(const std::string& group) const {
     const auto sequence = each->message.sequence;
     const auto* history = state_->core->group_state(*id).history(sequence);
     if (each->group != *id || history == nullptr || !history->dead()) continue;
-    if (seen.insert(sequence).second) out.push_back(each->message);
+    if (!seen.insert(sequence).second) continue;
+    out.push_back(each->message);
+    if (const auto* steps = state_->core->group_state(*id).steps().find(sequence)) {
+      for (const auto& step : *steps) {
+        if (!step.done) out.back().undecided.push_back(step.name);
+      }
+    }
   }
   std::sort(out.begin(), out.end(),
             [](const auto& a, const auto& b) { return a.sequence < b.sequence; });
   return out;
+}
+
+void Harness::decide(const std::string& group, Sequence sequence, const std::string& step,
+                     const std::optional<std::string>& value) {
+  (void)state_->worker(group);
+  state_->need_producer();
+  const auto ticket =
+      state_->core->decide(*state_->core->find_group(group), sequence, step, value, state_->now());
+  if (!ticket.ok()) throw std::logic_error(ticket.error().text());
+  state_->run();
 }
 
 std::vector<Published> Harness::accepted(const std::string& topic) const {

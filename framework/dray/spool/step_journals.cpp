@@ -1,0 +1,93 @@
+#include "dray/spool/step_journals.hpp"
+
+#include <algorithm>
+
+namespace dray::spool {
+namespace {
+
+constexpr std::size_t kJournalCost = 96;  // a node of the map
+
+std::size_t cost(const StepState& step) {
+  return sizeof(StepState) + step.name.size() + step.value.size();
+}
+
+}  // namespace
+
+void StepJournals::apply(const StepRecord& record) {
+  if (record.what == StepCall::kNotDone) {
+    const auto journal = journals_.find(record.sequence);
+    if (journal == journals_.end()) return;
+    std::erase_if(journal->second, [&](const StepState& step) {
+      const bool gone = step.name == record.step && !step.done && step.run == record.run;
+      bytes_ -= gone ? cost(step) : 0;
+      return gone;
+    });
+    if (journal->second.empty()) forget(record.sequence);
+    return;
+  }
+  const auto [journal, fresh] = journals_.try_emplace(record.sequence);
+  if (fresh) bytes_ += kJournalCost;
+  auto& steps = journal->second;
+  auto step = std::find_if(steps.begin(), steps.end(),
+                           [&](const StepState& each) { return each.name == record.step; });
+  if (step == steps.end()) {
+    step = steps.insert(steps.end(), StepState{record.step, false, 0, "", 0});
+    bytes_ += cost(*step);
+  }
+  if (step->done) return;
+  bytes_ -= cost(*step);
+  step->done = record.what == StepCall::kDone;
+  step->run = record.run;
+  step->value = record.value.bytes;
+  step->at_ms = record.at_ms;
+  bytes_ += cost(*step);
+}
+
+const std::vector<StepState>* StepJournals::find(Sequence sequence) const {
+  if (journals_.empty()) return nullptr;
+  const auto journal = journals_.find(sequence);
+  return journal == journals_.end() ? nullptr : &journal->second;
+}
+
+const StepState* StepJournals::find(Sequence sequence, std::string_view step) const {
+  const auto* steps = find(sequence);
+  if (steps == nullptr) return nullptr;
+  const auto found = std::find_if(steps->begin(), steps->end(),
+                                  [&](const StepState& each) { return each.name == step; });
+  return found == steps->end() ? nullptr : &*found;
+}
+
+void StepJournals::forget(Sequence sequence) {
+  if (journals_.empty()) return;
+  const auto journal = journals_.find(sequence);
+  if (journal == journals_.end()) return;
+  bytes_ -= kJournalCost;
+  for (const auto& step : journal->second) bytes_ -= cost(step);
+  journals_.erase(journal);
+}
+
+void StepJournals::forget(Sequence first, Sequence last) {
+  while (true) {
+    const auto journal = journals_.lower_bound(first);
+    if (journal == journals_.end() || journal->first > last) return;
+    forget(Sequence{journal->first});
+  }
+}
+
+void StepJournals::clear() {
+  journals_.clear();
+  bytes_ = 0;
+}
+
+std::vector<StepRecord> StepJournals::snapshot(GroupId group) const {
+  std::vector<StepRecord> records;
+  for (const auto& [sequence, steps] : journals_) {
+    for (const auto& step : steps) {
+      records.push_back({group, sequence, step.done ? StepCall::kDone : StepCall::kBegin, step.run,
+                         step.name, Binary{step.value}, step.at_ms});
+    }
+  }
+  return records;
+}
+
+}  // namespace dray::spool

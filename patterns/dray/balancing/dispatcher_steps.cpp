@@ -1,0 +1,169 @@
+// DispatcherCore: steps (Delivery::once): what begins and ends is recorded, and then answered.
+//
+// One step of one message:
+//
+//   (none) --BEGIN--> begun by run R --DONE(value)--> done
+//     ^                   |
+//     +----NOT DONE by R--+
+//
+// BEGIN by R again: recorded (its answer was lost). By another run: unknown.
+#include <algorithm>
+
+#include "dray/balancing/dispatcher_state.hpp"
+
+namespace dray::balancing {
+
+using spool::Submission;
+
+namespace {
+
+constexpr std::size_t kStepBytesMax = 64U << 20;  // of all journals of a spool
+
+spool::StepRecord record_of(spool::GroupId group, const Step& step, std::int64_t at_ms) {
+  return {group, step.sequence, step.what, step.run, step.step, Binary{step.value}, at_ms};
+}
+
+}  // namespace
+
+bool DispatcherCore::holds(const Session& session, Sequence sequence) const {
+  const auto found = session.grants.find(sequence);
+  return found != session.grants.end() && !found->second.settling;
+}
+
+// Why this step may not begin; empty if it may.
+std::string DispatcherCore::step_fault(const Group& group, const Step& step) const {
+  const auto* journal = group.state->steps().find(step.sequence);
+  if (journal != nullptr && journal->size() >= kStepsMax) {
+    return "a message has at most " + std::to_string(kStepsMax) + " steps";
+  }
+  std::size_t bytes = 0;
+  for (const auto& each : groups_) bytes += each->state->steps().bytes();
+  if (bytes >= kStepBytesMax) {
+    return "the steps of open messages take as much memory as they may (64 MiB)";
+  }
+  if (!room_) return "the spool is full";
+  return "";
+}
+
+void DispatcherCore::on_step(Session& session, const Step& step, Now now) {
+  Group& group = *groups_[session.group];
+  const auto answer = [&](StepAnswer what, const std::string& value) {
+    send(session, encode(Stepped{step.sequence, step.run, step.what, step.step, what, value}));
+  };
+  const auto grant = session.grants.find(step.sequence);
+  const bool granted = (holds(session, step.sequence) && grant->second.epoch == step.epoch &&
+                        grant->second.number == step.number) ||
+                       planted(Fault::kStepAfterLease);
+  const bool forgotten = step.sequence < options_.boundary && planted(Fault::kStepForgotten);
+  const auto* known = forgotten ? nullptr : group.state->steps().find(step.sequence, step.step);
+  const bool own = known != nullptr && (known->run == step.run || planted(Fault::kStepOfAnother));
+  // Who began a step may say how it ended, whoever has the message now.
+  if (!granted && !(own && step.what != StepCall::kBegin)) {
+    return answer(StepAnswer::kRefused, "this delivery was lost: the message is another's");
+  }
+  if (known != nullptr && known->done) {
+    if (step.what == StepCall::kBegin) return answer(StepAnswer::kDoneBefore, known->value);
+    return answer(StepAnswer::kRecorded, "");
+  }
+  if (step.what == StepCall::kBegin) {
+    if (known != nullptr) return answer(own ? StepAnswer::kRecorded : StepAnswer::kUnknown, "");
+    if (const auto fault = step_fault(group, step); !fault.empty()) {
+      return answer(StepAnswer::kRefused, fault);
+    }
+    if (planted(Fault::kStepBeforeCommit)) answer(StepAnswer::kRecorded, "");
+  } else if (step.what == StepCall::kNotDone && !own) {
+    // An earlier handling began it too, and of that nothing is known.
+    return answer(StepAnswer::kRecorded, "");
+  }
+  // Repeated after a reconnect: answered with the commit.
+  if (!stepping_.insert({session.group, step.sequence, step.run}).second) return;
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kStep;
+  ticket.group = session.group;
+  ticket.session = session.id;
+  ticket.step = record_of(session.group, step, to_ms(now.utc));
+  Submission submission;
+  submission.entries.push_back(log_entry(spool::RecordType::kStep, to_bytes(ticket.step)));
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
+}
+
+void DispatcherCore::on_step_recorded(const Ticket& ticket, Now now) {
+  const auto& record = ticket.step;
+  Group& group = *groups_[ticket.group];
+  group.state->step(record);
+  stepping_.erase({ticket.group, record.sequence, record.run});
+  if (ticket.session.is_nil()) {  // a person decided
+    for (const auto& [session, sequence] : ticket.sequences) {
+      if (group.state->revive(sequence)) schedule(group, sequence, 0);
+    }
+    return;
+  }
+  const auto found = sessions_.find(ticket.session);
+  const bool held = found != sessions_.end() &&
+                    (holds(*found->second, record.sequence) || planted(Fault::kStepAfterLease));
+  if (record.what == StepCall::kBegin && !held) {
+    // The delivery was lost meanwhile, and its worker was never told to go on: nothing ran.
+    Ticket undo;
+    undo.kind = Ticket::Kind::kStep;
+    undo.group = ticket.group;
+    undo.session = ticket.session;
+    undo.step = record;
+    undo.step.what = StepCall::kNotDone;
+    undo.step.at_ms = to_ms(now.utc);
+    Submission submission;
+    submission.entries.push_back(log_entry(spool::RecordType::kStep, to_bytes(undo.step)));
+    submission.ticket = open_ticket(std::move(undo));
+    actions_.submissions.push_back(std::move(submission));
+    return;
+  }
+  if (found == sessions_.end()) return;
+  send(*found->second, encode(Stepped{record.sequence, record.run, record.what, record.step,
+                                      StepAnswer::kRecorded, ""}));
+}
+
+Result<std::uint64_t> DispatcherCore::decide(spool::GroupId group_id, Sequence dead,
+                                             const std::string& step,
+                                             const std::optional<std::string>& value, Now now) {
+  Group& group = *groups_[group_id];
+  const auto* history = group.state->history(dead);
+  const auto* known = group.state->steps().find(dead, step);
+  if (history == nullptr || !history->dead() || known == nullptr || known->done) {
+    std::string open;
+    if (const auto* steps = group.state->steps().find(dead)) {
+      for (const auto& each : *steps) {
+        if (!each.done) open += (open.empty() ? "" : ", ") + each.name;
+      }
+    }
+    return Error{ErrorCode::kNotFound,
+                 "message " + std::to_string(dead) + " is no dead letter of group '" +
+                     group.state->name() + "' with an undecided step '" + step + "'" +
+                     (open.empty() ? "" : "; undecided: " + open),
+                 "", 0};
+  }
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kStep;
+  ticket.group = group_id;
+  ticket.report = true;
+  ticket.step = {group_id,      dead, value ? StepCall::kDone : StepCall::kNotDone,
+                 known->run,    step, Binary{value.value_or("")},
+                 to_ms(now.utc)};
+  Submission submission;
+  submission.entries.push_back(log_entry(spool::RecordType::kStep, to_bytes(ticket.step)));
+  const auto& steps = *group.state->steps().find(dead);
+  const bool last = std::all_of(steps.begin(), steps.end(), [&](const spool::StepState& each) {
+    return each.done || each.name == step;
+  });
+  if (last) {  // S6: decided and pending again, or neither
+    submission.entries.front().flags = spool::kContinues;
+    submission.entries.push_back(log_entry(spool::RecordType::kRevive,
+                                           spool::encode(spool::ReviveRecord{group_id, {dead}})));
+    ticket.sequences.emplace_back(Uuid{}, dead);
+  }
+  submission.ticket = open_ticket(std::move(ticket));
+  const auto number = submission.ticket;
+  actions_.submissions.push_back(std::move(submission));
+  return number;
+}
+
+}  // namespace dray::balancing

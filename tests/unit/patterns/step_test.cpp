@@ -1,0 +1,255 @@
+// Steps (Delivery::once) in the whole queue of the test kit: what runs once, what runs again, and
+// what a person decides, wherever worker, producer or power fail.
+#include <catch2/catch.hpp>
+
+#include "dray/testing.hpp"
+
+using namespace dray;
+using testing::Counts;
+using testing::CrashPoint;
+using testing::Harness;
+
+namespace {
+
+struct Payment {
+  std::int64_t cents = 0;
+  DRAY_FIELDS(cents)
+};
+
+// A handler with two steps, and what it did to the world.
+struct World {
+  explicit World(IfUnknown choice) : if_unknown(choice) {
+    options.max_attempts = 4;
+    queue.group("pay", {"order"},
+                handle_with<Payment>([this](const Payment& payment, Delivery& delivery) {
+                  const auto receipt = delivery.once("charge", if_unknown, [&] {
+                    ++charges;
+                    if (on_charge) on_charge();
+                    return "receipt " + std::to_string(payment.cents);
+                  });
+                  receipts.push_back(receipt);
+                  delivery.once("ship", IfUnknown::kAgain, [&] {
+                    ++shipments;
+                    if (on_ship) on_ship();
+                  });
+                  if (on_end) on_end();
+                  return done();
+                }),
+                options);
+  }
+
+  Harness queue;
+  testing::GroupOptions options;
+  IfUnknown if_unknown;
+  int charges = 0;
+  int shipments = 0;
+  std::vector<std::string> receipts;
+  std::function<void()> on_charge, on_ship, on_end;
+};
+
+// Each fails the first time it is called.
+std::function<void()> once_only(std::function<void()> action) {
+  return [action = std::move(action), called = std::make_shared<bool>(false)] {
+    if (!std::exchange(*called, true)) action();
+  };
+}
+
+}  // namespace
+
+TEST_CASE("a step that ended is not run again, and its value comes from the journal") {
+  World world(IfUnknown::kAsk);
+  world.on_end = once_only([] { throw std::runtime_error("later"); });
+  REQUIRE(world.queue.publish("order", Payment{5}).ok());
+  CHECK(world.queue.settle());
+  CHECK(world.queue.counts("pay") == Counts{.done = 1});
+  CHECK(world.queue.handled().size() == 2);
+  CHECK(world.charges == 1);
+  CHECK(world.shipments == 1);
+  CHECK(world.receipts == std::vector<std::string>{"receipt 5", "receipt 5"});
+}
+
+TEST_CASE("a worker dies at each point of the journal") {
+  struct Row {
+    CrashPoint point;
+    IfUnknown if_unknown;
+    int charges;
+    bool dies;
+  };
+  const auto row = GENERATE(Row{CrashPoint::kBeforeHandler, IfUnknown::kAsk, 1, false},
+                            Row{CrashPoint::kStepBegun, IfUnknown::kAsk, 0, true},
+                            Row{CrashPoint::kStepBegun, IfUnknown::kAgain, 1, false},
+                            Row{CrashPoint::kStepRan, IfUnknown::kAsk, 1, true},
+                            Row{CrashPoint::kStepRan, IfUnknown::kAgain, 2, false},
+                            Row{CrashPoint::kStepDone, IfUnknown::kAsk, 1, false},
+                            Row{CrashPoint::kAfterHandler, IfUnknown::kAsk, 1, false},
+                            Row{CrashPoint::kAfterResult, IfUnknown::kAsk, 1, false});
+  CAPTURE(static_cast<int>(row.point), static_cast<int>(row.if_unknown));
+  World world(row.if_unknown);
+  world.queue.crash_next("pay", row.point);
+  REQUIRE(world.queue.publish("order", Payment{5}).ok());
+  CHECK(world.queue.settle());
+  CHECK(world.charges == row.charges);
+  CHECK(world.shipments == (row.dies ? 0 : 1));
+  CHECK(world.queue.counts("pay") == (row.dies ? Counts{.dead = 1} : Counts{.done = 1}));
+  if (!row.dies) return;
+  const auto dead = world.queue.dead("pay");
+  REQUIRE(dead.size() == 1);
+  CHECK(dead[0].reason.rfind("needs a decision: step 'charge'", 0) == 0);
+  CHECK(dead[0].undecided == std::vector<std::string>{"charge"});
+}
+
+TEST_CASE("a producer dies, or its power fails, at each point of the journal") {
+  const bool power = GENERATE(false, true);
+  const auto where = GENERATE(&World::on_charge, &World::on_ship, &World::on_end);
+  World world(IfUnknown::kAsk);
+  world.*where = once_only([&] { power ? world.queue.cut_power() : world.queue.kill_producer(); });
+  REQUIRE(world.queue.publish("order", Payment{5}).ok());
+  CHECK(world.queue.settle());
+  CHECK(world.queue.counts("pay") == Counts{.done = 1});
+  CHECK(world.charges == 1);
+  CHECK(world.shipments == 1);
+  CHECK(world.queue.handled().size() == 1);
+}
+
+TEST_CASE("a restart remembers the steps of open messages, with and without a checkpoint") {
+  const bool power = GENERATE(false, true);
+  World world(IfUnknown::kAsk);
+  world.on_ship = once_only([] { throw std::runtime_error("later"); });
+  REQUIRE(world.queue.publish("order", Payment{5}).ok());
+  world.queue.run();
+  CHECK(world.charges == 1);
+  CHECK(world.queue.counts("pay") == Counts{.pending = 1});
+  power ? world.queue.cut_power() : world.queue.kill_producer();
+  CHECK(world.queue.settle());
+  CHECK(world.queue.counts("pay") == Counts{.done = 1});
+  CHECK(world.charges == 1);
+  CHECK(world.shipments == 2);
+}
+
+TEST_CASE("a person decides what became of a step") {
+  World world(IfUnknown::kAsk);
+  world.queue.crash_next("pay", CrashPoint::kStepRan);
+  const auto receipt = world.queue.publish("order", Payment{5});
+  REQUIRE(receipt.ok());
+  CHECK(world.queue.settle());
+  CHECK_THROWS_WITH(world.queue.decide_done("pay", receipt->sequence, "ship"),
+                    Catch::Contains("undecided: charge"));
+  SECTION("it took effect") {
+    world.queue.decide_done("pay", receipt->sequence, "charge", std::string("by hand"));
+    CHECK(world.queue.settle());
+    CHECK(world.charges == 1);
+    CHECK(world.receipts == std::vector<std::string>{"by hand"});
+  }
+  SECTION("it took none") {
+    world.queue.decide_not_done("pay", receipt->sequence, "charge");
+    CHECK(world.queue.settle());
+    CHECK(world.charges == 2);
+    CHECK(world.receipts == std::vector<std::string>{"receipt 5"});
+  }
+  SECTION("it survives a restart, and a value of another type is said") {
+    world.queue.kill_producer();
+    world.queue.decide_done("pay", receipt->sequence, "charge");  // nil
+    CHECK(world.queue.settle());
+    REQUIRE(world.queue.dead("pay").size() == 1);
+    CHECK_THAT(world.queue.dead("pay")[0].reason,
+               Catch::Contains("of step 'charge' is of another type"));
+    return;
+  }
+  CHECK(world.queue.counts("pay") == Counts{.done = 1});
+  CHECK_THROWS_AS(world.queue.decide_done("pay", receipt->sequence, "charge"), std::logic_error);
+}
+
+TEST_CASE("a step that says it took no effect begins anew; any other exception leaves it unknown") {
+  World world(IfUnknown::kAsk);
+  SECTION("StepNotDone") {
+    world.on_charge = once_only([] { throw StepNotDone("refused"); });
+    REQUIRE(world.queue.publish("order", Payment{5}).ok());
+    CHECK(world.queue.settle());
+    CHECK(world.queue.counts("pay") == Counts{.done = 1});
+    CHECK(world.queue.handled()[0].reason == "exception: refused");
+  }
+  SECTION("another") {
+    world.on_charge = once_only([] { throw std::runtime_error("no answer"); });
+    REQUIRE(world.queue.publish("order", Payment{5}).ok());
+    CHECK(world.queue.settle());
+    CHECK(world.queue.counts("pay") == Counts{.dead = 1});
+    CHECK(world.charges == 1);
+  }
+}
+
+TEST_CASE("what an earlier handling left unknown is not made undone by a later one") {
+  World world(IfUnknown::kAgain);
+  world.queue.crash_next("pay", CrashPoint::kStepRan);
+  int calls = 0;
+  world.on_charge = [&] {
+    if (++calls == 2) throw StepNotDone("refused");
+  };
+  REQUIRE(world.queue.publish("order", Payment{5}).ok());
+  for (int i = 0; i < 100 && calls < 2; ++i) world.queue.advance(std::chrono::milliseconds(100));
+  CHECK(calls == 2);
+  world.if_unknown = IfUnknown::kAsk;
+  CHECK(world.queue.settle());
+  CHECK(world.queue.counts("pay") == Counts{.dead = 1});
+}
+
+TEST_CASE("a handler that swallows the question, or uses steps wrongly") {
+  Harness queue;
+  testing::GroupOptions options;
+  options.max_attempts = 2;
+  std::function<Outcome(Delivery&)> handler;
+  queue.group("g", {"t"}, handle_with<Payment>([&](const Payment&, Delivery& delivery) {
+                return handler(delivery);
+              }),
+              options);
+  const auto reason_of = [&](std::function<Outcome(Delivery&)> what) {
+    handler = std::move(what);
+    REQUIRE(queue.publish("t", Payment{}).ok());
+    CHECK(queue.settle());
+    return queue.dead("g").empty() ? std::string() : queue.dead("g").back().reason;
+  };
+  CHECK_THAT(reason_of([](Delivery& delivery) {
+               delivery.once("", IfUnknown::kAsk, [] {});
+               return done();
+             }),
+             Catch::Contains("name of a step has 1 to 128 bytes"));
+  CHECK_THAT(reason_of([](Delivery& delivery) {
+               (void)delivery.once("s", IfUnknown::kAsk, [] { return std::string(5'000, 'x'); });
+               return done();
+             }),
+             Catch::Contains("at most 4096 can be kept"));
+  CHECK_THAT(reason_of([](Delivery& delivery) {
+               for (int i = 0; i < 40; ++i) {
+                 delivery.once("step " + std::to_string(i), IfUnknown::kAsk, [] {});
+               }
+               return done();
+             }),
+             Catch::Contains("at most 32 steps"));
+  queue.crash_next("g", CrashPoint::kStepBegun);
+  CHECK_THAT(reason_of([](Delivery& delivery) -> Outcome {
+               try {
+                 delivery.once("s", IfUnknown::kAsk, [] {});
+               } catch (const std::exception&) {
+                 return retry("something went wrong");
+               }
+               return done();
+             }),
+             Catch::Contains("needs a decision"));
+}
+
+TEST_CASE("without a journal a step is refused") {
+  auto consumer = consumer_of(
+      [] {
+        class Steps final : public RawHandler {
+          Outcome handle_body(std::string_view, Delivery& delivery) override {
+            delivery.once("s", IfUnknown::kAgain, [] {});
+            return done();
+          }
+        };
+        return std::make_unique<Steps>();
+      }(),
+      Log());
+  const auto envelope = encode_envelope(Draft{"t", "\xc0", {}}, uuid_v7(UtcTime{}), UtcTime{});
+  const auto outcome = consumer->consume({envelope, "g", 1, 1}, {});
+  CHECK(outcome.kind() == Outcome::Kind::kRetry);
+  CHECK_THAT(outcome.reason(), Catch::Contains("keeps no journal"));
+}
