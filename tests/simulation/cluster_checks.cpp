@@ -69,6 +69,9 @@ void ClusterWorld::check_delivery(Producer& producer, std::size_t worker,
                                   const std::string& bytes) {
   const auto frame = balancing::decode_frame(bytes);
   require(frame.ok(), "a bad frame");
+  if (const auto* stepped = std::get_if<balancing::Stepped>(&*frame)) {
+    return check_stepped(producer, worker, *stepped);
+  }
   const auto* deliver = std::get_if<balancing::Deliver>(&*frame);
   if (deliver == nullptr) return;
   for (const auto& session : producer.core->session_status()) {
@@ -92,6 +95,37 @@ void ClusterWorld::check_delivery(Producer& producer, std::size_t worker,
     require(each.sequence <= durable, "a message is delivered before it is durable");
     require(!task.settled, "message " + std::to_string(each.sequence) + " for group " +
                                kGroups[group] + " is delivered though it is settled");
+  }
+}
+
+// A step begins for who holds the message, when that is durable.
+void ClusterWorld::check_stepped(Producer& producer, std::size_t worker,
+                                 const balancing::Stepped& stepped) {
+  const bool begins = stepped.what == StepCall::kBegin && stepped.answer != StepAnswer::kRefused;
+  if (!begins) return;
+  const auto group = static_cast<GroupId>(worker % kGroups.size());
+  const auto holder = producer.core->holder_of(group, stepped.sequence);
+  require(holder && !holder->settling && holder->worker == workers_[worker]->name(),
+          "a step of message " + std::to_string(stepped.sequence) +
+              " begins though its delivery was lost");
+  const auto* known =
+      producer.core->group_state(group).steps().find(stepped.sequence, stepped.step);
+  require(known != nullptr, "a step begins before that is durable");
+  Task& task = tasks_[{producer.index, group, stepped.sequence}];
+  task.step_told = task.step_told || stepped.answer == StepAnswer::kRecorded;
+  // A producer that crashed does not know whom it told.
+  require(task.step_told || task.published_in != producer.life || task.replayed,
+          "a step that nobody was told to run is unknown");
+}
+
+// The dispatcher told it, as far as it knows.
+void ClusterWorld::note_unsent(const Producer& producer, const std::string& bytes) {
+  const auto frame = balancing::decode_frame(bytes);
+  const auto* stepped = frame.ok() ? std::get_if<balancing::Stepped>(&*frame) : nullptr;
+  if (stepped == nullptr) return;
+  for (GroupId group = 0; group < kGroups.size(); ++group) {
+    const auto task = tasks_.find({producer.index, group, stepped->sequence});
+    if (task != tasks_.end()) task->second.step_told = true;
   }
 }
 
@@ -225,6 +259,9 @@ void ClusterWorld::replay_something() {
   task.settled = false;
   task.replayed = true;
   task.runs.clear();
+  task.effects = task.unknowns = 0;
+  task.step_told = false;
+  ++task.replays;
   task.grants.clear();
   const auto& [index, group, sequence] = chosen;
   trace("producer " + std::to_string(index) + " replays message " + std::to_string(sequence) +
@@ -285,8 +322,14 @@ void ClusterWorld::check_end() {
         const bool may_die = task.behaviour == Behaviour::kPoison ||
                              task.behaviour == Behaviour::kKiller ||
                              task.behaviour == Behaviour::kRejected;
+        const bool asked = task.behaviour == Behaviour::kStepAsk && task.unknowns > 0;
+        const bool has_step =
+            task.behaviour == Behaviour::kStepAsk || task.behaviour == Behaviour::kStepAgain;
+        require(!has_step || dead || task.replayed || task.effects > 0,
+                message + " is done without its effect");
         const auto failures = task.count(Outcome::Kind::kRetry) + task.count_lost();
-        require(!dead || may_die || failures >= kAttemptsMax, message + " died of nothing");
+        require(!dead || may_die || asked || failures >= kAttemptsMax,
+                message + " died of nothing");
         require(dead || !may_die, message + " is done though it always fails");
         require(dead || task.replayed || task.count(Outcome::Kind::kDone) > 0,
                 message + " is done without a run");

@@ -86,7 +86,11 @@ TEST_CASE("every planted fault of the protocol is caught within 1000 seeds") {
                Plant{Fault::kConcurrencyIgnored, "a group's concurrency is ignored"},
                Plant{Fault::kRateIgnored, "a group's rate is ignored"},
                Plant{Fault::kPriorityIgnored, "priorities are ignored"},
-               Plant{Fault::kReplayForgotten, "what is replayed is not delivered"});
+               Plant{Fault::kReplayForgotten, "what is replayed is not delivered"},
+               Plant{Fault::kStepBeforeCommit, "a step runs before its beginning is durable"},
+               Plant{Fault::kStepForgotten, "a restart forgets the steps of messages"},
+               Plant{Fault::kStepOfAnother, "what another run began is taken for one's own"},
+               Plant{Fault::kStepNotUndone, "a beginning that nobody heard of stands"});
   balancing::planted_fault = plant.fault;
   const auto caught = first_fault(1'000, fault_of);
   balancing::planted_fault = Fault::kNone;

@@ -78,6 +78,15 @@ struct ClusterWorld::WorkerNode {
   std::uint32_t busy = 0;
   std::unique_ptr<WorkerCore> core;
   std::deque<WorkerCore::Job> queue;
+  struct Stepping {
+    TaskKey key;
+    std::size_t run = 0;
+    Nanoseconds took{};
+    std::uint64_t replays = 0;  // of the message, when this began
+    StepCall what = StepCall::kBegin;
+    std::uint64_t number = 0;  // random; of this handling
+  };
+  std::map<std::uint64_t, Stepping> stepping;  // by job
 
   std::string name() const {
     return "worker " + std::to_string(index) + ", life " + std::to_string(life);

@@ -223,7 +223,7 @@ void ClusterWorld::crash_producer(std::size_t index, bool power_cut) {
 void ClusterWorld::publish(std::size_t index) {
   Producer& producer = *producers_[index];
   if (!producer.up) return;
-  constexpr std::string_view kKinds = "dddddddddddd112sspkx";
+  constexpr std::string_view kKinds = "ddddddddddd112sspkxgaa";
   const std::string body =
       kKinds[draw(kKinds.size())] + std::to_string(++last_message_) + std::string(draw(300), '.');
   ++producer.published;
@@ -430,7 +430,10 @@ void ClusterWorld::on_session_end(Producer& producer, const std::string& session
 
 void ClusterWorld::send(Producer& producer, const DispatcherCore::Send& send) {
   const auto peer = producer.peers.find(send.peer);
-  if (peer == producer.peers.end()) return producer.core->on_unsent(send, now());
+  if (peer == producer.peers.end()) {
+    note_unsent(producer, send.frame);
+    return producer.core->on_unsent(send, now());
+  }
   const auto [worker_index, connection] = peer->second;
   check_delivery(producer, worker_index, send.frame);
   Link& via = link(producer.index, worker_index);
@@ -479,6 +482,7 @@ void ClusterWorld::start_worker(std::size_t index) {
   worker.draining = false;
   worker.busy = 0;
   worker.queue.clear();
+  worker.stepping.clear();
   worker.step_wanted = false;
   for (std::size_t p = 0; p < producers_.size(); ++p) {
     after(between(1ms, 20ms), [this, index, p] { try_connect(p, index); });
@@ -521,6 +525,7 @@ void ClusterWorld::step(WorkerNode& worker) {
     core.on_returned(job);
     returned = true;
   }
+  for (const auto& [job, reply] : actions.stepped) on_stepped(worker, job, reply);
   for (const auto& each : actions.sends) {
     Link& via = link(each.link, worker.index);
     if (!via.up) {
@@ -608,19 +613,90 @@ void ClusterWorld::begin(WorkerNode& worker, const WorkerCore::Job& job) {
   task.runs.push_back({worker.index, worker.life, false, Outcome::Kind::kDone, lost, grant.fenced});
   ++worker.busy;
   const Nanoseconds took = draw(12) == 0 ? between(100ms, 600ms) : between(100us, 15ms);
-  after(took,
-        [this, &worker, id = job.id, key, run = task.runs.size() - 1, took, life = worker.life] {
-          if (worker.up && worker.life == life) finish(worker, id, key, run, took);
-        });
+  after(took, [this, &worker, id = job.id, key, run = task.runs.size() - 1, took,
+               life = worker.life, replays = task.replays] {
+    if (worker.up && worker.life == life) finish(worker, id, key, run, replays, took);
+  });
 }
 
 void ClusterWorld::finish(WorkerNode& worker, std::uint64_t job, const TaskKey& key,
-                          std::size_t run, Nanoseconds took) {
+                          std::size_t run, std::uint64_t replays, Nanoseconds took) {
   Task& task = tasks_[key];
   if (task.behaviour == Behaviour::kKiller) return crash_worker(worker.index);
-  const Outcome outcome = outcome_of(task);
-  task.runs[run].finished = true;
-  task.runs[run].outcome = outcome.kind();
+  if (task.behaviour == Behaviour::kStepAgain || task.behaviour == Behaviour::kStepAsk) {
+    worker.stepping[job] = {key, run, took, replays, StepCall::kBegin, random_() | 1};
+    return call_step(worker, job, StepCall::kBegin);
+  }
+  end(worker, job, key, run, replays, took, outcome_of(task));
+}
+
+void ClusterWorld::call_step(WorkerNode& worker, std::uint64_t job, StepCall what) {
+  auto& step = worker.stepping.at(job);
+  step.what = what;
+  worker.core->call_step(job, {what, step.number, "step", what == StepCall::kDone ? "\x01" : ""},
+                         clock_.steady());
+  wake(worker);
+}
+
+// What Delivery::once() does with the answer.
+void ClusterWorld::on_stepped(WorkerNode& worker, std::uint64_t job,
+                              const StepJournal::Reply& reply) {
+  const auto found = worker.stepping.find(job);
+  if (found == worker.stepping.end()) return;
+  const auto step = found->second;
+  Task& task = tasks_[step.key];
+  const auto leave = [&](const Outcome& outcome) {
+    worker.stepping.erase(job);
+    end(worker, job, step.key, step.run, step.replays, step.took, outcome);
+  };
+  trace("worker " + std::to_string(worker.index) + ": step of " +
+        std::to_string(std::get<2>(step.key)) + " of " + std::to_string(std::get<0>(step.key)) +
+        ": call " + std::to_string(static_cast<int>(step.what)) + ", answer " +
+        std::to_string(static_cast<int>(reply.answer)));
+  switch (reply.answer) {
+    case StepAnswer::kRefused:
+      return leave(retry("refused: " + reply.value));
+    case StepAnswer::kDoneBefore:
+      require(step.what == StepCall::kBegin && reply.value == "\x01", "another value of a step");
+      require(task.effects > 0 || step.replays != task.replays, "a step is done without an effect");
+      return leave(done());
+    case StepAnswer::kUnknown:
+      require(step.what == StepCall::kBegin, "the end of a step is unknown");
+      if (step.replays == task.replays) ++task.unknowns;
+      if (task.behaviour == Behaviour::kStepAsk) return leave(reject("needs a decision"));
+      return take_effect(worker, job);
+    case StepAnswer::kRecorded:
+      return step.what == StepCall::kBegin ? take_effect(worker, job) : leave(done());
+  }
+}
+
+void ClusterWorld::take_effect(WorkerNode& worker, std::uint64_t job) {
+  const auto& step = worker.stepping.at(job);
+  Task& task = tasks_[step.key];
+  if (step.replays == task.replays) {
+    ++task.effects;
+    require(task.effects <= 1 + (task.behaviour == Behaviour::kStepAgain ? task.unknowns : 0),
+            "the step of message " + std::to_string(std::get<2>(step.key)) + " of producer " +
+                std::to_string(std::get<0>(step.key)) + " takes effect a second time");
+  }
+  after(between(100us, 20ms), [this, &worker, job, life = worker.life] {
+    if (!worker.up || worker.life != life) return;
+    const auto found = worker.stepping.find(job);
+    if (found == worker.stepping.end()) return;
+    if (draw(8) != 0) return call_step(worker, job, StepCall::kDone);
+    const auto left = found->second;  // an exception: whether it took effect is not known
+    worker.stepping.erase(found);
+    end(worker, job, left.key, left.run, left.replays, left.took, retry("no answer"));
+  });
+}
+
+void ClusterWorld::end(WorkerNode& worker, std::uint64_t job, const TaskKey& key, std::size_t run,
+                       std::uint64_t replays, Nanoseconds took, const Outcome& outcome) {
+  Task& task = tasks_[key];
+  if (replays == task.replays) {
+    task.runs[run].finished = true;
+    task.runs[run].outcome = outcome.kind();
+  }
   trace("worker " + std::to_string(worker.index) + " ends " + std::to_string(std::get<2>(key)) +
         " of " + std::to_string(std::get<0>(key)) + " with " +
         std::to_string(static_cast<int>(outcome.kind())));
@@ -653,6 +729,8 @@ Outcome ClusterWorld::outcome_of(Task& task) const {
       return reject("no");
     case Behaviour::kDone:
     case Behaviour::kKiller:
+    case Behaviour::kStepAgain:
+    case Behaviour::kStepAsk:
       break;
   }
   return done();

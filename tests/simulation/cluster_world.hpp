@@ -6,7 +6,8 @@
 // balance; nothing is settled twice), P3 (nothing that is settled is delivered), P4 (attempts have
 // causes; only what fails dies), P5 (nothing runs a second time that is held or finished, unless
 // its worker was lost), P10 (one message of a key at a time, in order), priorities, and the limits
-// and pauses of groups. Once the faults stop, everything drains.
+// and pauses of groups; steps take effect once unless that was not known. Once the faults stop,
+// everything drains.
 //
 // Threading: one thread. Failure: throws WorldFault with what was wrong.
 #pragma once
@@ -49,6 +50,9 @@ class ClusterWorld {
     kPoison = 'p',
     kKiller = 'k',
     kRejected = 'x',
+    // With a step (Delivery::once) that, if it is unknown, is run again, or asked about.
+    kStepAgain = 'g',
+    kStepAsk = 'a',
   };
   // One start of a handler.
   struct Run {
@@ -79,6 +83,10 @@ class ClusterWorld {
     bool delayed = false;
     std::uint64_t published_in = 0;  // life of its producer
     SteadyTime accepted_at{};
+    std::uint64_t replays = 0;
+    std::size_t effects = 0;   // of its step
+    std::size_t unknowns = 0;  // how often it was not known whether it had one
+    bool step_told = false;    // somebody was told to run it
     std::size_t count(Outcome::Kind kind) const;
     std::size_t count_lost() const;
     void lose(std::size_t worker, std::uint64_t life, bool fenced);
@@ -125,8 +133,14 @@ class ClusterWorld {
   void start_jobs(WorkerNode& worker);
   void begin(WorkerNode& worker, const balancing::WorkerCore::Job& job);
   void finish(WorkerNode& worker, std::uint64_t job, const TaskKey& key, std::size_t run,
-              Nanoseconds took);
+              std::uint64_t replays, Nanoseconds took);
   Outcome outcome_of(Task& task) const;
+  void end(WorkerNode& worker, std::uint64_t job, const TaskKey& key, std::size_t run,
+           std::uint64_t replays, Nanoseconds took, const Outcome& outcome);
+  void call_step(WorkerNode& worker, std::uint64_t job, StepCall what);
+  void on_stepped(WorkerNode& worker, std::uint64_t job, const StepJournal::Reply& reply);
+  void take_effect(WorkerNode& worker, std::uint64_t job);
+  void check_stepped(Producer& producer, std::size_t worker, const balancing::Stepped& stepped);
 
   // Network.
   Link& link(std::size_t producer, std::size_t worker);
@@ -137,6 +151,7 @@ class ClusterWorld {
   // Faults and checks.
   void break_something();
   void check_delivery(Producer& producer, std::size_t worker, const std::string& frame);
+  void note_unsent(const Producer& producer, const std::string& frame);
   void check_cause(const TaskKey& key);
   void check_turn(const TaskKey& key, const std::string& name);
   void note_settled(const Producer& producer);

@@ -238,6 +238,7 @@ class DispatcherCore {
   void on_step(Session& session, const Step& step, Now now);
   std::string step_fault(const Group& group, const Step& step) const;
   void on_step_recorded(const Ticket& ticket, Now now);
+  void undo_step(const spool::StepRecord& begun, Now now);
   bool holds(const Session& session, Sequence sequence) const;
   void fail_attempt(Session& session, Group& group, Grant& grant, Sequence sequence,
                     const std::string& cause, const std::string& reason,
@@ -337,6 +338,7 @@ class DispatcherCore {
   bool room_ = true;
   // Group, sequence and run of what is on its way to the disk.
   std::set<std::tuple<spool::GroupId, Sequence, std::uint64_t>> stepping_;
+  std::set<std::tuple<spool::GroupId, Sequence, std::uint64_t>> undoing_;  // the same
   std::int64_t now_ms_ = 0;  // UTC, as of the last take_actions()
   std::mt19937_64 random_;
   Actions actions_;

@@ -216,6 +216,7 @@ void DispatcherCore::end_session(Session& session, const std::string& reason, bo
       give_back(group, sequence, grant, now);
     }
   }
+  for (const auto& begun : session.untold) undo_step(begun, now);
   Submission submission;
   submission.entries.push_back(
       log_entry(RecordType::kSessionEnd,

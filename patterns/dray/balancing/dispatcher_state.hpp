@@ -63,6 +63,7 @@ struct DispatcherCore::Session {
   std::vector<std::shared_ptr<const std::string>> deliver_owners;
   std::size_t deliver_bytes = 0;
   std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> confirm;
+  std::vector<spool::StepRecord> untold;  // begun while it was not connected
 
   bool can_receive() const {
     return recorded && !peer.empty() && !broken_at && !closed && !exclusive && !reserved;

@@ -51,11 +51,13 @@ void DispatcherCore::on_step(Session& session, const Step& step, Now now) {
     send(session, encode(Stepped{step.sequence, step.run, step.what, step.step, what, value}));
   };
   const auto grant = session.grants.find(step.sequence);
-  const bool granted = (holds(session, step.sequence) && grant->second.epoch == step.epoch &&
-                        grant->second.number == step.number) ||
-                       planted(Fault::kStepAfterLease);
+  const bool granted = holds(session, step.sequence) && grant->second.epoch == step.epoch &&
+                       grant->second.number == step.number;
   const bool forgotten = step.sequence < options_.boundary && planted(Fault::kStepForgotten);
   const auto* known = forgotten ? nullptr : group.state->steps().find(step.sequence, step.step);
+  if (known != nullptr && undoing_.count({session.group, step.sequence, known->run}) != 0) {
+    known = nullptr;  // the record that says so is on its way
+  }
   const bool own = known != nullptr && (known->run == step.run || planted(Fault::kStepOfAnother));
   // Who began a step may say how it ended, whoever has the message now.
   if (!granted && !(own && step.what != StepCall::kBegin)) {
@@ -66,6 +68,11 @@ void DispatcherCore::on_step(Session& session, const Step& step, Now now) {
     return answer(StepAnswer::kRecorded, "");
   }
   if (step.what == StepCall::kBegin) {
+    if (own) {
+      std::erase_if(session.untold, [&](const spool::StepRecord& each) {
+        return each.sequence == step.sequence && each.run == step.run;
+      });
+    }
     if (known != nullptr) return answer(own ? StepAnswer::kRecorded : StepAnswer::kUnknown, "");
     if (const auto fault = step_fault(group, step); !fault.empty()) {
       return answer(StepAnswer::kRefused, fault);
@@ -93,33 +100,38 @@ void DispatcherCore::on_step_recorded(const Ticket& ticket, Now now) {
   Group& group = *groups_[ticket.group];
   group.state->step(record);
   stepping_.erase({ticket.group, record.sequence, record.run});
-  if (ticket.session.is_nil()) {  // a person decided
+  undoing_.erase({ticket.group, record.sequence, record.run});
+  if (ticket.session.is_nil()) {  // nobody waits: a person decided, or it is undone
     for (const auto& [session, sequence] : ticket.sequences) {
       if (group.state->revive(sequence)) schedule(group, sequence, 0);
     }
     return;
   }
   const auto found = sessions_.find(ticket.session);
-  const bool held = found != sessions_.end() &&
-                    (holds(*found->second, record.sequence) || planted(Fault::kStepAfterLease));
-  if (record.what == StepCall::kBegin && !held) {
-    // The delivery was lost meanwhile, and its worker was never told to go on: nothing ran.
-    Ticket undo;
-    undo.kind = Ticket::Kind::kStep;
-    undo.group = ticket.group;
-    undo.session = ticket.session;
-    undo.step = record;
-    undo.step.what = StepCall::kNotDone;
-    undo.step.at_ms = to_ms(now.utc);
-    Submission submission;
-    submission.entries.push_back(log_entry(spool::RecordType::kStep, to_bytes(undo.step)));
-    submission.ticket = open_ticket(std::move(undo));
-    actions_.submissions.push_back(std::move(submission));
-    return;
-  }
+  const bool held = found != sessions_.end() && holds(*found->second, record.sequence);
+  // The delivery was lost meanwhile, and its worker was never told to go on: nothing ran.
+  const bool begins = record.what == StepCall::kBegin;
+  if (begins && !held) return undo_step(record, now);
+  if (begins && found->second->peer.empty()) found->second->untold.push_back(record);
   if (found == sessions_.end()) return;
   send(*found->second, encode(Stepped{record.sequence, record.run, record.what, record.step,
                                       StepAnswer::kRecorded, ""}));
+}
+
+// Its worker never heard of this beginning, and never will: it did not happen.
+void DispatcherCore::undo_step(const spool::StepRecord& begun, Now now) {
+  if (planted(Fault::kStepNotUndone)) return;
+  undoing_.insert({begun.group, begun.sequence, begun.run});
+  Ticket ticket;
+  ticket.kind = Ticket::Kind::kStep;
+  ticket.group = begun.group;
+  ticket.step = begun;
+  ticket.step.what = StepCall::kNotDone;
+  ticket.step.at_ms = to_ms(now.utc);
+  Submission submission;
+  submission.entries.push_back(log_entry(spool::RecordType::kStep, to_bytes(ticket.step)));
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
 }
 
 Result<std::uint64_t> DispatcherCore::decide(spool::GroupId group_id, Sequence dead,

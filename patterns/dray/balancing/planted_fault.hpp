@@ -42,7 +42,7 @@ enum class Fault {
   kStepBeforeCommit,     // a step's function runs only when its beginning is durable
   kStepForgotten,        // a restart knows the steps of open messages
   kStepOfAnother,        // what another handling began is not one's own
-  kStepAfterLease,       // no step begins for a delivery that is another's
+  kStepNotUndone,        // a beginning that its worker never heard of did not happen
 };
 
 #ifdef DRAY_PLANTED_FAULTS

@@ -213,7 +213,7 @@ TEST_CASE("a handler that swallows the question, or uses steps wrongly") {
              }),
              Catch::Contains("name of a step has 1 to 128 bytes"));
   CHECK_THAT(reason_of([](Delivery& delivery) {
-               (void)delivery.once("s", IfUnknown::kAsk, [] { return std::string(5'000, 'x'); });
+               (void)delivery.once("s", IfUnknown::kAgain, [] { return std::string(5'000, 'x'); });
                return done();
              }),
              Catch::Contains("at most 4096 can be kept"));
