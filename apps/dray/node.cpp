@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -88,6 +89,7 @@ struct Parts {
   NoPublisher nowhere;
   std::stop_source source_stop;
   std::thread source_thread;
+  std::promise<void> source_ended;
 };
 
 int exit_code_of(const Error& error) {
@@ -207,20 +209,35 @@ Status start_parts(const config::Config& config, const config::AppConfig& app,
   parts.source_thread = std::thread([&parts, &publisher, &ending, log] {
     const auto ended = parts.source->run(publisher, parts.source_stop.get_token());
     if (!ended.ok()) log.error("the source failed: " + ended.error().text());
+    parts.source_ended.set_value();
     // Worth a restart: a port that is still taken, a database that is busy.
     ending.request(ended.ok() ? 0 : kExitFailed);
   });
   return {};
 }
 
+// All of it within `drain`: what one part does not use is left for the next.
 void stop_parts(Parts& parts, Milliseconds drain) {
+  const auto deadline = std::chrono::steady_clock::now() + drain;
+  const auto left = [deadline] {
+    return std::max(Milliseconds(0), std::chrono::duration_cast<Milliseconds>(
+                                         deadline - std::chrono::steady_clock::now()));
+  };
   parts.source_stop.request_stop();
+  std::thread closer;
+  if (parts.remote) {
+    // A source may wait for receipts of a spool that is away: those end in time, too.
+    closer = std::thread([&] {
+      if (parts.source_thread.joinable()) parts.source_ended.get_future().wait_for(left() / 2);
+      (void)parts.remote->stop(left() / 2);
+    });
+  }
   if (parts.worker) {
-    (void)parts.worker->drain(drain);
+    (void)parts.worker->drain(left());
     parts.worker->stop();
   }
   if (parts.source_thread.joinable()) parts.source_thread.join();
-  if (parts.remote) (void)parts.remote->stop(drain);
+  if (closer.joinable()) closer.join();
   // The admin server's memory outlives the spool: a receipt's callback may hold a connection.
   if (parts.admin) parts.admin->stop();
   if (parts.spooler) parts.spooler->stop();

@@ -12,6 +12,7 @@
 namespace dray {
 namespace {
 
+constexpr std::size_t kEnvelopeBytesMax = (16U << 20) + (1U << 19);  // PROTOCOL.md, "Frames"
 constexpr int kFramesReadMax = 1'000;
 constexpr auto kTryAgainAfter = std::chrono::seconds(1);  // after a refusal by key
 
@@ -128,13 +129,20 @@ void RemotePublisher::State::run() {
     const bool reconnect = perform();
     if (left) break;
     const bool anew = anew_at && clock.steady() >= *anew_at;
-    if (!reconnect && !anew && socket) continue;
+    if (!anew && (!reconnect || !socket)) continue;
     anew_at.reset();
     core.on_disconnected();
     socket.reset();
+    std::string why;
     try {
-      if (const auto opened = open_socket(); opened.ok()) continue;
-    } catch (const std::exception&) {  // no descriptor is left: tried again
+      const auto opened = open_socket();
+      if (opened.ok()) continue;
+      why = opened.error().text();
+    } catch (const std::exception& exception) {  // no descriptor is left
+      why = std::string("no socket: ") + exception.what();
+    }
+    if (std::exchange(last_problem, why) != why) {
+      settings.log.error(why, {{"endpoint", settings.endpoint}});
     }
     anew_at = clock.steady() + kTryAgainAfter;
   }
@@ -209,6 +217,13 @@ void RemotePublisher::publish_draft(Draft draft, ReceiptCallback done) {
   const auto now = state.clock.utc();
   Handed handed{encode_envelope(draft, uuid_v7(now), now), draft.options.durability, nullptr};
   const std::size_t bytes = handed.envelope.size();
+  if (bytes > kEnvelopeBytesMax) {
+    return done(Error{ErrorCode::kInvalid,
+                      "the message has " + std::to_string(bytes) +
+                          " bytes with its headers; the protocol takes " +
+                          std::to_string(kEnvelopeBytesMax),
+                      "", 0});
+  }
   std::unique_lock lock(state.mutex);
   if (auto refusal = state.refusal(bytes)) {
     lock.unlock();
@@ -248,6 +263,8 @@ bool RemotePublisher::connected() const {
 
 bool RemotePublisher::stop(Milliseconds deadline) {
   auto& state = *state_;
+  DRAY_ASSERT(std::this_thread::get_id() !=
+              state.thread.get_id());  // not from a receipt's callback
   bool flushed = false;
   {
     std::unique_lock lock(state.mutex);

@@ -12,7 +12,7 @@
 // Promises: P1 for receipts, in the order of publishing. P9.
 //
 // Threading: any thread. Callbacks run on the publisher's own thread: they must be short, and must
-// not wait for receipts.
+// not wait for receipts, nor stop or destroy the publisher. stop(), connect(): one thread.
 //
 // Failure: as Publisher, and kTimeout (not sent within `timeout`), kUnknown (sent, and no receipt
 // came: it may have been accepted), kFull (too much waits here, or that spool is full), kConflict

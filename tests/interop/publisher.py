@@ -33,38 +33,39 @@ class Publisher(Peer):
         self.began = time.monotonic()
         self.count = options.count
         self.lowest = 1          # without a receipt
+        self.hellos = 0
         self.spool = None
         super().__init__(options)
 
     def say_hello(self):
         self.welcomed = False
-        self.send(PUBLISHER, [self.id, "python", self.lowest])
+        self.hellos += 1
+        self.send(PUBLISHER, [self.id, "python", self.lowest, self.hellos])
         self.hello_at = time.monotonic()
 
     def deposit(self):
         while self.welcomed and self.next <= len(self.messages):
             items, first = [], self.next
-            while self.next <= len(self.messages) and len(items) < 100 and self.outstanding < self.window:
+            while (self.next <= len(self.messages) and len(items) < 100
+                   and self.next - self.lowest < self.window):
                 message = self.messages[self.next - 1]
-                self.outstanding += message is not None
                 items.append([0, message or b""])
                 self.next += 1
             if not items:
                 return
-            self.send(DEPOSIT, [first, items])
+            self.send(DEPOSIT, [first, self.lowest, items])
 
     def on_frame(self, kind, body):
         if kind == WELCOME:
             spool, _, lease_ms, self.window, _, _ = body[:6]
             assert self.spool in (None, spool), "another spool"
             self.spool, self.lease = spool, lease_ms / 1000
-            self.next, self.outstanding, self.welcomed = self.lowest, 0, True
+            self.next, self.welcomed = self.lowest, True
         elif kind == RECEIPTS and self.welcomed:
             for number, code, _reason, _id, sequence, *_ in body[0]:
                 if self.messages[number - 1] is None:
                     continue
                 self.messages[number - 1] = None
-                self.outstanding -= 1
                 what = ("refused", code) if code else ("receipt", sequence)
                 print(what[0], self.options.first + number - 1, what[1], flush=True)
             while self.lowest <= len(self.messages) and self.messages[self.lowest - 1] is None:

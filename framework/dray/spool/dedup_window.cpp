@@ -54,6 +54,12 @@ void DedupWindow::forget_oldest() {
   ++forgotten_;
 }
 
+Milliseconds DedupWindow::reach(std::int64_t now_ms) const {
+  if (size_ < options_.count_max || entries_.empty()) return options_.age_max;
+  return std::clamp(Milliseconds(now_ms - entries_.front().known.at_ms), Milliseconds(0),
+                    options_.age_max);
+}
+
 void DedupWindow::trim(std::int64_t now_ms) {
   while (!entries_.empty() && entries_.front().known.at_ms + options_.age_max.count() <= now_ms) {
     forget_oldest();

@@ -40,6 +40,8 @@ class DedupWindow {
   // Forgets what is older than the window.
   void trim(std::int64_t now_ms);
   std::size_t size() const { return size_; }
+  // For how long ids are known as it is: less than their age if there are too many of them.
+  Milliseconds reach(std::int64_t now_ms) const;
 
   // Appends entries of messages up to `last` to `out`, oldest first, 56 bytes each (FORMATS.md,
   // "Checkpoint"); looks at `count_max` at most, from `position` (0 at first) on. False at the end.

@@ -93,6 +93,25 @@ std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const
 }
 
 void Spool::publish_draft(Draft draft, ReceiptCallback done) {
+  publish(std::move(draft), std::move(done), true);
+}
+
+void Spool::publish_at_once(Draft draft, ReceiptCallback done) {
+  publish(std::move(draft), std::move(done), false);
+}
+
+// Who waits for room is always there to take it: a little is left for who does not.
+bool Spool::takes_at_once() const {
+  const std::lock_guard lock(mutex_);
+  return queue_items_ < kQueueItemsMax / 4 * 5 && queue_bytes_ < kQueueBytesMax / 4 * 5;
+}
+
+Milliseconds Spool::dedup_reach() const {
+  const std::lock_guard lock(dedup_mutex_);
+  return dedup_.reach(to_ms(clock_.utc()));
+}
+
+void Spool::publish(Draft draft, ReceiptCallback done, bool may_wait) {
   GroupMask groups = 0;
   if (auto refused = refusal(draft, groups)) return done(*refused);
   const UtcTime now = clock_.utc();
@@ -116,7 +135,7 @@ void Spool::publish_draft(Draft draft, ReceiptCallback done) {
   encode_envelope(draft, item.id, now, envelope);
   const std::uint32_t crc = crc32c(0, envelope);
   std::unique_lock lock(mutex_);
-  if (!takes_more(lock, true)) {
+  if (!takes_more(lock, may_wait)) {
     lock.unlock();
     return answer(item, Error{ErrorCode::kClosed, "the spool is stopped", directory_.path(), 0});
   }

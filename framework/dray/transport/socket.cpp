@@ -155,8 +155,8 @@ Status Socket::watch_links() {
   // A name of its own: they are global to the context, and that of a socket which was closed is
   // free only later.
   const std::string name = "inproc://dray-monitor-" + uuid_v4().text();
-  const int events =
-      ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+  const int events = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |
+                     ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
   if (zmq_socket_monitor(impl_->socket.handle(), name.c_str(), events) != 0) {
     return io_error("socket monitor", name, zmq_errno());
   }

@@ -60,6 +60,7 @@ void DepositCore::on_disconnected() {
 }
 
 void DepositCore::say_hello(SteadyTime now) {
+  if (fenced_) return;
   welcomed_ = false;
   sent_now_ = outstanding_ = 0;
   outstanding_bytes_ = 0;
@@ -69,7 +70,7 @@ void DepositCore::say_hello(SteadyTime now) {
     ++first_number_;
   }
   hello_at_ = said_at_ = now;
-  actions_.frames.push_back(encode(PublisherHello{publisher_, name_, first_number_}));
+  actions_.frames.push_back(encode(PublisherHello{publisher_, name_, first_number_, ++hellos_}));
 }
 
 void DepositCore::on_frame(const ProtocolFrame& frame, SteadyTime now) {
@@ -100,7 +101,11 @@ void DepositCore::on_welcome(const PublisherWelcome& welcome, SteadyTime now) {
   }
   if (other_spool) {
     actions_.problems.push_back("another spool answers at this endpoint");
-    sent_.clear();  // not to be sent there
+    // Not to be sent there. Their numbers are not used again: this spool, or the one before, may
+    // know them.
+    given_up = given_up || !sent_.empty();
+    first_number_ += sent_.size();
+    sent_.clear();
   }
   spool_ = welcome.spool;
   if (given_up) return say_hello(now);  // from another number on
@@ -177,13 +182,14 @@ void DepositCore::flush(SteadyTime now) {
   while (welcomed_) {
     Deposit deposit;
     deposit.first = first_number_ + sent_now_;
+    deposit.lowest = first_number_;
     std::size_t bytes = 0;
     while (deposit.items.size() < kItemsPerFrameMax && bytes < kBytesPerFrameMax) {
       const bool again = sent_now_ < sent_.size();
       if (!again && waiting_.empty()) break;
       const auto& next = again ? sent_[sent_now_] : waiting_.front();
       const bool fits =
-          outstanding_ < welcome_.window_messages &&
+          sent_now_ < welcome_.window_messages &&
           (outstanding_ == 0 || outstanding_bytes_ + next.envelope.size() <= welcome_.window_bytes);
       if (!fits) break;
       if (!again) {

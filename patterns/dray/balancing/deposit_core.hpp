@@ -83,6 +83,7 @@ class DepositCore {
   std::uint64_t first_number_ = 1;
   std::size_t sent_now_ = 0;     // of sent_, from its front: sent by this session
   std::size_t outstanding_ = 0;  // of those, without a receipt
+  std::uint64_t hellos_ = 0;     // PUBLISHER frames said
   std::uint64_t outstanding_bytes_ = 0;
   std::size_t open_ = 0;  // of sent_, not answered
   std::size_t pending_bytes_ = 0;

@@ -58,6 +58,9 @@ void DepositDesk::on_hello(const std::string& peer, const PublisherHello& hello,
   }
   if (before != sessions_.end()) {
     if (before->second.peer != peer) {
+      if (hello.hello <= before->second.hello) {
+        return refuse(peer, "unknown-session", "a later session of this publisher is here");
+      }
       refuse(before->second.peer, "fenced", "another session of this publisher has begun");
     }
     end(hello.publisher);
@@ -66,7 +69,8 @@ void DepositDesk::on_hello(const std::string& peer, const PublisherHello& hello,
   session.publisher = hello.publisher;
   session.id = ++last_session_;
   session.peer = peer;
-  session.next = hello.next;
+  session.hello = hello.hello;
+  session.next = session.lowest = hello.next;
   session.heard_at = session.said_at = now;
   peers_[peer] = hello.publisher;
   actions_.sends.push_back(
@@ -85,18 +89,23 @@ void DepositDesk::on_deposit(Session& session, const Deposit& deposit) {
     return break_off("gap", "deposit " + std::to_string(session.next) + " was expected, not " +
                                 std::to_string(deposit.first) + "; say PUBLISHER again");
   }
+  session.lowest = std::max(session.lowest, deposit.lowest);
   for (const auto& item : deposit.items) {
+    const bool fits = session.next - session.lowest < options_.window_messages &&
+                      (session.outstanding == 0 ||
+                       session.outstanding_bytes + item.envelope.size() <= options_.window_bytes);
+    if (!fits) return break_off("window", "more was deposited than the window allows");
     if (item.envelope.empty()) {  // it had its receipt before
       ++session.next;
       continue;
     }
-    const bool fits = session.outstanding < options_.window_messages &&
-                      (session.outstanding == 0 ||
-                       session.outstanding_bytes + item.envelope.size() <= options_.window_bytes);
-    if (!fits) return break_off("window", "more was deposited than the window allows");
+    if (bytes_ > 0 && bytes_ + item.envelope.size() > options_.bytes_max) {
+      return break_off("busy", "the spool is behind with what publishers deposit; go on later");
+    }
     Wanted wanted{session.publisher, session.id, session.next++, item.envelope.size(), {}};
     ++session.outstanding;
     session.outstanding_bytes += wanted.bytes;
+    bytes_ += wanted.bytes;
     auto draft = draft_of_deposit(item);
     if (!draft.ok()) {
       on_receipt(wanted, draft.error());
@@ -111,6 +120,7 @@ void DepositDesk::on_deposit(Session& session, const Deposit& deposit) {
 }
 
 void DepositDesk::on_receipt(const Wanted& wanted, const Result<Receipt>& receipt) {
+  bytes_ -= wanted.bytes;
   const auto found = sessions_.find(wanted.publisher);
   if (found == sessions_.end() || found->second.id != wanted.session) return;
   Session& session = found->second;

@@ -5,7 +5,10 @@
 //
 //   PUBLISHER --> open --DEPOSIT, in order--> outstanding --receipt of the commit--> RECEIPTS
 //                  |
-//                  +--BYE, silent for a lease, a gap, another session of its id--> over
+//                  +--BYE, silent for a lease, a gap, too much, another of its id--> over
+//
+// Frames of a connection that is gone may be read after those of the next one: a PUBLISHER counts
+// only if none that was said later has come.
 //
 // A deposit is published under a dedup id made of its publisher and its number, unless it has one
 // of its own: what is deposited again after a broken connection or a restart gets the receipt of
@@ -33,6 +36,7 @@ struct DepositOptions {
   std::uint32_t window_messages = 2'000;
   std::uint64_t window_bytes = 8U << 20;
   std::size_t sessions_max = 1'024;
+  std::uint64_t bytes_max = 64U << 20;  // of envelopes without a receipt, over all sessions
 };
 
 class DepositDesk {
@@ -61,6 +65,8 @@ class DepositDesk {
   void on_frame(const std::string& peer, const ProtocolFrame& frame, SteadyTime now);
   // `wanted` without its draft.
   void on_receipt(const Wanted& wanted, const Result<Receipt>& receipt);
+  // For so long the spool knows a dedup id now.
+  void set_memory(Milliseconds memory) { options_.memory = memory; }
   // Nothing can be sent to this peer any more.
   void on_unsent(const std::string& peer);
   // As if it had said BYE; it is told why.
@@ -76,7 +82,9 @@ class DepositDesk {
     Uuid publisher;
     std::uint64_t id = 0;
     std::string peer;
-    std::uint64_t next = 1;  // number of the deposit that must come
+    std::uint64_t hello = 0;
+    std::uint64_t next = 1;    // number of the deposit that must come
+    std::uint64_t lowest = 1;  // without a receipt, as the publisher knows
     std::uint32_t outstanding = 0;
     std::uint64_t outstanding_bytes = 0;
     SteadyTime heard_at{};
@@ -89,10 +97,11 @@ class DepositDesk {
   void refuse(const std::string& peer, const char* code, const std::string& reason);
   void end(const Uuid& publisher);
 
-  const DepositOptions options_;
+  DepositOptions options_;
   std::map<Uuid, Session> sessions_;
   std::unordered_map<std::string, Uuid> peers_;
   std::uint64_t last_session_ = 0;
+  std::uint64_t bytes_ = 0;  // Wanted and not answered
   Actions actions_;
 };
 

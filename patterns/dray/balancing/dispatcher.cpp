@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <map>
 #include <mutex>
@@ -12,6 +13,8 @@ namespace dray::balancing {
 namespace {
 
 constexpr int kFramesPerTurnMax = 1'000;
+constexpr std::size_t kDepositsPerTurnMax = 8U << 20;
+constexpr std::size_t kSessionsPerKeyMax = 256;
 constexpr std::size_t kDeferredPerPeerMax = 1'000;
 constexpr auto kUpkeepEvery = Milliseconds(250);
 constexpr std::size_t kCopyBytesMax = 4U << 20;
@@ -63,6 +66,7 @@ struct Dispatcher::State {
   spool::LogReader look_up;  // of single messages
   DispatcherCore core;
   DepositDesk desk;
+  std::deque<DepositDesk::Wanted> deposits;    // for which the spool has no room yet
   std::map<Uuid, std::string> publisher_keys;  // that their sessions began with
   SteadyTime upkeep_at{};
   bool checkpoint_due = false;
@@ -213,6 +217,7 @@ void Dispatcher::run() {
       state.core.set_room(state.spool.takes_follow_ups());
       state.core.tick(state.now());
       perform();
+      state.desk.tick(state.now().steady);
       serve_publishers();
       upkeep();
     }
@@ -258,7 +263,8 @@ void Dispatcher::read_inbox() {
 
 void Dispatcher::read_frames() {
   auto& state = *state_;
-  for (int i = 0; i < kFramesPerTurnMax; ++i) {
+  std::size_t deposited = 0;  // bytes: so many that workers do not wait for long
+  for (int i = 0; i < kFramesPerTurnMax && deposited < kDepositsPerTurnMax; ++i) {
     auto received = state.socket.receive();
     if (!received) return;
     auto frame = decode_frame(received->frame.bytes);
@@ -277,6 +283,10 @@ void Dispatcher::read_frames() {
       continue;
     }
     if (state.desk.takes(received->peer, *frame)) {
+      deposited += received->frame.bytes.size();
+      if (std::holds_alternative<PublisherHello>(*frame)) {
+        state.desk.set_memory(state.spool.dedup_reach());
+      }
       state.desk.on_frame(received->peer, *frame, state.now().steady);
       // What the frame says is published before the next one is read.
       serve_publishers();
@@ -288,7 +298,6 @@ void Dispatcher::read_frames() {
 
 void Dispatcher::serve_publishers() {
   auto& state = *state_;
-  state.desk.tick(state.now().steady);
   auto actions = state.desk.take_actions(state.now().steady);
   for (const auto& each : actions.sends) {
     // Whoever does not read its receipts begins anew.
@@ -296,9 +305,12 @@ void Dispatcher::serve_publishers() {
       state.desk.on_unsent(each.peer);
     }
   }
-  for (auto& each : actions.publish) {
+  for (auto& each : actions.publish) state.deposits.push_back(std::move(each));
+  // A commit makes room, and wakes this thread.
+  for (; !state.deposits.empty() && state.spool.takes_at_once(); state.deposits.pop_front()) {
+    auto& each = state.deposits.front();
     Draft draft = std::exchange(each.draft, {});
-    state.spool.publish_draft(
+    state.spool.publish_at_once(
         std::move(draft), [&state, wanted = std::move(each)](Result<Receipt> receipt) {
           // The next incarnation knows: the publisher asks it again.
           const bool unsure = !receipt.ok() && (receipt.error().code == ErrorCode::kUnknown ||
@@ -327,6 +339,12 @@ std::optional<Refused> Dispatcher::intrusion(const transport::RouterSocket::Rece
       return Refused{"not-allowed", "this key may not be a publisher here (any more)"};
     }
     return false_publisher(received, frame);
+  }
+  // Of a session that is over: either's.
+  const bool either =
+      std::holds_alternative<Heartbeat>(frame) || std::holds_alternative<Bye>(frame);
+  if (either && authenticator.allows(received.user, transport::Role::kPublisher)) {
+    return std::nullopt;
   }
   if (!authenticator.allows(received.user, transport::Role::kWorker)) {
     expel_key(received.user);
@@ -362,6 +380,15 @@ std::optional<Refused> Dispatcher::false_publisher(
   if (owner != state.publisher_keys.end() && owner->second != received.user &&
       state.desk.knows(hello->publisher)) {
     return Refused{"not-allowed", "this publisher belongs to another key"};
+  }
+  if (!state.desk.knows(hello->publisher)) {
+    const auto open = std::count_if(
+        state.publisher_keys.begin(), state.publisher_keys.end(), [&](const auto& each) {
+          return each.second == received.user && state.desk.knows(each.first);
+        });
+    if (static_cast<std::size_t>(open) >= kSessionsPerKeyMax) {
+      return Refused{"too-many-sessions", "this key has 256 publishers here already"};
+    }
   }
   state.publisher_keys[hello->publisher] = received.user;
   if (state.publisher_keys.size() > kUsersMin + 2 * state.desk.sessions()) {

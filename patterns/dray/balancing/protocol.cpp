@@ -218,6 +218,7 @@ PublisherHello read_publisher_hello(Fields& fields) {
   hello.publisher = fields.uuid();
   hello.name = fields.text();
   hello.next = fields.natural<std::uint64_t>();
+  hello.hello = fields.natural<std::uint64_t>();
   if (hello.name.size() > kNameBytesMax || hello.next == 0 || hello.publisher.is_nil()) {
     fields.refuse();
   }
@@ -227,8 +228,10 @@ PublisherHello read_publisher_hello(Fields& fields) {
 Deposit read_deposit(Fields& fields) {
   Deposit deposit;
   deposit.first = fields.natural<std::uint64_t>();
+  deposit.lowest = fields.natural<std::uint64_t>();
   const Value list = fields.next();
-  if (list.kind() != Value::Kind::kArray || list.size() == 0 || deposit.first == 0 ||
+  if (list.kind() != Value::Kind::kArray || list.size() == 0 || list.size() > kDepositItemsMax ||
+      deposit.first == 0 || deposit.lowest == 0 || deposit.lowest > deposit.first ||
       deposit.first > UINT64_MAX - kRunSequencesMax) {
     fields.refuse();
   }
@@ -395,6 +398,7 @@ std::size_t field_count(FrameKind kind) {
     case FrameKind::kHello:
       return 10;
     case FrameKind::kWelcome:
+    case FrameKind::kPublisherHello:
       return 4;
     case FrameKind::kStep:
       return 7;
@@ -402,11 +406,10 @@ std::size_t field_count(FrameKind kind) {
     case FrameKind::kStepped:
       return 6;
     case FrameKind::kDeliver:
-    case FrameKind::kPublisherHello:
+    case FrameKind::kDeposit:
       return 3;
     case FrameKind::kWindow:
     case FrameKind::kRefused:
-    case FrameKind::kDeposit:
       return 2;
     case FrameKind::kResult:
     case FrameKind::kConfirm:
@@ -537,18 +540,20 @@ std::string encode(const Backlog& frame) {
 std::string encode(const PublisherHello& frame) {
   std::string bytes = prefix(FrameKind::kPublisherHello);
   Encoder encoder(bytes);
-  encoder.array(3);
+  encoder.array(4);
   encoder.binary(frame.publisher.view());
   encoder.text(frame.name);
   encoder.natural(frame.next);
+  encoder.natural(frame.hello);
   return bytes;
 }
 
 std::string encode(const Deposit& frame) {
   std::string bytes = prefix(FrameKind::kDeposit);
   Encoder encoder(bytes);
-  encoder.array(2);
+  encoder.array(3);
   encoder.natural(frame.first);
+  encoder.natural(frame.lowest);
   encoder.array(frame.items.size());
   for (const auto& item : frame.items) {
     encoder.array(2);

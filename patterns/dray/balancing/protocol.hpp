@@ -134,10 +134,12 @@ struct Backlog {
 
 // publisher -> dispatcher: its session begins, or begins again after a broken connection
 struct PublisherHello {
-  Uuid publisher;          // drawn at random, for the life of the publisher
-  std::string name;        // for people
-  std::uint64_t next = 1;  // the lowest of its deposits without a receipt
+  Uuid publisher;           // drawn at random, for the life of the publisher
+  std::string name;         // for people
+  std::uint64_t next = 1;   // the lowest of its deposits without a receipt
+  std::uint64_t hello = 1;  // counts its PUBLISHER frames: an older one may come later
 };
+inline constexpr std::size_t kDepositItemsMax = 4'096;  // of one frame
 struct DepositItem {
   std::optional<Durability> durability;  // nothing: the spool's own
   // Its id and published_at are given anew by the spool. Empty: this one had its receipt before.
@@ -146,6 +148,7 @@ struct DepositItem {
 // publisher -> dispatcher: deposits `first`, `first` + 1, ...
 struct Deposit {
   std::uint64_t first = 1;
+  std::uint64_t lowest = 1;  // without a receipt
   std::vector<DepositItem> items;
 };
 // dispatcher -> publisher
@@ -153,7 +156,7 @@ struct PublisherWelcome {
   Uuid spool;
   std::uint64_t epoch = 0;
   std::uint32_t lease_ms = 0;
-  std::uint32_t window_messages = 1;  // cap on deposits without a receipt
+  std::uint32_t window_messages = 1;  // cap on numbers from the lowest without a receipt on
   std::uint64_t window_bytes = 1;     // the same in bytes of envelopes; one may exceed it
   std::uint64_t memory_ms = 0;        // for so long a repeated deposit is recognised
 };

@@ -42,6 +42,7 @@ struct World {
     options.window_messages = 1 + static_cast<std::uint32_t>(draw(20));
     options.window_bytes = 1U << (8 + draw(6));
     desk = std::make_unique<DepositDesk>(options);
+    late.clear();  // with the sockets of the one before
     // Some commits were made, their receipts were not sent.
     committing.resize(committing.empty() ? 0 : draw(committing.size() + 1));
     for (auto& each : committing) (void)accept(each);
@@ -73,6 +74,8 @@ struct World {
   void disconnect() {
     if (!up) return;
     up = false;
+    // What the old connection still brings is read later, in its order.
+    if (draw(2) == 0) late.insert(late.end(), to_desk.begin(), to_desk.end());
     to_desk.clear();
     to_core.clear();
     core.on_disconnected();
@@ -85,15 +88,16 @@ struct World {
     auto from_core = core.take_actions(now());
     for (auto& answer : from_core.answers) answer.done(std::move(answer.receipt));
     for (auto& frame : from_core.frames) {
-      if (up) to_desk.push_back(std::move(frame));
+      if (up) to_desk.emplace_back(peer(), std::move(frame));
     }
     if (from_core.reconnect) disconnect();
-    for (std::size_t i = draw(to_desk.size() + 1); i > 0; --i) {
-      const auto bytes = std::move(to_desk.front());
-      to_desk.pop_front();
+    for (std::size_t i = draw(to_desk.size() + late.size() + 1); i > 0; --i) {
+      auto& from = to_desk.empty() || (!late.empty() && draw(2) == 0) ? late : to_desk;
+      const auto [sender, bytes] = std::move(from.front());
+      from.pop_front();
       const auto frame = decode_frame(bytes);
       REQUIRE(frame.ok());
-      desk->on_frame(peer(), *frame, now());
+      desk->on_frame(sender, *frame, now());
       auto actions = desk->take_actions(now());
       for (auto& each : actions.publish) committing.push_back(std::move(each));
       keep(actions);
@@ -144,7 +148,8 @@ struct World {
   bool full = false;
   bool up = false;
   std::uint64_t connection = 0;
-  std::deque<std::string> to_desk, to_core;
+  std::deque<std::pair<std::string, std::string>> to_desk, late;  // peer, frame
+  std::deque<std::string> to_core;
   std::vector<std::vector<Result<Receipt>>> answers;
 };
 
@@ -279,7 +284,7 @@ TEST_CASE("a gap, too much, and a second session of one publisher end a session;
   const auto bytes = envelope_of("x");
   const auto deposit = [&](std::uint64_t first, std::size_t count) {
     Deposit frame;
-    frame.first = first;
+    frame.first = frame.lowest = first;
     frame.items.resize(count, {std::nullopt, bytes});
     return frame;
   };
@@ -294,8 +299,11 @@ TEST_CASE("a gap, too much, and a second session of one publisher end a session;
   CHECK(refusals() == Codes{"a window"});
   desk.on_frame("a", PublisherHello{kPublisher, "p", 5}, clock.steady());
   desk.on_frame("b", PublisherHello{kSpool, "other", 1}, clock.steady());
-  desk.on_frame("c", PublisherHello{kPublisher, "twin", 1}, clock.steady());
+  desk.on_frame("c", PublisherHello{kPublisher, "twin", 1, 7}, clock.steady());
   CHECK(refusals() == Codes{"a fenced"});
+  // What an old connection said before that, and is read only now.
+  desk.on_frame("a", PublisherHello{kPublisher, "p", 1, 6}, clock.steady());
+  CHECK(refusals() == Codes{"a unknown-session"});
   CHECK(desk.sessions() == 2);
   clock.advance(11s);
   desk.tick(clock.steady());
@@ -323,4 +331,75 @@ TEST_CASE("a deposit that is no envelope is refused alone") {
     }
   }
   CHECK(told);
+}
+
+TEST_CASE("a number that went to another spool is not used again here") {
+  VirtualClock clock;
+  DepositCore core(kPublisher, "p", 5h);
+  const auto ignore = [](const Result<Receipt>&) {};
+  const auto welcome = [&](const Uuid& spool) {
+    core.on_disconnected();
+    core.on_connected(clock.steady());
+    (void)core.take_actions(clock.steady());
+    core.on_frame(PublisherWelcome{spool, 1, 10'000, 100, 1'000, 3'600'000}, clock.steady());
+    return core.take_actions(clock.steady());
+  };
+  core.publish(envelope_of("old"), std::nullopt, ignore, clock.steady());
+  CHECK(welcome(kSpool).frames.size() == 1);
+  const auto at_other = welcome(kPublisher);
+  CHECK(at_other.answers.size() == 1);
+  REQUIRE(at_other.frames.size() == 1);
+  CHECK(std::get<PublisherHello>(*decode_frame(at_other.frames[0])).next == 2);
+  core.publish(envelope_of("new"), std::nullopt, ignore, clock.steady());
+  const auto back = welcome(kSpool);
+  REQUIRE(back.frames.size() == 1);
+  CHECK(std::get<Deposit>(*decode_frame(back.frames[0])).first == 2);
+}
+
+TEST_CASE("a fenced publisher says nothing any more") {
+  VirtualClock clock;
+  DepositCore core(kPublisher, "p", 5h);
+  core.on_connected(clock.steady());
+  core.on_frame(Refused{"fenced", "another"}, clock.steady());
+  (void)core.take_actions(clock.steady());
+  core.on_disconnected();
+  core.on_connected(clock.steady());
+  CHECK(core.take_actions(clock.steady()).frames.empty());
+}
+
+TEST_CASE("all publishers together are bounded, and one that does not hear is") {
+  VirtualClock clock;
+  DepositOptions options;
+  options.window_messages = 4;
+  options.bytes_max = 1'000;
+  DepositDesk desk(options);
+  const auto last_code = [&] {
+    std::string code;
+    for (const auto& each : desk.take_actions(clock.steady()).sends) {
+      const auto frame = decode_frame(each.frame);
+      if (const auto* refused = std::get_if<Refused>(&*frame)) code = refused->code;
+    }
+    return code;
+  };
+  const auto deposit = [](std::uint64_t first, std::uint64_t lowest, const std::string& bytes) {
+    Deposit frame;
+    frame.first = first;
+    frame.lowest = lowest;
+    frame.items.push_back({std::nullopt, bytes});
+    return frame;
+  };
+  const auto big = envelope_of(std::string(600, 'x'));
+  desk.on_frame("a", PublisherHello{kPublisher, "p", 1}, clock.steady());
+  desk.on_frame("b", PublisherHello{kSpool, "q", 1}, clock.steady());
+  desk.on_frame("a", deposit(1, 1, big), clock.steady());
+  desk.on_frame("b", deposit(1, 1, big), clock.steady());
+  CHECK(last_code() == "busy");
+  // Its receipts are made, but it never says that it has them.
+  desk.on_frame("c",
+                PublisherHello{*Uuid::from_text("00000000-0000-4000-8000-0000000000cc"), "r", 1},
+                clock.steady());
+  for (std::uint64_t number = 1; number <= 5; ++number) {
+    desk.on_frame("c", deposit(number, 1, "nonsense"), clock.steady());
+  }
+  CHECK(last_code() == "window");
 }
