@@ -48,6 +48,7 @@ class Worker(Peer):
         self.draining = False
         self.want_drain = False
         self.spool = None
+        self.hellos = 0
         self.forget()
         super().__init__(options)
 
@@ -56,11 +57,13 @@ class Worker(Peer):
         self.answers = {}     # (epoch, number, sequence) -> item, until confirmed
 
     def say_hello(self):
+        self.hellos += 1
         held = {}
         for epoch, number, sequence, *_ in self.jobs + [list(key) for key in self.answers]:
             held.setdefault((epoch, number), []).append(sequence)
         self.send(HELLO, [self.session, "python", self.options.group, self.window(), WINDOW_BYTES, 3, 50, 1000, 0.2,
-                          [[epoch, number, pack_runs(each)] for (epoch, number), each in held.items()]])
+                          [[epoch, number, pack_runs(each)] for (epoch, number), each in held.items()],
+                          self.hellos])
         self.hello_at = time.monotonic()
 
     def window(self):

@@ -58,7 +58,7 @@ void DepositDesk::on_hello(const std::string& peer, const PublisherHello& hello,
   }
   if (before != sessions_.end()) {
     if (before->second.peer != peer) {
-      if (hello.hello <= before->second.hello) {
+      if (hello.count <= before->second.hellos) {
         return refuse(peer, "unknown-session", "a later session of this publisher is here");
       }
       refuse(before->second.peer, "fenced", "another session of this publisher has begun");
@@ -69,7 +69,7 @@ void DepositDesk::on_hello(const std::string& peer, const PublisherHello& hello,
   session.publisher = hello.publisher;
   session.id = ++last_session_;
   session.peer = peer;
-  session.hello = hello.hello;
+  session.hellos = hello.count;
   session.next = session.lowest = hello.next;
   session.heard_at = session.said_at = now;
   peers_[peer] = hello.publisher;

@@ -82,7 +82,7 @@ class DepositDesk {
     Uuid publisher;
     std::uint64_t id = 0;
     std::string peer;
-    std::uint64_t hello = 0;
+    std::uint64_t hellos = 0;
     std::uint64_t next = 1;    // number of the deposit that must come
     std::uint64_t lowest = 1;  // without a receipt, as the publisher knows
     std::uint32_t outstanding = 0;

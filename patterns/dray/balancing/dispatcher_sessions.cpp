@@ -30,6 +30,13 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
   }
   Session& session = *slot;
   const bool same_connection = session.peer == peer;
+  // What an old connection brought may be read after what came by the next one.
+  if (!fresh && !same_connection && hello.count <= session.hellos) {
+    actions_.sends.push_back(
+        {peer, encode(Refused{"unknown-session", "a later HELLO of this session came"})});
+    return;
+  }
+  session.hellos = hello.count;
   peers_.erase(session.peer);
   peers_.erase(session.gone_peer);
   session.gone_peer.clear();

@@ -40,6 +40,7 @@ struct DispatcherCore::Session {
   Uuid id;
   std::string peer;       // empty while disconnected
   std::string gone_peer;  // what it was before that
+  std::uint64_t hellos = 0;
   std::string worker;
   spool::GroupId group = 0;
   RetryPolicy retry;

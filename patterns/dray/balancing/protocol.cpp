@@ -147,6 +147,7 @@ Hello read_hello(Fields& fields) {
   hello.retry.max = Milliseconds(fields.natural<std::uint32_t>());
   hello.retry.jitter = fields.real();
   hello.held = fields.ranges();
+  hello.count = fields.natural<std::uint64_t>();
   if (hello.retry.jitter < 0 || hello.retry.jitter > 1 || hello.retry.max_attempts == 0 ||
       hello.worker.size() > kNameBytesMax || name_fault(hello.group)) {
     fields.refuse();
@@ -218,7 +219,7 @@ PublisherHello read_publisher_hello(Fields& fields) {
   hello.publisher = fields.uuid();
   hello.name = fields.text();
   hello.next = fields.natural<std::uint64_t>();
-  hello.hello = fields.natural<std::uint64_t>();
+  hello.count = fields.natural<std::uint64_t>();
   if (hello.name.size() > kNameBytesMax || hello.next == 0 || hello.publisher.is_nil()) {
     fields.refuse();
   }
@@ -396,7 +397,7 @@ std::optional<Deliver> read_plain_deliver(std::string_view bytes) {
 std::size_t field_count(FrameKind kind) {
   switch (kind) {
     case FrameKind::kHello:
-      return 10;
+      return 11;
     case FrameKind::kWelcome:
     case FrameKind::kPublisherHello:
       return 4;
@@ -429,7 +430,7 @@ std::size_t field_count(FrameKind kind) {
 std::string encode(const Hello& frame) {
   std::string bytes = prefix(FrameKind::kHello);
   Encoder encoder(bytes);
-  encoder.array(10);
+  encoder.array(11);
   encoder.binary(frame.session.view());
   encoder.text(frame.worker);
   encoder.text(frame.group);
@@ -440,6 +441,7 @@ std::string encode(const Hello& frame) {
   encoder.natural(static_cast<std::uint64_t>(frame.retry.max.count()));
   encoder.real(frame.retry.jitter);
   put_ranges(encoder, frame.held);
+  encoder.natural(frame.count);
   return bytes;
 }
 
@@ -544,7 +546,7 @@ std::string encode(const PublisherHello& frame) {
   encoder.binary(frame.publisher.view());
   encoder.text(frame.name);
   encoder.natural(frame.next);
-  encoder.natural(frame.hello);
+  encoder.natural(frame.count);
   return bytes;
 }
 

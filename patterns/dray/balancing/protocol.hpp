@@ -45,6 +45,7 @@ struct Hello {
   std::uint64_t window_bytes = 1;
   RetryPolicy retry;
   std::vector<TokenRange> held;  // delivered to this session and not confirmed
+  std::uint64_t count = 1;       // of this session's HELLO frames: an older one may come later
 };
 // worker -> dispatcher: cap on (sent - answered); 0: no room now
 struct Window {
@@ -137,7 +138,7 @@ struct PublisherHello {
   Uuid publisher;           // drawn at random, for the life of the publisher
   std::string name;         // for people
   std::uint64_t next = 1;   // the lowest of its deposits without a receipt
-  std::uint64_t hello = 1;  // counts its PUBLISHER frames: an older one may come later
+  std::uint64_t count = 1;  // of its PUBLISHER frames: an older one may come later
 };
 inline constexpr std::size_t kDepositItemsMax = 4'096;  // of one frame
 struct DepositItem {

@@ -123,6 +123,7 @@ void WorkerCore::say_hello(std::size_t link, SteadyTime now) {
   loads_[link].waiting = 0;
   Hello hello;
   hello.session = state.session;
+  hello.count = ++state.hellos;
   hello.worker = options_.name;
   hello.group = options_.group;
   const auto window = planner_.hello(loads_, link, now);
@@ -209,6 +210,7 @@ void WorkerCore::move_session(std::size_t from, std::size_t to, SteadyTime now) 
   auto& old = links_[from];
   auto& fresh = links_[to];
   std::swap(fresh.session, old.session);
+  std::swap(fresh.hellos, old.hellos);
   fresh.held.swap(old.held);
   fresh.spool = std::exchange(old.spool, Uuid{});
   old.unsent.clear();

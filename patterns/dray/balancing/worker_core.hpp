@@ -137,6 +137,7 @@ class WorkerCore {
     explicit LinkState(std::pmr::memory_resource* nodes) : held(nodes) {}
 
     Uuid session;
+    std::uint64_t hellos = 0;  // of that session
     bool connected = false;
     bool welcomed = false;
     bool said_bye = false;

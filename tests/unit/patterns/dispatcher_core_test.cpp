@@ -54,9 +54,12 @@ class Bench {
     return sequence;
   }
 
+  std::uint64_t hellos = 0;
+
   void hello(const std::string& peer, const Uuid& session, std::uint32_t window = 10,
              std::vector<TokenRange> held = {}) {
     Hello hello;
+    hello.count = ++hellos;
     hello.session = session;
     hello.group = "g";
     hello.window_messages = window;
@@ -514,6 +517,23 @@ TEST_CASE("after a restart older messages wait for recorded sessions, new ones f
     bench.answer("a", 2, ResultKind::kDone, 1, 4);
     CHECK(bench.counts().done == 0);
   }
+}
+
+TEST_CASE("what an old connection brings late does not take the session from the new one") {
+  Bench bench;
+  const auto sequence = bench.publish();
+  bench.hello("a", kOne);
+  bench.hello("b", kOne, 10, {{5, 1, {sequence}}});
+  Hello late;
+  late.session = kOne;
+  late.group = "g";
+  late.count = 1;  // said before the one by which "b" came
+  bench.core->on_frame("a", late, bench.now());
+  bench.settle_down();
+  CHECK(bench.refusals == std::vector<std::string>{"unknown-session"});
+  CHECK(bench.delivered["b"].empty());  // nothing was given back
+  bench.answer("b", sequence, ResultKind::kDone);
+  CHECK(bench.counts().done == 1);
 }
 
 TEST_CASE("frames of strangers are refused: no session, no such group") {
