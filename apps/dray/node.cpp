@@ -8,6 +8,8 @@
 
 #include <atomic>
 #include <filesystem>
+#include <fstream>
+#include <functional>
 #include <future>
 #include <mutex>
 #include <thread>
@@ -39,8 +41,8 @@ class Ending {
     [[maybe_unused]] const auto ignored = write(fd_, &one, sizeof(one));
   }
 
-  // Waits for request() or a signal.
-  int wait() {
+  // Waits for request() or a signal. `over`, asked once a second, ends it too.
+  int wait(const std::function<bool()>& over = nullptr) {
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
@@ -48,7 +50,8 @@ class Ending {
     const int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC);
     DRAY_ASSERT(signal_fd >= 0);
     pollfd polled[] = {{fd_, POLLIN, 0}, {signal_fd, POLLIN, 0}};
-    while (poll(polled, 2, -1) < 0) {
+    while (poll(polled, 2, over ? 1'000 : -1) <= 0) {
+      if (over && over()) request(kExitFailed);
     }
     close(signal_fd);
     const int requested = exit_code_;
@@ -59,6 +62,15 @@ class Ending {
   int fd_;
   std::atomic<int> exit_code_{-1};
 };
+
+// What this process has in memory now (proc(5), statm: resident pages).
+std::uint64_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  std::uint64_t total = 0;
+  std::uint64_t resident = 0;
+  statm >> total >> resident;
+  return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+}
 
 // For apps that own no spool.
 class NoPublisher final : public Publisher {
@@ -295,7 +307,16 @@ int run_app(const config::Config& config, const config::AppConfig& app, const Lo
   if (started.ok()) {
     log.info("app is running",
              {{"app", app.name}, {"pid", std::to_string(getpid())}, {"plugin", plugin->path()}});
-    code = ending.wait();
+    const auto over = [&] {
+      const auto bytes = resident_bytes();
+      if (bytes <= app.max_memory) return false;
+      log.warning("the app takes more memory than max_memory: it stops, to be started again",
+                  {{"app", app.name},
+                   {"bytes", std::to_string(bytes)},
+                   {"max_memory", std::to_string(app.max_memory)}});
+      return true;
+    };
+    code = ending.wait(app.max_memory != 0 ? std::function<bool()>(over) : nullptr);
   } else {
     log.error(started.error().text());
     code = exit_code_of(started.error());

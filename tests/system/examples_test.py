@@ -36,6 +36,9 @@ class Examples(unittest.TestCase):
     def test_delayed_reminder(self):
         self.assertEqual(self.said("delayed_reminder"), ["in a moment", "expired: 1"])
 
+    def test_effects_once(self):
+        self.assertEqual(self.said("effects_once"), ["shipped with receipt 1 for A-1", "charged 1 time"])
+
     def test_request_reply(self):
         self.assertEqual(self.said("request_reply"),
                          ["rope: 1250 cents", "moon: no such product: moon"])

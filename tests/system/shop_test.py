@@ -164,17 +164,55 @@ class RecordingServer:
         self.controller = Controller(self, hostname="127.0.0.1", port=free_port())
         self.controller.start()
 
-    async def handle_DATA(self, _server, _session, envelope):
+    async def handle_DATA(self, server, _session, envelope):
         self.messages.append(envelope.content)
+        if self.answers and self.answers[0] is None:     # it has the mail, and nobody hears of it
+            self.answers.pop(0)
+            server.transport.abort()
+            return "250 OK"
         return self.answers.pop(0) if self.answers else "250 OK"
 
 
 class Mail(ShopCase):
-    def mailer(self, answers):
+    def mailer(self, answers, if_unknown="again"):
         server = RecordingServer(answers)
         self.addCleanup(server.controller.stop)
-        return server, self.shop("order", "view", "email",
-                                 deliver=f"smtp://127.0.0.1:{server.controller.port}")
+        shop = Shop(deliver=f"smtp://127.0.0.1:{server.controller.port}")
+        self.addCleanup(shop.stop)
+        with open(shop.config, encoding="utf-8") as file:
+            text = file.read()
+        shop.config = os.path.join(shop.folder, "mail.toml")
+        with open(shop.config, "w", encoding="utf-8") as file:
+            file.write(text.replace("settings = { deliver =",
+                                    f'settings = {{ if_unknown = "{if_unknown}", deliver ='))
+        shop.start("order", "view", "email")
+        shop.wait_open()
+        return server, shop
+
+    def test_a_mail_whose_answer_is_lost_goes_again(self):
+        server, shop = self.mailer([None])
+        shop.order()
+        wait_until(lambda: shop.group("email")["done"] == 1, "the mail")
+        self.assertEqual(len(server.messages), 2)
+
+    def test_a_mail_whose_answer_is_lost_waits_for_a_decision_if_so_configured(self):
+        server, shop = self.mailer([None], if_unknown="ask")
+        order = shop.order()
+        wait_until(lambda: shop.group("email")["dead"] == 1, "it asks")
+        listed = json.loads(shop.dray("dead", "list", shop.config, "email", "--json"))["dead"][0]
+        self.assertIn("needs a decision: step 'send'", listed["reason"])
+        sequence = str(listed["sequence"])
+        self.assertIn("step       send: began", shop.dray("dead", "show", shop.config, "email", sequence))
+        self.assertIn("step send began", shop.dray("show", shop.config, sequence))
+        self.assertIn("undecided: send", shop.dray("dead", "decide", shop.config, "email", sequence, "sent",
+                                                   "--done", code=1))
+        shop.dray("dead", "decide", shop.config, "email", sequence, "send", code=2)
+        self.assertIn("no JSON", shop.dray("dead", "decide", shop.config, "email", sequence, "send",
+                                           "--done", "{", code=1))
+        self.assertIn("is done", shop.dray("dead", "decide", shop.config, "email", sequence, "send", "--done"))
+        wait_until(lambda: shop.state(order)["mail"]["state"] == "sent", "the order says so")
+        self.assertEqual(len(server.messages), 1)
+        self.assertEqual(shop.group("email")["dead"], 0)
 
     def test_4xx_is_tried_again_under_the_same_message_id(self):
         server, shop = self.mailer(["451 try later"])

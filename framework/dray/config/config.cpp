@@ -549,6 +549,7 @@ AppConfig read_app(const std::string& name, const toml::table& table,
   reader.integer("window", app.window, 1, 100'000);
   reader.duration("timeout", app.policy.timeout);
   reader.duration("drain", app.drain);
+  reader.size("max_memory", app.max_memory, 32ULL << 20);
   if (const auto* retry = reader.subtable("retry")) read_retry(*retry, path, app.policy, faults);
   if (const auto* settings = reader.subtable("settings")) {
     app.settings = read_settings(*settings, path, faults);

@@ -84,7 +84,8 @@ struct AppConfig {
   std::optional<ConsumeConfig> consume;
   std::optional<AppKeysConfig> keys;
   std::uint32_t window = 8'192;
-  Milliseconds drain{10'000};  // deadline of a graceful stop
+  Milliseconds drain{10'000};    // deadline of a graceful stop
+  std::uint64_t max_memory = 0;  // bytes in memory from which on it is started again; 0: no limit
   HandlerPolicy policy;        // what this file says of it
   Settings settings;
 };
