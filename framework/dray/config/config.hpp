@@ -86,7 +86,7 @@ struct AppConfig {
   std::uint32_t window = 8'192;
   Milliseconds drain{10'000};    // deadline of a graceful stop
   std::uint64_t max_memory = 0;  // bytes in memory from which on it is started again; 0: no limit
-  HandlerPolicy policy;        // what this file says of it
+  HandlerPolicy policy;          // what this file says of it
   Settings settings;
 };
 

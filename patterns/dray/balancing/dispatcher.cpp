@@ -14,7 +14,8 @@ namespace {
 
 constexpr int kFramesPerTurnMax = 1'000;
 constexpr std::size_t kDepositsPerTurnMax = 8U << 20;
-constexpr std::size_t kSessionsPerKeyMax = 256;
+constexpr std::size_t kSessionsPerKeyMax = 1'024;
+constexpr std::size_t kPublishersPerKeyMax = 256;
 constexpr std::size_t kDeferredPerPeerMax = 1'000;
 constexpr auto kUpkeepEvery = Milliseconds(250);
 constexpr std::size_t kCopyBytesMax = 4U << 20;
@@ -358,6 +359,15 @@ std::optional<Refused> Dispatcher::intrusion(const transport::RouterSocket::Rece
     return Refused{"not-allowed", "this session belongs to another key"};
   }
   owner->second.peer = received.peer;
+  const auto lives = [&](const auto& each) {
+    return each.second.key == received.user && state.core.knows(each.first);
+  };
+  const bool many = fresh && state.users.size() > kSessionsPerKeyMax;
+  if (many && std::count_if(state.users.begin(), state.users.end(), lives) >=
+                  static_cast<std::ptrdiff_t>(kSessionsPerKeyMax)) {
+    state.users.erase(owner);
+    return Refused{"too-many-sessions", "this key has 1,024 sessions here already"};
+  }
   if (!fresh || state.users.size() <= kUsersMin) return std::nullopt;
   const auto sessions = state.core.session_status();
   if (state.users.size() <= 2 * sessions.size()) return std::nullopt;
@@ -386,7 +396,7 @@ std::optional<Refused> Dispatcher::false_publisher(
         state.publisher_keys.begin(), state.publisher_keys.end(), [&](const auto& each) {
           return each.second == received.user && state.desk.knows(each.first);
         });
-    if (static_cast<std::size_t>(open) >= kSessionsPerKeyMax) {
+    if (static_cast<std::size_t>(open) >= kPublishersPerKeyMax) {
       return Refused{"too-many-sessions", "this key has 256 publishers here already"};
     }
   }

@@ -99,8 +99,8 @@ void DispatcherCore::on_frame(const std::string& peer, const ProtocolFrame& fram
   const bool heartbeat = std::holds_alternative<Heartbeat>(frame);
   if (!heartbeat || !planted(Fault::kLeaseNotRenewed)) session->heard_at = now.steady;
   if (const auto* window = std::get_if<Window>(&frame)) {
-    session->window_messages = window->messages;
-    session->window_bytes = window->bytes;
+    session->window_messages = std::min(window->messages, options_.window_messages_max);
+    session->window_bytes = std::min(window->bytes, options_.window_bytes_max);
     session->closed = false;
     note_room(*session);
   } else if (const auto* result = std::get_if<ResultFrame>(&frame)) {

@@ -60,6 +60,9 @@ struct DispatcherOptions {
   std::size_t ready_bytes_max = 16U << 20;  // the same in bytes
   Milliseconds snooze_age_max = std::chrono::hours(24 * 30);
   std::size_t sessions_max = 4'096;
+  // Of one session, whatever window it says: nobody takes a whole backlog away from the others.
+  std::uint32_t window_messages_max = 100'000;
+  std::uint64_t window_bytes_max = 256U << 20;
   std::size_t key_reads_max = 512;     // keys read from the log in one turn, after a restart
   std::uint64_t held_max = 1'000'000;  // dead, delayed and retrying messages, over all groups
   spool::RetainOptions retain;
@@ -212,6 +215,7 @@ class DispatcherCore {
   bool held_full() const { return held() >= options_.held_max; }
   // The wall clock jumped: nothing expires until it has been steady for a while, or is confirmed.
   bool expiry_paused(Now now) const { return now.steady < expiry_paused_until_; }
+  bool knows(const Uuid& session) const { return sessions_.count(session) != 0; }
   // As if it had said BYE.
   void expel(const Uuid& session, Now now);
   void confirm_clock() { expiry_paused_until_ = {}; }

@@ -15,6 +15,10 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
         {peer, encode(Refused{"unknown-group", "this spool has no group '" + hello.group + "'"})});
     return;
   }
+  // A connection has one session: another is begun by one that left the first.
+  if (auto* before = session_of_peer(peer); before != nullptr && before->id != hello.session) {
+    end_session(*before, "another session on its connection", false, now);
+  }
   const auto known = sessions_.find(hello.session);
   if (known == sessions_.end() && sessions_.size() >= options_.sessions_max) {
     actions_.sends.push_back({peer, encode(Refused{"too-many-sessions", "try again later"})});
@@ -44,8 +48,8 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
   peers_[peer] = &session;
   session.worker = hello.worker;
   session.retry = hello.retry;
-  session.window_messages = hello.window_messages;
-  session.window_bytes = hello.window_bytes;
+  session.window_messages = std::min(hello.window_messages, options_.window_messages_max);
+  session.window_bytes = std::min(hello.window_bytes, options_.window_bytes_max);
   session.heard_at = session.pinged_at = now.steady;
   session.broken_at.reset();
   session.closed = false;

@@ -13,7 +13,8 @@ class Bench {
  public:
   explicit Bench(std::vector<spool::RecordedSession> recorded = {}, Sequence boundary = 2,
                  std::unique_ptr<spool::GroupState> state = nullptr,
-                 std::uint64_t held_max = 1'000'000) {
+                 std::uint64_t held_max = 1'000'000,
+                 const std::function<void(DispatcherOptions&)>& tweak = {}) {
     if (!state) {
       state = std::make_unique<spool::GroupState>(spool::GroupId{0}, "g");
       state->declare(1, {"t"}, spool::GroupStanding::kAttached);
@@ -24,6 +25,7 @@ class Bench {
     options.epoch = 5;
     options.boundary = boundary;
     options.held_max = held_max;
+    if (tweak) tweak(options);
     next_ = boundary;
     core = std::make_unique<DispatcherCore>(
         options, std::move(groups), recorded,
@@ -534,6 +536,35 @@ TEST_CASE("what an old connection brings late does not take the session from the
   CHECK(bench.delivered["b"].empty());  // nothing was given back
   bench.answer("b", sequence, ResultKind::kDone);
   CHECK(bench.counts().done == 1);
+}
+
+TEST_CASE("a window is bounded, whatever a worker says") {
+  Bench bench({}, 2, nullptr, 9,
+              [](DispatcherOptions& options) { options.window_messages_max = 5; });
+  for (int i = 0; i < 9; ++i) bench.publish();
+  bench.hello("a", kOne, 4'000'000'000);
+  CHECK(bench.delivered["a"].size() == 5);
+  bench.core->on_frame("a", Window{4'000'000'000, 1ULL << 60}, bench.now());
+  bench.settle_down();
+  CHECK(bench.delivered["a"].size() == 5);
+}
+
+TEST_CASE("a connection has one session: one that says HELLO for many does not keep others out") {
+  Bench bench({}, 2, nullptr, 9, [](DispatcherOptions& options) { options.sessions_max = 3; });
+  const auto sequence = bench.publish();
+  for (int i = 0; i < 10; ++i) bench.hello("flood", uuid_v4());
+  CHECK(bench.refusals.empty());
+  bench.hello("b", kOne);
+  bench.core->on_frame("flood", Bye{}, bench.now());
+  bench.settle_down();
+  CHECK(bench.delivered["b"].size() == 1);
+  bench.hello("c", uuid_v4());
+  bench.hello("d", uuid_v4());
+  bench.hello("e", uuid_v4());
+  CHECK(bench.refusals == std::vector<std::string>{"too-many-sessions"});
+  bench.answer("b", sequence, ResultKind::kDone, bench.delivered["b"].at(0).number);
+  CHECK(bench.counts().done == 1);
+  CHECK(bench.counts().dead == 0);
 }
 
 TEST_CASE("frames of strangers are refused: no session, no such group") {
