@@ -112,6 +112,10 @@ class Bench {
           ++heartbeats;
         } else if (const auto* backlog = std::get_if<Backlog>(&*frame)) {
           told[send.peer].push_back(backlog->waiting);
+        } else if (const auto* busy = std::get_if<Busy>(&*frame)) {
+          for (const auto& range : busy->tokens) {
+            for (const auto sequence : range.sequences) put_off[send.peer].push_back(sequence);
+          }
         } else if (const auto* refused = std::get_if<Refused>(&*frame)) {
           refusals.push_back(refused->code);
         }
@@ -152,6 +156,7 @@ class Bench {
   VirtualClock clock;
   std::unique_ptr<DispatcherCore> core;
   std::map<std::string, std::vector<std::uint64_t>> told;
+  std::map<std::string, std::vector<Sequence>> put_off;  // by BUSY
   std::map<std::string, std::uint64_t> last_waiting;
   int heartbeats = 0;
   std::map<std::string, std::vector<Delivered>> delivered;
@@ -159,6 +164,8 @@ class Bench {
   std::vector<std::string> refusals;
   std::map<Sequence, std::shared_ptr<std::string>> stored;
   std::vector<spool::RecordType> records;
+
+  void commit_now(const spool::Submission& submission) { commit(submission); }
 
  private:
   void commit(const spool::Submission& submission) {
@@ -594,6 +601,64 @@ TEST_CASE("a follow-up to a topic without a group is a failed attempt, and nothi
   bench.advance(1s);
   REQUIRE(bench.delivered["a"].size() == 2);
   CHECK(bench.delivered["a"][1].attempt == 2);
+}
+
+TEST_CASE("follow-ups wait for room: their result is put off and changes nothing; others settle") {
+  Bench bench;
+  const auto first = bench.publish();
+  const auto second = bench.publish();
+  bench.hello("a", kOne);
+  const auto now = bench.clock.utc();
+  ResultFrame frame;
+  frame.items.push_back({ResultKind::kDone,
+                         {5, 1, {first}},
+                         "",
+                         -1,
+                         {encode_envelope(Draft{"t", "\xc0", {}}, uuid_v7(now), now)}});
+  bench.core->set_room(false);
+  bench.core->on_frame("a", frame, bench.now());
+  bench.settle_down();
+  bench.answer("a", second, ResultKind::kDone);
+  CHECK(bench.put_off["a"] == std::vector<Sequence>{first});
+  CHECK(bench.confirmed["a"] == std::vector<Sequence>{second});
+  CHECK(bench.counts().done == 1);
+  bench.core->set_room(true);
+  bench.core->on_frame("a", frame, bench.now());
+  bench.settle_down();
+  CHECK(bench.confirmed["a"] == std::vector<Sequence>{second, first});
+  CHECK(bench.counts().done == 2);
+  CHECK(bench.delivered["a"].size() == 2);  // each once
+}
+
+TEST_CASE("no step begins without room; one that began may end") {
+  Bench bench;
+  const auto sequence = bench.publish();
+  bench.hello("a", kOne);
+  const auto say = [&](StepCall what, const std::string& step) {
+    bench.core->on_frame("a", Step{5, 1, sequence, what, 9, step, ""}, bench.now());
+    std::vector<StepAnswer> answers;
+    for (auto actions = bench.core->take_actions(bench.now()); !actions.empty();
+         actions = bench.core->take_actions(bench.now())) {
+      for (const auto& each : actions.sends) {
+        const auto frame = decode_frame(each.frame);
+        if (const auto* stepped = std::get_if<Stepped>(&*frame)) {
+          answers.push_back(stepped->answer);
+        }
+      }
+      for (auto& submission : actions.submissions) bench.commit_now(submission);
+    }
+    return answers;
+  };
+  using Answers = std::vector<StepAnswer>;
+  CHECK(say(StepCall::kBegin, "one") == Answers{StepAnswer::kRecorded});
+  bench.core->set_room(false);
+  CHECK(say(StepCall::kBegin, "two") == Answers{StepAnswer::kRefused});
+  CHECK(say(StepCall::kDone, "one") == Answers{StepAnswer::kRecorded});
+  CHECK(say(StepCall::kBegin, "one") == Answers{StepAnswer::kDoneBefore});
+  // Of a delivery that is not this session's.
+  bench.core->on_frame("a", Bye{}, bench.now());
+  bench.hello("b", kTwo);
+  CHECK(say(StepCall::kBegin, "three").empty());  // its session is over
 }
 
 TEST_CASE("expiry pauses when the wall clock jumps, until it has been steady or is confirmed") {

@@ -68,6 +68,68 @@ class Bench {
 
 }  // namespace
 
+TEST_CASE("a result that finds no room for its follow-ups is said again, and not run again") {
+  Bench bench;
+  bench.connect();
+  bench.deliver(7);
+  bench.finish(bench.started[0].id, done().publish("t", std::string("more")));
+  REQUIRE(bench.sent<ResultFrame>().size() == 1);
+  bench.core->on_frame(0, Busy{{{1, 1, {7}}}}, nullptr, bench.clock.steady());
+  bench.act();
+  bench.frames.clear();
+  bench.clock.advance(200ms);
+  bench.core->tick(bench.clock.steady());
+  bench.act();
+  CHECK(bench.sent<ResultFrame>().empty());
+  bench.clock.advance(100ms);
+  bench.core->tick(bench.clock.steady());
+  bench.act();
+  REQUIRE(bench.sent<ResultFrame>().size() == 1);
+  CHECK(bench.sent<ResultFrame>()[0].items.at(0).follow_ups.size() == 1);
+  CHECK(bench.started.size() == 1);
+  bench.confirm(7);
+  bench.clock.advance(1s);
+  bench.frames.clear();
+  bench.core->tick(bench.clock.steady());
+  bench.act();
+  CHECK(bench.sent<ResultFrame>().empty());
+}
+
+TEST_CASE("a step's call is repeated after a reconnect, answered once, and refused with its job") {
+  Bench bench;
+  bench.connect();
+  bench.deliver(7);
+  const auto job = bench.started[0].id;
+  bench.core->call_step(job, {StepCall::kBegin, 5, "s", ""}, bench.clock.steady());
+  bench.act();
+  bench.core->on_disconnected(0, bench.clock.steady());
+  bench.frames.clear();
+  bench.connect();
+  REQUIRE(bench.sent<Step>().size() == 1);
+  CHECK(bench.sent<Step>()[0].run == 5);
+  const Stepped answer{7, 5, StepCall::kBegin, "s", StepAnswer::kRecorded, ""};
+  const auto answers = [&] {
+    std::vector<StepAnswer> out;
+    for (const auto& each : bench.core->take_actions(bench.clock.steady()).stepped) {
+      CHECK(each.first == job);
+      out.push_back(each.second.answer);
+    }
+    return out;
+  };
+  using Answers = std::vector<StepAnswer>;
+  for (const auto& other :
+       {Stepped{7, 6, StepCall::kBegin, "s", StepAnswer::kRecorded, ""},
+        Stepped{7, 5, StepCall::kDone, "s", StepAnswer::kRecorded, ""},
+        Stepped{8, 5, StepCall::kBegin, "s", StepAnswer::kRecorded, ""}, answer, answer}) {
+    bench.core->on_frame(0, other, nullptr, bench.clock.steady());
+  }
+  CHECK(answers() == Answers{StepAnswer::kRecorded});
+  bench.core->call_step(job, {StepCall::kDone, 5, "s", ""}, bench.clock.steady());
+  bench.confirm(7);  // it is another's
+  bench.core->call_step(job, {StepCall::kDone, 5, "s", ""}, bench.clock.steady());
+  CHECK(answers() == Answers{StepAnswer::kRefused});
+}
+
 TEST_CASE("a result is repeated after each reconnect until it is confirmed") {
   Bench bench;
   bench.connect();
