@@ -25,6 +25,6 @@ int main() {
     sum += reading->value;
   }
   std::printf("200 readings, sum %.0f, dropped %d\n", sum,
-              static_cast<int>(one.dropped() + other.dropped()));
+              static_cast<int>(one.counters().dropped + other.counters().dropped));
   return 0;
 }

@@ -30,7 +30,7 @@ set(public_headers
   framework/dray/outcome.hpp framework/dray/plugin_abi.h
   framework/dray/publisher.hpp framework/dray/result.hpp framework/dray/settings.hpp
   framework/dray/standard_error_log.hpp framework/dray/step_journal.hpp framework/dray/text.hpp framework/dray/trace.hpp framework/dray/uuid.hpp
-  patterns/dray/group_limits.hpp patterns/dray/message_life.hpp patterns/dray/pipeline.hpp
+  patterns/dray/endpoint_keys.hpp patterns/dray/group_limits.hpp patterns/dray/message_life.hpp patterns/dray/pipeline.hpp
   patterns/dray/remote_publisher.hpp patterns/dray/request_reply.hpp patterns/dray/spooler.hpp patterns/dray/testing.hpp
   patterns/dray/worker.hpp)
 install(FILES ${public_headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/dray COMPONENT dev)

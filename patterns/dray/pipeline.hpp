@@ -1,15 +1,21 @@
-// Push and Pull: one-way messages from many to one (or one to many), not durable.
+// Push and Pull: one-way messages, from many to one or from one to many, not durable.
 //
 //   dray::Push<Progress> progress("ipc:///run/shop/progress");   progress.push({...});
 //   dray::Pull<Progress> pull("ipc:///run/shop/progress");       auto value = pull.pull(1s);
 //
-// Guarantees: none beyond ZeroMQ's. What finds no peer or no room is dropped and counted, or
-// waited for, as the options say. For what must not be lost, use a spool.
-// By default Pull binds and Push connects.
+// By default Pull binds and Push connects: many push to one. The other way round (options.bind),
+// or with several endpoints, the messages of a Push are spread over all Pulls that have room.
+// Messages that are pushed while others are being sent share a frame with them; a message alone is
+// sent at once.
 //
-// Threading: one object, one thread. Failure: constructors throw EndpointError; a message of
-// another type is counted as malformed and skipped. Ownership: an object owns its socket, and its
-// ZeroMQ context unless one is given.
+// Guarantees: none beyond the connection's. What waits here while there is no peer, or none with
+// room, is bounded; beyond that a message is dropped and counted, or waited for, as the options
+// say. What was handed to a connection that breaks is lost, and nobody knows. The messages of one
+// Push reach one Pull in order. For what must not be lost, use a spool.
+//
+// Threading: Push: any thread; it has a thread of its own. Pull: one thread. Failure: constructors
+// throw EndpointError; a message of another type is counted as malformed and skipped. Ownership: an
+// object owns its thread, socket, and ZeroMQ context, unless one is given (inproc needs one).
 #pragma once
 
 #include <cstdint>
@@ -17,10 +23,14 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "dray/clock.hpp"
+#include "dray/endpoint_keys.hpp"
 #include "dray/export.hpp"
 #include "dray/fields.hpp"
+#include "dray/log.hpp"
 
 namespace dray {
 
@@ -34,34 +44,63 @@ class DRAY_API EndpointError : public std::runtime_error {
 };
 
 struct PipelineOptions {
-  bool bind = false;        // Push: bind instead of connect; Pull: connect instead of bind
-  Milliseconds wait{0};     // Push: at most so long for room; 0: drop at once
-  int frames_max = 10'000;  // waiting per peer
+  bool bind = false;     // Push: bind instead of connect; Pull: connect instead of bind
+  Milliseconds wait{0};  // Push: at most so long for room; 0: drop at once
+  std::size_t messages_max = 10'000;      // Push: so many wait for a peer with room
+  std::size_t bytes_max = 64U << 20;      // the same in bytes of bodies; one message may exceed it
+  Milliseconds linger{200};               // Push: at the end, for what still waits
+  std::optional<EndpointKeys> keys = {};  // nothing: in plain, on this machine
+  Log log = {};
   transport::Context* context = nullptr;  // shared; nothing: one of its own
+};
+
+struct PushCounters {
+  std::uint64_t pushed = 0;   // taken
+  std::uint64_t sent = 0;     // handed to a connection
+  std::uint64_t frames = 0;   // they went in so many
+  std::uint64_t dropped = 0;  // not taken for want of room, or left at the end
+  std::uint64_t waiting = 0;
+  std::uint32_t peers = 0;  // connected now
+};
+
+struct PullCounters {
+  std::uint64_t pulled = 0;
+  std::uint64_t malformed = 0;  // frames, and messages of another type
+  std::uint32_t peers = 0;      // as of the last pull()
 };
 
 class DRAY_API BytesPush {
  public:
-  BytesPush(const std::string& endpoint, const PipelineOptions& options);
+  BytesPush(std::vector<std::string> endpoints, const PipelineOptions& options);
   ~BytesPush();
+  BytesPush(const BytesPush&) = delete;
+  BytesPush& operator=(const BytesPush&) = delete;
+
   // False: dropped.
-  bool push_bytes(const std::string& bytes);
-  std::uint64_t pushed() const { return pushed_; }
-  std::uint64_t dropped() const { return dropped_; }
+  bool push_bytes(std::string_view body);
+  // Sends what waits, for at most so long; what is left is dropped. False if something was. Later
+  // pushes are dropped. Idempotent.
+  bool stop(Milliseconds deadline);
+  PushCounters counters() const;
+  std::string bound_endpoint() const;
 
  private:
   struct State;
   std::unique_ptr<State> state_;
-  std::uint64_t pushed_ = 0;
-  std::uint64_t dropped_ = 0;
 };
 
 class DRAY_API BytesPull {
  public:
-  BytesPull(const std::string& endpoint, const PipelineOptions& options);
+  BytesPull(std::vector<std::string> endpoints, const PipelineOptions& options);
   ~BytesPull();
-  // Nothing if none came within `timeout`.
-  std::optional<std::string> pull_bytes(Milliseconds timeout);
+  BytesPull(const BytesPull&) = delete;
+  BytesPull& operator=(const BytesPull&) = delete;
+
+  // Nothing if none came within `timeout`. Valid until the next call.
+  std::optional<std::string_view> pull_bytes(Milliseconds timeout);
+  void note_malformed();
+  PullCounters counters() const;
+  std::string bound_endpoint() const;
 
  private:
   struct State;
@@ -72,10 +111,13 @@ template <typename T>
 class Push {
  public:
   explicit Push(const std::string& endpoint, const PipelineOptions& options = {})
-      : bytes_(endpoint, options) {}
+      : bytes_({endpoint}, options) {}
+  explicit Push(std::vector<std::string> endpoints, const PipelineOptions& options = {})
+      : bytes_(std::move(endpoints), options) {}
   bool push(const T& value) { return bytes_.push_bytes(to_bytes(value)); }
-  std::uint64_t pushed() const { return bytes_.pushed(); }
-  std::uint64_t dropped() const { return bytes_.dropped(); }
+  bool stop(Milliseconds deadline) { return bytes_.stop(deadline); }
+  PushCounters counters() const { return bytes_.counters(); }
+  std::string bound_endpoint() const { return bytes_.bound_endpoint(); }
 
  private:
   BytesPush bytes_;
@@ -85,21 +127,28 @@ template <typename T>
 class Pull {
  public:
   explicit Pull(const std::string& endpoint, const PipelineOptions& options = {})
-      : bytes_(endpoint, options) {}
-  // Nothing if none came within `timeout`, or if what came is no T (malformed() counts those).
+      : bytes_({endpoint}, options) {}
+  explicit Pull(std::vector<std::string> endpoints, const PipelineOptions& options = {})
+      : bytes_(std::move(endpoints), options) {}
+  // Nothing if none came within `timeout`.
   std::optional<T> pull(Milliseconds timeout) {
-    auto bytes = bytes_.pull_bytes(timeout);
-    if (!bytes) return std::nullopt;
-    auto value = from_bytes<T>(*bytes);
-    if (value.ok()) return std::move(*value);
-    ++malformed_;
-    return std::nullopt;
+    const SystemClock clock;
+    const auto deadline = clock.steady() + timeout;
+    for (auto left = timeout;;) {
+      const auto bytes = bytes_.pull_bytes(left);
+      if (!bytes) return std::nullopt;
+      auto value = from_bytes<T>(*bytes);
+      if (value.ok()) return std::move(*value);
+      bytes_.note_malformed();
+      left = std::chrono::ceil<Milliseconds>(deadline - clock.steady());
+      if (left.count() < 0) left = Milliseconds(0);
+    }
   }
-  std::uint64_t malformed() const { return malformed_; }
+  PullCounters counters() const { return bytes_.counters(); }
+  std::string bound_endpoint() const { return bytes_.bound_endpoint(); }
 
  private:
   BytesPull bytes_;
-  std::uint64_t malformed_ = 0;
 };
 
 }  // namespace dray

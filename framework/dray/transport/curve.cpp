@@ -124,13 +124,15 @@ Result<AllowedKeys> read_allow_list(const std::string& path) {
   AllowedKeys allowed;
   for (const auto& [role, node] : *table) {
     const std::string at = path + ":" + std::to_string(node.source().begin.line);
-    const bool publisher = role.str() == "publisher";
-    if ((!publisher && role.str() != "worker") || !node.is_table()) {
+    const std::map<std::string_view, Role> roles{
+        {"worker", Role::kWorker}, {"publisher", Role::kPublisher}, {"peer", Role::kPeer}};
+    const auto found = roles.find(role.str());
+    if (found == roles.end() || !node.is_table()) {
       return bad(at, "'" + std::string(role.str()) +
-                         "' is no role; write [worker] or [publisher], and below it "
-                         "NAME = \"KEY\"");
+                         "' is no role; write [worker], [publisher] or (of push/pull and "
+                         "request/reply) [peer], and below it NAME = \"KEY\"");
     }
-    const auto bit = static_cast<unsigned>(publisher ? Role::kPublisher : Role::kWorker);
+    const auto bit = static_cast<unsigned>(found->second);
     for (const auto& [name, value] : *node.as_table()) {
       const std::string line = path + ":" + std::to_string(value.source().begin.line);
       const auto key = value.value<std::string>();

@@ -39,7 +39,7 @@ Result<CurveKeys> read_curve_secret(const std::string& path);
 // The key of a public file (or of a secret one).
 Result<std::string> read_curve_public(const std::string& path);
 
-enum class Role : unsigned { kWorker = 1, kPublisher = 2 };
+enum class Role : unsigned { kWorker = 1, kPublisher = 2, kPeer = 4 };
 // Who may connect, by key.
 struct AllowedKey {
   std::string name;

@@ -116,6 +116,10 @@ Socket::~Socket() {
   if (impl_->monitor) zmq_socket_monitor(impl_->socket.handle(), nullptr, 0);
 }
 
+void Socket::set_linger(Milliseconds linger) {
+  impl_->socket.set(zmq::sockopt::linger, static_cast<int>(linger.count()));
+}
+
 Status Socket::bind(const std::string& endpoint) {
   if (auto fault = endpoint_fault(endpoint, impl_->secured)) {
     return Error{ErrorCode::kInvalid, *fault, endpoint, 0};
@@ -256,8 +260,15 @@ Sent PushSocket::send(std::string_view body) {
 
 PullSocket::PullSocket(Context& context, const SocketOptions& options)
     : Socket(context, ZMQ_PULL, options) {}
-std::optional<Frame> PullSocket::receive() {
-  return receive_one(impl_->socket);
+std::optional<PullSocket::Received> PullSocket::receive_from() {
+  auto frames = receive_frames(impl_->socket, 1);
+  if (!frames) return std::nullopt;
+  std::string user;
+  if (impl_->secured) {
+    const char* id = zmq_msg_gets(frames->front().handle(), "User-Id");
+    if (id != nullptr) user = id;
+  }
+  return Received{frame_of(std::move(frames->front())), std::move(user)};
 }
 
 RouterSocket::RouterSocket(Context& context, const SocketOptions& options)
@@ -310,6 +321,12 @@ void Poller::wait(int timeout_ms) {
   std::vector<zmq::pollitem_t> items;
   for (auto* socket : sockets_) {
     items.push_back({socket->impl().socket.handle(), 0, ZMQ_POLLIN, 0});
+    if (socket->impl().monitor) {
+      items.push_back({socket->impl().monitor->handle(), 0, ZMQ_POLLIN, 0});
+    }
+  }
+  for (auto* socket : senders_) {
+    items.push_back({socket->impl().socket.handle(), 0, ZMQ_POLLOUT, 0});
     if (socket->impl().monitor) {
       items.push_back({socket->impl().monitor->handle(), 0, ZMQ_POLLIN, 0});
     }

@@ -20,6 +20,7 @@
 #include <string_view>
 #include <vector>
 
+#include "dray/clock.hpp"
 #include "dray/result.hpp"
 
 namespace dray::transport {
@@ -81,6 +82,9 @@ class Socket {
   // The endpoint bound last, with the port that "tcp://127.0.0.1:*" chose.
   std::string bound_endpoint() const;
 
+  // What is not sent yet has so long to leave after the socket is closed.
+  void set_linger(Milliseconds linger);
+
   // Starts watching connections. Call before bind or connect.
   Status watch_links();
   // Connections made or broken since the last call, oldest first.
@@ -103,8 +107,12 @@ class PushSocket final : public Socket {
 class PullSocket final : public Socket {
  public:
   PullSocket(Context& context, const SocketOptions& options);
+  struct Received {
+    Frame frame;
+    std::string user;  // with CurveServer: the sender's public key
+  };
   // Nothing if none is waiting.
-  std::optional<Frame> receive();
+  std::optional<Received> receive_from();
 };
 
 class RouterSocket final : public Socket {
@@ -146,11 +154,14 @@ class WakeUp {
 class Poller {
  public:
   void add(Socket& socket) { sockets_.push_back(&socket); }
+  // Until it can be sent to, or a link changed.
+  void add_for_sending(Socket& socket) { senders_.push_back(&socket); }
   void add(WakeUp& wake_up) { descriptors_.push_back(wake_up.fd()); }
   void wait(int timeout_ms);
 
  private:
   std::vector<Socket*> sockets_;
+  std::vector<Socket*> senders_;
   std::vector<int> descriptors_;
 };
 
