@@ -61,6 +61,7 @@ void Links::take(transport::Socket& socket, SteadyTime now) {
         break;
       case transport::Link::kDisconnected:
         if (peers_ > 0) --peers_;
+        ++breaks_;
         break;
       case transport::Link::kTurnedAway:
       case transport::Link::kMismatch:

@@ -47,11 +47,14 @@ class Links {
   // no more until the next refusal.
   bool wants_anew(SteadyTime now);
   std::uint32_t peers() const { return peers_; }
+  // How many connections broke so far.
+  std::uint64_t breaks() const { return breaks_; }
 
  private:
   Log log_;
   bool binds_;
   std::uint32_t peers_ = 0;
+  std::uint64_t breaks_ = 0;
   std::optional<SteadyTime> anew_at_;
   bool told_ = false;
 };

@@ -208,7 +208,7 @@ class Mail(ShopCase):
                                                    "--done", code=1))
         shop.dray("dead", "decide", shop.config, "email", sequence, "send", code=2)
         self.assertIn("no JSON", shop.dray("dead", "decide", shop.config, "email", sequence, "send",
-                                           "--done", "{", code=1))
+                                           "--done", "{", code=2))
         self.assertIn("is done", shop.dray("dead", "decide", shop.config, "email", sequence, "send", "--done"))
         wait_until(lambda: shop.state(order)["mail"]["state"] == "sent", "the order says so")
         self.assertEqual(len(server.messages), 1)

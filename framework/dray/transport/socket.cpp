@@ -1,8 +1,10 @@
 #include "dray/transport/socket.hpp"
 
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <zmq.hpp>
@@ -337,6 +339,35 @@ void Poller::wait(int timeout_ms) {
   } catch (const zmq::error_t& error) {
     if (error.num() != EINTR) throw;
   }
+}
+
+void EdgePoller::add(Socket& socket) {
+  descriptors_.push_back(socket.impl().socket.get(zmq::sockopt::fd));
+  if (!socket.impl().monitor) return;
+  monitors_.push_back(descriptors_.size());
+  descriptors_.push_back(socket.impl().monitor->get(zmq::sockopt::fd));
+}
+
+void EdgePoller::add(WakeUp& wake_up) {
+  descriptors_.push_back(wake_up.fd());
+}
+
+bool EdgePoller::wait(std::chrono::nanoseconds timeout) {
+  if (timeout.count() <= 0) return false;
+  std::array<pollfd, 16> few;
+  std::vector<pollfd> many;
+  pollfd* items = few.data();
+  if (descriptors_.size() > few.size()) {
+    many.resize(descriptors_.size());
+    items = many.data();
+  }
+  for (std::size_t i = 0; i < descriptors_.size(); ++i) items[i] = {descriptors_[i], POLLIN, 0};
+  timespec limit{};
+  limit.tv_sec = static_cast<time_t>(timeout.count() / 1'000'000'000);
+  limit.tv_nsec = static_cast<long>(timeout.count() % 1'000'000'000);
+  if (ppoll(items, descriptors_.size(), &limit, nullptr) <= 0) return false;
+  return std::any_of(monitors_.begin(), monitors_.end(),
+                     [items](std::size_t at) { return items[at].revents != 0; });
 }
 
 }  // namespace dray::transport

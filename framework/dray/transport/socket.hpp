@@ -165,6 +165,21 @@ class Poller {
   std::vector<int> descriptors_;
 };
 
+// The same with one system call and no more: the descriptors of ZeroMQ sockets tell of changes
+// only. REQUIRES: after the last send on any of its sockets, and after the last wait, all was
+// received from each, until nothing was there; and links are taken when they changed.
+class EdgePoller {
+ public:
+  void add(Socket& socket);
+  void add(WakeUp& wake_up);
+  // Whether links changed.
+  bool wait(std::chrono::nanoseconds timeout);
+
+ private:
+  std::vector<int> descriptors_;
+  std::vector<std::size_t> monitors_;  // which of them
+};
+
 // P9: nothing if the endpoint stays on this machine (inproc, ipc, tcp to a loopback address) or is
 // `secured` by CURVE, else why not.
 std::optional<std::string> endpoint_fault(const std::string& endpoint, bool secured = false);

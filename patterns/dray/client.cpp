@@ -1,0 +1,474 @@
+// Client: many calls over the connections to some services.
+//
+// The sockets have no thread of their own. Who waits for an answer leads: sends, receives and
+// tells the others what came. So a call alone costs no change of threads. While only callbacks
+// wait, the client's own thread leads.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <unordered_map>
+
+#include "dray/call_frames.hpp"
+#include "dray/plain_link.hpp"
+#include "dray/request_reply.hpp"
+#include "dray/transport/socket.hpp"
+
+namespace dray {
+namespace {
+
+constexpr int kClientFramesMax = 10'000;
+constexpr auto kIdle = std::chrono::milliseconds(1);
+constexpr auto kClientTurnMax = std::chrono::milliseconds(250);
+constexpr auto kTurnUnsent = std::chrono::milliseconds(20);  // a failing send may hide a change
+
+// Times, in buckets that are 1.1 times as wide as the one before.
+class Times {
+ public:
+  void add(std::chrono::nanoseconds time) {
+    const double us = std::max(1.0, static_cast<double>(time.count()) / 1'000);
+    const auto bucket = static_cast<std::size_t>(std::log(us) / kStep);
+    ++buckets_.at(std::min(bucket, kBuckets - 1));
+    ++count_;
+  }
+  std::chrono::microseconds percentile(double share) const {
+    if (count_ == 0) return {};
+    const auto wanted = static_cast<std::uint64_t>(share * static_cast<double>(count_ - 1)) + 1;
+    std::uint64_t seen = 0;
+    std::size_t bucket = 0;
+    while (bucket + 1 < kBuckets && (seen += buckets_.at(bucket)) < wanted) ++bucket;
+    return std::chrono::microseconds(
+        std::llround(std::exp((static_cast<double>(bucket) + 0.5) * kStep)));
+  }
+
+ private:
+  static constexpr double kStep = 0.0953;  // log(1.1)
+  static constexpr std::size_t kBuckets = 256;
+  std::array<std::uint64_t, kBuckets> buckets_{};
+  std::uint64_t count_ = 0;
+};
+
+const Error kCancelled{ErrorCode::kClosed, "the call was cancelled", "", 0};
+
+}  // namespace
+
+struct BytesClient::State {
+  // Who waits on a thread of its own.
+  struct Waiter {
+    std::optional<Result<std::string>> result;
+  };
+  struct Call {
+    CallId id = 0;
+    std::string frame;
+    SteadyTime begun{}, deadline{};
+    bool may_repeat = false;
+    Waiter* waiter = nullptr;  // or
+    BytesCallback done;
+    std::optional<std::size_t> link;  // where it was sent
+  };
+  struct Link {
+    Link(std::string endpoint_in, const Log& log)
+        : endpoint(std::move(endpoint_in)), links(log, false) {}
+    std::string endpoint;
+    std::unique_ptr<transport::DealerSocket> socket;
+    plain::Links links;
+    bool inside = endpoint.rfind("inproc://", 0) == 0;  // no connection, no news of one
+    std::size_t open = 0;
+  };
+
+  State(const std::vector<std::string>& endpoints, const ClientOptions& options_in)
+      : options(options_in), ground(options.context, options.keys, false, options.log) {
+    if (endpoints.empty()) throw EndpointError("no endpoint is given");
+    for (const auto& endpoint : endpoints) {
+      links.push_back(std::make_unique<Link>(endpoint, options.log));
+      open(*links.back());
+    }
+  }
+
+  void open(Link& link) {
+    transport::SocketOptions socket;
+    socket.send_frames_max = socket.receive_frames_max = kClientFramesMax;
+    ground.secure(socket);
+    link.socket.reset();
+    link.socket = std::make_unique<transport::DealerSocket>(ground.context(), socket);
+    plain::attach(*link.socket, {link.endpoint}, false);
+    poller.reset();
+  }
+
+  Result<CallId> begin(std::string_view request, const CallOptions& call, Waiter* waiter,
+                       BytesCallback done);
+  void lead(std::unique_lock<std::mutex>& lock, const std::function<bool()>& enough);
+  void turn();
+  void take_new();
+  bool flush();
+  bool send(Call& call);
+  void receive(std::size_t index);
+  void watch(std::size_t index, SteadyTime now);
+  void expire(SteadyTime now);
+  void wait(SteadyTime now);
+  void end(std::unordered_map<CallId, Call>::iterator call, Result<std::string> result);
+  void run();
+
+  const ClientOptions options;
+  SystemClock clock;
+  plain::Ground ground;
+  transport::WakeUp wake_up;
+
+  // Of who leads.
+  std::vector<std::unique_ptr<Link>> links;
+  std::optional<transport::EdgePoller> poller;
+  std::unordered_map<CallId, Call> calls;
+  std::deque<CallId> unsent;
+  std::set<std::pair<SteadyTime, CallId>> deadlines;
+  SteadyTime led_until{};
+  bool links_changed = true;
+  std::size_t turn_of = 0;  // among services with the same number of open calls
+
+  mutable std::mutex mutex;
+  std::condition_variable changed;  // for those who wait for an answer
+  std::condition_variable wanted;   // for the thread
+  // Guarded by mutex.
+  std::vector<Call> added;
+  std::vector<CallId> cancelled;
+  std::deque<std::pair<BytesCallback, Result<std::string>>> finished;  // for the thread
+  bool leading = false;
+  std::size_t waiters = 0;
+  std::size_t callbacks = 0;  // open calls that have one
+  bool stopping = false;
+  CallId last_id = 0;
+  ClientCounters counters;
+  Times times;
+
+  std::thread thread;
+};
+
+Result<CallId> BytesClient::State::begin(std::string_view request, const CallOptions& call,
+                                         Waiter* waiter, BytesCallback done) {
+  if (counters.open >= options.open_max) {
+    return Error{ErrorCode::kFull, std::to_string(counters.open) + " calls are open", "", 0};
+  }
+  Call fresh;
+  fresh.id = ++last_id;
+  fresh.frame = plain::encode_request(fresh.id, call.timeout, request);
+  fresh.begun = clock.steady();
+  fresh.deadline = fresh.begun + call.timeout;
+  fresh.may_repeat = call.may_repeat;
+  fresh.waiter = waiter;
+  fresh.done = std::move(done);
+  added.push_back(std::move(fresh));
+  ++counters.calls;
+  ++counters.open;
+  return last_id;
+}
+
+Result<std::string> BytesClient::call_bytes(std::string_view request, const CallOptions& options) {
+  auto& state = *state_;
+  State::Waiter waiter;
+  std::unique_lock lock(state.mutex);
+  const auto id = state.begin(request, options, &waiter, nullptr);
+  if (!id.ok()) return id.error();
+  ++state.waiters;
+  if (state.leading) state.wake_up.wake();
+  while (!waiter.result) {
+    if (state.leading) {
+      state.changed.wait(lock);
+    } else {
+      state.lead(lock, [&] { return waiter.result.has_value(); });
+    }
+  }
+  --state.waiters;
+  // Another leads.
+  if (state.waiters > 0) {
+    state.changed.notify_all();
+  } else if (state.callbacks > 0) {
+    state.wanted.notify_one();
+  }
+  return std::move(*waiter.result);
+}
+
+CallId BytesClient::call_bytes(std::string_view request, const CallOptions& options,
+                               BytesCallback done) {
+  auto& state = *state_;
+  std::optional<Error> refused;
+  {
+    const std::lock_guard lock(state.mutex);
+    const auto id = state.begin(request, options, nullptr, done);
+    if (id.ok()) {
+      ++state.callbacks;
+      if (state.leading) {
+        state.wake_up.wake();
+      } else {
+        state.wanted.notify_one();
+      }
+      return *id;
+    }
+    refused = id.error();
+  }
+  done(*refused);
+  return 0;
+}
+
+void BytesClient::cancel(CallId call) {
+  auto& state = *state_;
+  const std::lock_guard lock(state.mutex);
+  state.cancelled.push_back(call);
+  if (state.leading) state.wake_up.wake();
+}
+
+// The client's own thread.
+void BytesClient::State::run() {
+  std::unique_lock lock(mutex);
+  for (;;) {
+    wanted.wait(lock, [&] {
+      return stopping || !finished.empty() || (callbacks > 0 && !leading && waiters == 0);
+    });
+    if (!finished.empty()) {
+      auto [done, result] = std::move(finished.front());
+      finished.pop_front();
+      lock.unlock();
+      done(std::move(result));
+      lock.lock();
+      continue;
+    }
+    if (stopping) return;
+    // Who waits on a thread of its own leads better.
+    lead(lock, [&] {
+      const std::lock_guard inner(mutex);
+      return stopping || waiters > 0 || !finished.empty() || callbacks == 0;
+    });
+  }
+}
+
+// REQUIRES: lock is held, nobody leads. It is held on return too.
+void BytesClient::State::lead(std::unique_lock<std::mutex>& lock,
+                              const std::function<bool()>& enough) {
+  leading = true;
+  lock.unlock();
+  // Connections may have come and gone while nobody led.
+  if (clock.steady() - led_until >= kIdle) links_changed = true;
+  while (!enough()) turn();
+  led_until = clock.steady();
+  lock.lock();
+  leading = false;
+  if (waiters > 0) changed.notify_all();
+}
+
+void BytesClient::State::turn() {
+  take_new();
+  expire(clock.steady());
+  // A send may hide that something came, so that all is received after it (EdgePoller); what could
+  // not be sent is tried again after that, for receiving may have brought the connection.
+  for (bool again = true; again;) {
+    again = flush();
+    for (std::size_t index = 0; index < links.size(); ++index) receive(index);
+    if (std::exchange(links_changed, false)) {
+      const auto now = clock.steady();
+      for (std::size_t index = 0; index < links.size(); ++index) watch(index, now);
+    }
+    again = again || flush();
+  }
+  wait(clock.steady());
+}
+
+void BytesClient::State::take_new() {
+  std::vector<Call> fresh;
+  std::vector<CallId> unwanted;
+  {
+    const std::lock_guard lock(mutex);
+    fresh.swap(added);
+    unwanted.swap(cancelled);
+  }
+  for (auto& call : fresh) {
+    const CallId id = call.id;
+    deadlines.emplace(call.deadline, id);
+    calls.emplace(id, std::move(call));
+    unsent.push_back(id);
+  }
+  for (const auto id : unwanted) {
+    const auto found = calls.find(id);
+    if (found == calls.end()) continue;
+    if (const auto link = found->second.link) {
+      (void)links[*link]->socket->send(plain::encode_cancel(id));
+    }
+    end(found, kCancelled);
+  }
+}
+
+// True if something was sent.
+bool BytesClient::State::flush() {
+  bool sent = false;
+  while (!unsent.empty()) {
+    const auto found = calls.find(unsent.front());
+    if (found != calls.end() && !found->second.link) {
+      if (!send(found->second)) return sent;
+      sent = true;
+    }
+    unsent.pop_front();
+  }
+  return sent;
+}
+
+bool BytesClient::State::send(Call& call) {
+  std::vector<std::size_t> order(links.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = (turn_of + i) % order.size();
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return links[a]->open < links[b]->open; });
+  for (const auto index : order) {
+    // One that broke may still seem to take it for a moment.
+    if (links[index]->links.peers() == 0 && !links[index]->inside) continue;
+    if (links[index]->socket->send(call.frame) != transport::Sent::kSent) continue;
+    ++links[index]->open;
+    call.link = index;
+    turn_of = index + 1;
+    return true;
+  }
+  return false;
+}
+
+void BytesClient::State::receive(std::size_t index) {
+  // With no call open the rest may lie until the next one.
+  while (!calls.empty()) {
+    auto received = links[index]->socket->receive();
+    if (!received) return;
+    auto frame = plain::decode_call(received->bytes);
+    if (!frame) continue;
+    const auto found = calls.find(frame->id);
+    if (found == calls.end() || found->second.link != index) continue;  // it timed out
+    if (frame->kind != plain::CallKind::kReply && frame->kind != plain::CallKind::kFailure) {
+      continue;
+    }
+    {
+      const std::lock_guard lock(mutex);
+      ++counters.answered;
+      times.add(clock.steady() - found->second.begun);
+    }
+    if (frame->kind == plain::CallKind::kReply) {
+      end(found, std::move(frame->body));
+    } else {
+      end(found, Error{error_code_of(frame->code), std::move(frame->body), "", 0});
+    }
+  }
+}
+
+// Connections that are made and broken.
+void BytesClient::State::watch(std::size_t index, SteadyTime now) {
+  auto& link = *links[index];
+  const std::uint64_t breaks = link.links.breaks();
+  link.links.take(*link.socket, now);
+  if (link.links.wants_anew(now)) open(link);
+  if (link.links.breaks() == breaks) return;
+  receive(index);  // what was answered before it broke
+  std::vector<CallId> lost;
+  for (auto each = calls.begin(); each != calls.end();) {
+    auto& call = each->second;
+    const auto here = each++;
+    if (call.link != index) continue;
+    call.link.reset();
+    --link.open;
+    const std::lock_guard lock(mutex);
+    if (call.may_repeat) {
+      ++counters.repeated;
+      unsent.push_back(call.id);
+    } else {
+      ++counters.lost;
+      lost.push_back(here->first);
+    }
+  }
+  for (const auto id : lost) {
+    end(calls.find(id), Error{ErrorCode::kUnknown,
+                              "the connection to the service broke; it may have run this", "", 0});
+  }
+}
+
+void BytesClient::State::expire(SteadyTime now) {
+  while (!deadlines.empty() && deadlines.begin()->first <= now) {
+    const auto found = calls.find(deadlines.begin()->second);
+    const bool sent = found->second.link.has_value();
+    // If it waits there, it need not be run any more.
+    if (sent) (void)links[*found->second.link]->socket->send(plain::encode_cancel(found->first));
+    {
+      const std::lock_guard lock(mutex);
+      ++counters.timed_out;
+    }
+    end(found, Error{ErrorCode::kTimeout,
+                     sent ? "no answer in time" : "no service could be reached in time", "", 0});
+  }
+}
+
+void BytesClient::State::wait(SteadyTime now) {
+  {
+    const std::lock_guard lock(mutex);
+    counters.peers = 0;
+    for (const auto& link : links) counters.peers += link->inside ? 1 : link->links.peers();
+    if (!added.empty() || !cancelled.empty()) return;
+  }
+  if (calls.empty()) return;
+  if (!poller) {
+    poller.emplace();
+    for (const auto& link : links) poller->add(*link->socket);
+    poller->add(wake_up);
+  }
+  const auto left = deadlines.begin()->first - now;
+  // A refused key is asked about again after a while: not every change is one of a link.
+  const std::chrono::nanoseconds most = unsent.empty() ? kClientTurnMax : kTurnUnsent;
+  links_changed = poller->wait(std::min<std::chrono::nanoseconds>(left, most)) ||
+                  clock.steady() - now >= kClientTurnMax;
+  wake_up.clear();
+}
+
+void BytesClient::State::end(std::unordered_map<CallId, Call>::iterator call,
+                             Result<std::string> result) {
+  auto& ended = call->second;
+  if (ended.link) --links[*ended.link]->open;
+  deadlines.erase({ended.deadline, ended.id});
+  {
+    const std::lock_guard lock(mutex);
+    --counters.open;
+    if (ended.waiter != nullptr) {
+      ended.waiter->result = std::move(result);
+      if (waiters > 1) changed.notify_all();
+    } else {
+      --callbacks;
+      finished.emplace_back(std::move(ended.done), std::move(result));
+      wanted.notify_one();
+    }
+  }
+  calls.erase(call);
+}
+
+BytesClient::BytesClient(std::vector<std::string> endpoints, const ClientOptions& options)
+    : state_(std::make_unique<State>(endpoints, options)) {
+  state_->thread = std::thread([state = state_.get()] { state->run(); });
+}
+
+BytesClient::~BytesClient() {
+  auto& state = *state_;
+  {
+    const std::lock_guard lock(state.mutex);
+    state.stopping = true;
+  }
+  state.wake_up.wake();
+  state.wanted.notify_all();
+  state.thread.join();
+  // Nobody calls any more: what is left has callbacks.
+  state.take_new();
+  const Error closed{ErrorCode::kClosed, "the client was closed", "", 0};
+  for (auto& [id, call] : state.calls) {
+    if (call.done) call.done(closed);
+  }
+}
+
+ClientCounters BytesClient::counters() const {
+  auto& state = *state_;
+  const std::lock_guard lock(state.mutex);
+  auto counters = state.counters;
+  counters.round_trip_p50 = state.times.percentile(0.5);
+  counters.round_trip_p99 = state.times.percentile(0.99);
+  return counters;
+}
+
+}  // namespace dray

@@ -1,0 +1,287 @@
+// Service: answers requests on one thread, the socket's own, or on several.
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "dray/call_frames.hpp"
+#include "dray/plain_link.hpp"
+#include "dray/request_reply.hpp"
+#include "dray/transport/socket.hpp"
+
+namespace dray {
+namespace {
+
+constexpr int kServiceFramesMax = 10'000;
+constexpr auto kServiceTurnMax = std::chrono::milliseconds(250);
+
+}  // namespace
+
+struct BytesService::State {
+  struct Request {
+    std::string peer;
+    std::uint64_t id = 0;
+    SteadyTime deadline{};
+    std::string body;
+  };
+  struct Reply {
+    std::string peer;
+    std::string frame;
+  };
+
+  State(const std::vector<std::string>& endpoints, Function function_in,
+        const ServiceOptions& options_in)
+      : options(options_in),
+        function(std::move(function_in)),
+        ground(options.context, options.keys, true, options.log),
+        links(options.log, true) {
+    transport::SocketOptions wanted;
+    wanted.send_frames_max = wanted.receive_frames_max = kServiceFramesMax;
+    ground.secure(wanted);
+    socket = std::make_unique<transport::RouterSocket>(ground.context(), wanted);
+    plain::attach(*socket, endpoints, true);
+    bound = socket->bound_endpoint();
+    poller.add(*socket);
+    poller.add(wake_up);
+  }
+
+  void run();
+  void work();
+  void take(transport::RouterSocket::Received received);
+  void answer(Request request);
+  Result<std::string> call(const Request& request);
+  void send_replies();
+  void reply(const std::string& peer, const std::string& frame);
+  void refuse(const Request& request, const Error& error);
+  bool ends(SteadyTime now);
+
+  const ServiceOptions options;
+  const Function function;
+  SystemClock clock;
+  plain::Ground ground;
+  std::string bound;
+
+  // Owned by the socket's thread.
+  std::unique_ptr<transport::RouterSocket> socket;
+  plain::Links links;
+  transport::EdgePoller poller;
+  bool links_changed = true;
+
+  transport::WakeUp wake_up;
+  std::atomic<std::uint64_t> requests{0}, answered{0}, failed{0}, skipped{0}, refused{0},
+      malformed{0};
+  std::atomic<std::uint32_t> peers{0};
+  std::thread thread;
+  std::vector<std::thread> workers;  // with more than one thread
+
+  // Guarded by mutex.
+  mutable std::mutex mutex;
+  std::condition_variable work_there;
+  std::deque<Request> waiting;
+  std::vector<Reply> replies;
+  std::size_t running = 0;
+  bool stopping = false;
+  bool over = false;  // nothing is begun any more
+  SteadyTime stop_by{};
+};
+
+void BytesService::State::reply(const std::string& peer, const std::string& frame) {
+  // A client that is gone, or too slow to read, times out.
+  (void)socket->send(peer, frame);
+}
+
+void BytesService::State::refuse(const Request& request, const Error& error) {
+  ++refused;
+  reply(request.peer, plain::encode_failure(request.id, error));
+}
+
+void BytesService::State::take(transport::RouterSocket::Received received) {
+  auto frame = plain::decode_call(received.frame.bytes);
+  if (!frame ||
+      (frame->kind != plain::CallKind::kRequest && frame->kind != plain::CallKind::kCancel)) {
+    ++malformed;
+    return;
+  }
+  if (frame->kind == plain::CallKind::kCancel) {
+    const std::lock_guard lock(mutex);
+    skipped += std::erase_if(waiting, [&](const Request& each) {
+      return each.id == frame->id && each.peer == received.peer;
+    });
+    return;
+  }
+  ++requests;
+  const auto limit = std::min<std::uint64_t>(frame->timeout_ms, 100ULL * 365 * 86'400'000);
+  Request request{std::move(received.peer), frame->id,
+                  clock.steady() + Milliseconds(static_cast<std::int64_t>(limit)),
+                  std::move(frame->body)};
+  if (!ground.allows(received.user)) {
+    return refuse(request, Error{ErrorCode::kClosed, "this key is not allowed any more", "", 0});
+  }
+  std::unique_lock lock(mutex);
+  if (stopping) {
+    lock.unlock();
+    return refuse(request, Error{ErrorCode::kClosed, "the service ends", "", 0});
+  }
+  if (waiting.size() >= options.waiting_max) {
+    const auto count = waiting.size();
+    lock.unlock();
+    return refuse(request, Error{ErrorCode::kFull,
+                                 std::to_string(count) + " requests wait here already", "", 0});
+  }
+  waiting.push_back(std::move(request));
+  if (options.threads > 1) work_there.notify_one();
+}
+
+Result<std::string> BytesService::State::call(const Request& request) {
+  try {
+    return function(request.body);
+  } catch (const std::exception& exception) {
+    return Error{ErrorCode::kUnknown, exception.what(), "", 0};
+  } catch (...) {
+    return Error{ErrorCode::kUnknown, "the service failed", "", 0};
+  }
+}
+
+// On the socket's thread: at once. On another one: by way of it.
+void BytesService::State::answer(Request request) {
+  if (clock.steady() >= request.deadline) {
+    ++skipped;
+    return;
+  }
+  const auto result = call(request);
+  if (!result.ok()) ++failed;
+  ++answered;
+  std::string frame = result.ok() ? plain::encode_reply(request.id, *result)
+                                  : plain::encode_failure(request.id, result.error());
+  if (options.threads <= 1) return reply(request.peer, frame);
+  bool wake = false;
+  {
+    const std::lock_guard lock(mutex);
+    wake = replies.empty();
+    replies.push_back({std::move(request.peer), std::move(frame)});
+  }
+  if (wake) wake_up.wake();
+}
+
+// One of several threads.
+void BytesService::State::work() {
+  std::unique_lock lock(mutex);
+  for (;;) {
+    work_there.wait(lock, [&] { return over || !waiting.empty(); });
+    if (over) return;
+    Request request = std::move(waiting.front());
+    waiting.pop_front();
+    ++running;
+    lock.unlock();
+    answer(std::move(request));
+    lock.lock();
+    if (--running == 0 && stopping) wake_up.wake();
+  }
+}
+
+void BytesService::State::send_replies() {
+  std::vector<Reply> ready;
+  {
+    const std::lock_guard lock(mutex);
+    ready.swap(replies);
+  }
+  for (const auto& each : ready) reply(each.peer, each.frame);
+}
+
+// What waits was answered, or the time for it is over.
+bool BytesService::State::ends(SteadyTime now) {
+  std::deque<Request> left;
+  {
+    const std::lock_guard lock(mutex);
+    if (!stopping) return false;
+    if ((!waiting.empty() || running > 0) && now < stop_by) return false;
+    over = true;
+    left.swap(waiting);
+  }
+  for (const auto& each : left) {
+    refuse(each, Error{ErrorCode::kClosed, "the service ended before it was begun", "", 0});
+  }
+  work_there.notify_all();
+  return true;
+}
+
+void BytesService::State::run() {
+  for (;;) {
+    send_replies();
+    const auto now = clock.steady();
+    // All that is there: a cancellation may lie behind its request.
+    while (auto received = socket->receive()) take(std::move(*received));
+    if (std::exchange(links_changed, false)) {
+      links.take(*socket, now);
+      peers = links.peers();
+    }
+    if (ends(now)) return;
+    if (options.threads <= 1) {
+      std::unique_lock lock(mutex);
+      if (!waiting.empty()) {
+        Request request = std::move(waiting.front());
+        waiting.pop_front();
+        lock.unlock();
+        answer(std::move(request));
+        continue;
+      }
+    }
+    links_changed = poller.wait(kServiceTurnMax);
+    if (options.threads > 1) wake_up.clear();
+  }
+}
+
+BytesService::BytesService(std::vector<std::string> endpoints, Function function,
+                           const ServiceOptions& options)
+    : state_(std::make_unique<State>(endpoints, std::move(function), options)) {
+  auto* state = state_.get();
+  state->thread = std::thread([state] { state->run(); });
+  if (options.threads <= 1) return;
+  for (std::uint32_t i = 0; i < options.threads; ++i) {
+    state->workers.emplace_back([state] { state->work(); });
+  }
+}
+
+BytesService::~BytesService() {
+  stop(state_->options.linger);
+}
+
+void BytesService::stop(Milliseconds deadline) {
+  auto& state = *state_;
+  {
+    const std::lock_guard lock(state.mutex);
+    if (!state.stopping) state.stop_by = state.clock.steady() + deadline;
+    state.stopping = true;
+  }
+  state.wake_up.wake();
+  if (state.thread.joinable()) state.thread.join();
+  for (auto& worker : state.workers) {
+    if (worker.joinable()) worker.join();
+  }
+  // Of functions that ended after the deadline.
+  state.send_replies();
+  const auto left = std::chrono::ceil<Milliseconds>(state.stop_by - state.clock.steady());
+  state.socket->set_linger(std::max(left, Milliseconds(100)));
+}
+
+ServiceCounters BytesService::counters() const {
+  const auto& state = *state_;
+  ServiceCounters out{state.requests,
+                      state.answered,
+                      state.failed,
+                      state.skipped,
+                      state.refused,
+                      state.malformed,
+                      0,
+                      state.peers};
+  const std::lock_guard lock(state.mutex);
+  out.waiting = state.waiting.size();
+  return out;
+}
+
+std::string BytesService::bound_endpoint() const {
+  return state_->bound;
+}
+
+}  // namespace dray

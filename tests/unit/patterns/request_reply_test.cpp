@@ -1,0 +1,320 @@
+#include "dray/request_reply.hpp"
+
+#include <atomic>
+#include <catch2/catch.hpp>
+#include <fstream>
+#include <mutex>
+#include <thread>
+
+#include "dray/call_frames.hpp"
+#include "dray/transport/curve.hpp"
+#include "dray/transport/socket.hpp"
+#include "support/temporary_folder.hpp"
+
+using namespace dray;
+using namespace std::chrono_literals;
+
+namespace {
+
+struct Number {
+  std::int64_t value = 0;
+  DRAY_FIELDS(value)
+};
+using NumberClient = Client<Number, Number>;
+using NumberService = Service<Number, Number>;
+
+Result<Number> twice(const Number& in) {
+  return Number{in.value * 2};
+}
+
+// A gate that functions wait at.
+class Gate {
+ public:
+  void open() {
+    const std::lock_guard lock(mutex_);
+    open_ = true;
+    changed_.notify_all();
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    ++waiting_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return open_; });
+  }
+  void until_somebody_waits(int count = 1) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return waiting_ >= count; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool open_ = false;
+  int waiting_ = 0;
+};
+
+}  // namespace
+
+TEST_CASE(
+    "request/reply: a service that dies ends its calls at once, those that may go elsewhere") {
+  test::TemporaryFolder folder;
+  const std::string a = "ipc://" + (folder / "a");
+  const std::string b = "ipc://" + (folder / "b");
+  Gate gate;
+  // Dies in the middle of a call: a raw socket that takes the request and closes.
+  transport::Context context;
+  auto dying = std::make_unique<transport::RouterSocket>(context, transport::SocketOptions{});
+  REQUIRE(dying->bind(a).ok());
+  NumberClient client(std::vector<std::string>{a, b});
+  std::promise<Result<Number>> first;
+  std::promise<Result<Number>> second;
+  const auto begun = std::chrono::steady_clock::now();
+  client.call_async({1}, 60s, [&](Result<Number> n) { first.set_value(std::move(n)); });
+  client.call_async({2}, CallOptions(60s, true),
+                    [&](Result<Number> n) { second.set_value(std::move(n)); });
+  for (int taken = 0; taken < 2;) {
+    if (dying->receive()) ++taken;
+  }
+  dying.reset();
+  const auto lost = first.get_future().get();
+  REQUIRE(!lost.ok());
+  CHECK(lost.error().code == ErrorCode::kUnknown);
+  const NumberService other(b, twice);
+  CHECK(second.get_future().get()->value == 4);
+  CHECK(std::chrono::steady_clock::now() - begun < 30s);
+  CHECK(client.counters().lost == 1);
+  CHECK(client.counters().repeated == 1);
+  CHECK(client.call({5}, 5s)->value == 10);
+}
+
+TEST_CASE("request/reply: calls go to the service with the fewest open ones") {
+  test::TemporaryFolder folder;
+  const std::vector<std::string> endpoints{"ipc://" + (folder / "a"), "ipc://" + (folder / "b")};
+  Gate gate;
+  std::atomic<int> slow_calls{0};
+  std::atomic<int> fast_calls{0};
+  const NumberService slow(endpoints[0], [&](const Number& in) -> Result<Number> {
+    ++slow_calls;
+    if (in.value == -1) gate.wait();
+    return in;
+  });
+  const NumberService fast(endpoints[1], [&](const Number& in) -> Result<Number> {
+    ++fast_calls;
+    return in;
+  });
+  NumberClient client(endpoints);
+  while (client.counters().peers < 2) (void)client.call({0}, 10s);
+  const int before = slow_calls + fast_calls;
+  std::atomic<int> answered{0};
+  client.call_async({-1}, 60s, [&](const Result<Number>&) { ++answered; });
+  client.call_async({-1}, 60s, [&](const Result<Number>&) { ++answered; });
+  gate.until_somebody_waits();
+  while (answered < 1) std::this_thread::yield();  // one went to each
+  for (std::int64_t i = 0; i < 50; ++i) REQUIRE(client.call({i}, 10s)->value == i);
+  CHECK(slow_calls <= before + 2);
+  CHECK(fast_calls >= 50);
+  gate.open();
+  while (answered < 2) std::this_thread::yield();
+  CHECK(client.counters().open == 0);
+  CHECK(client.counters().round_trip_p50.count() > 0);
+  CHECK(client.counters().round_trip_p99 >= client.counters().round_trip_p50);
+}
+
+TEST_CASE("request/reply: what is cancelled, or too late, is not run") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  Gate gate;
+  std::atomic<int> runs{0};
+  NumberService service(endpoint, [&](const Number& in) -> Result<Number> {
+    ++runs;
+    if (in.value == 0) gate.wait();
+    return in;
+  });
+  NumberClient client(endpoint);
+  std::promise<void> held;
+  client.call_async({0}, 60s, [&](const Result<Number>&) { held.set_value(); });
+  gate.until_somebody_waits();
+  std::promise<Result<Number>> cancelled;
+  const auto id =
+      client.call_async({1}, 60s, [&](Result<Number> n) { cancelled.set_value(std::move(n)); });
+  CHECK(client.call({2}, 50ms).error().code == ErrorCode::kTimeout);
+  client.cancel(id);
+  CHECK(cancelled.get_future().get().error().code == ErrorCode::kClosed);
+  client.cancel(id);  // it has ended
+  client.cancel(12345);
+  gate.open();
+  held.get_future().get();
+  CHECK(client.call({3}, 5s)->value == 3);
+  CHECK(runs == 2);
+  CHECK(service.counters().skipped == 2);
+  CHECK(client.counters().timed_out == 1);
+}
+
+TEST_CASE("request/reply: more than may wait is refused, on either side") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  Gate gate;
+  ServiceOptions options;
+  options.waiting_max = 2;
+  options.threads = 2;
+  NumberService service(
+      endpoint,
+      [&](const Number& in) -> Result<Number> {
+        gate.wait();
+        return in;
+      },
+      options);
+  ClientOptions few;
+  few.open_max = 6;
+  NumberClient client(endpoint, few);
+  std::atomic<int> full{0};
+  std::atomic<int> answered{0};
+  const auto count = [&](const Result<Number>& n) {
+    ++(n.ok() ? answered : full);
+    if (!n.ok()) CHECK(n.error().code == ErrorCode::kFull);
+  };
+  client.call_async({0}, 60s, count);
+  client.call_async({1}, 60s, count);
+  gate.until_somebody_waits(2);
+  for (std::int64_t i = 2; i < 6; ++i) client.call_async({i}, 60s, count);
+  while (full < 2) std::this_thread::yield();  // two run, two wait
+  client.call_async({6}, 60s, count);
+  client.call_async({7}, 60s, count);
+  client.call_async({8}, 60s, count);  // the seventh that is open
+  gate.open();
+  while (answered + full < 9) std::this_thread::yield();
+  CHECK(full >= 3);
+  CHECK(client.call({9}, 5s)->value == 9);
+  CHECK(service.counters().requests == service.counters().answered + service.counters().refused);
+}
+
+TEST_CASE("request/reply: many threads and callbacks at once, and a callback that calls") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  ServiceOptions options;
+  options.threads = 2;
+  const NumberService service(endpoint, twice, options);
+  NumberClient client(endpoint);
+  std::atomic<int> right{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (std::int64_t i = 0; i < 200; ++i) {
+        const auto answer = client.call({1'000 * t + i}, 20s);
+        if (answer.ok() && answer->value == 2 * (1'000 * t + i)) ++right;
+      }
+    });
+  }
+  for (std::int64_t i = 0; i < 200; ++i) {
+    client.call_async({i}, 20s, [&, i](const Result<Number>& n) {
+      if (n.ok() && n->value == 2 * i) ++right;
+      const auto inner = client.call({i}, 20s);
+      if (inner.ok()) ++right;
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  while (client.counters().open > 0 || right < 4 * 200 + 2 * 200) std::this_thread::yield();
+  CHECK(client.counters().answered == 1'200);
+}
+
+TEST_CASE(
+    "request/reply: a service that stops answers what waits, and a client that ends its calls") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  std::vector<Result<Number>> answers;
+  std::mutex mutex;
+  const auto note = [&](Result<Number> n) {
+    const std::lock_guard lock(mutex);
+    answers.push_back(std::move(n));
+  };
+  Gate gate;
+  auto service = std::make_unique<NumberService>(endpoint, [&](const Number& in) -> Result<Number> {
+    if (in.value == 0) gate.wait();
+    return in;
+  });
+  auto client = std::make_unique<NumberClient>(endpoint);
+  for (std::int64_t i = 0; i < 3; ++i) client->call_async({i}, 60s, note);
+  gate.until_somebody_waits();
+  std::thread stop([&] { service->stop(5s); });
+  gate.open();
+  stop.join();
+  service.reset();
+  client.reset();
+  CHECK(answers.size() == 3);
+  for (const auto& answer : answers)
+    CHECK((answer.ok() || answer.error().code != ErrorCode::kTimeout));
+}
+
+TEST_CASE("request/reply: frames that are none, and services that are none, harm nobody") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  NumberService service(endpoint, twice);
+  transport::Context context;
+  transport::DealerSocket raw(context, {});
+  REQUIRE(raw.connect(endpoint).ok());
+  const std::vector<std::string> bad{"",
+                                     "x",
+                                     std::string("DC\0", 3),
+                                     std::string("DC\0\x90", 4),
+                                     std::string("DC\0\x92\x07\x01", 6),
+                                     std::string("DC\1\x92\x01\x01", 6),
+                                     std::string("DC\0\x94\x00\x01\x05\xa1x", 9)};
+  for (const auto& frame : bad) {
+    while (raw.send(frame) != transport::Sent::kSent) std::this_thread::yield();
+  }
+  NumberClient client(endpoint);
+  CHECK(client.call({2}, 5s)->value == 4);
+  while (service.counters().malformed < bad.size()) std::this_thread::yield();
+  CHECK(!plain::decode_call("nonsense"));
+  // A service that answers nonsense is one that does not answer.
+  const std::string other = "ipc://" + (folder / "o");
+  transport::RouterSocket liar(context, {});
+  REQUIRE(liar.bind(other).ok());
+  std::thread lies([&] {
+    for (;;) {
+      const auto received = liar.receive();
+      if (!received) continue;
+      (void)liar.send(received->peer, "DC?");
+      (void)liar.send(received->peer, plain::encode_reply(999, "not asked"));
+      return;
+    }
+  });
+  NumberClient deceived(other);
+  CHECK(deceived.call({1}, 200ms).error().code == ErrorCode::kTimeout);
+  lies.join();
+  CHECK_THROWS_AS(NumberClient(std::vector<std::string>{}), EndpointError);
+}
+
+TEST_CASE("request/reply: over inproc and tcp, and with CURVE for those who are allowed") {
+  transport::Context context;
+  {
+    ServiceOptions serves;
+    serves.context = &context;
+    ClientOptions calls;
+    calls.context = &context;
+    const NumberService service("inproc://twice", twice, serves);
+    NumberClient client("inproc://twice", calls);
+    CHECK(client.call({4}, 5s)->value == 8);
+  }
+  test::TemporaryFolder folder;
+  const auto own = transport::make_curve_keys();
+  const auto friends = transport::make_curve_keys();
+  const auto strangers = transport::make_curve_keys();
+  std::ofstream(folder / "allow.toml") << "[peer]\nfriend = \"" << friends.public_key << "\"\n";
+  ServiceOptions secured;
+  secured.keys = EndpointKeys{own.public_key, own.secret_key, "", folder / "allow.toml"};
+  const NumberService service("tcp://0.0.0.0:*", twice, secured);
+  const auto bound = service.bound_endpoint();
+  const std::string endpoint = "tcp://127.0.0.1:" + bound.substr(bound.rfind(':') + 1);
+  const auto options_of = [&](const transport::CurveKeys& keys) {
+    ClientOptions options;
+    options.keys = EndpointKeys{keys.public_key, keys.secret_key, own.public_key, ""};
+    return options;
+  };
+  NumberClient welcome(endpoint, options_of(friends));
+  CHECK(welcome.call({4}, 10s)->value == 8);
+  NumberClient stranger(endpoint, options_of(strangers));
+  CHECK(stranger.call({4}, 300ms).error().code == ErrorCode::kTimeout);
+  NumberClient plain(endpoint);
+  CHECK(plain.call({4}, 300ms).error().code == ErrorCode::kTimeout);
+}
