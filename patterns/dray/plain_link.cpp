@@ -1,5 +1,14 @@
 #include "dray/plain_link.hpp"
 
+namespace dray {
+
+KeyPair make_key_pair() {
+  auto keys = transport::make_curve_keys();
+  return {std::move(keys.public_key), std::move(keys.secret_key)};
+}
+
+}  // namespace dray
+
 namespace dray::plain {
 namespace {
 

@@ -39,6 +39,9 @@ class Examples(unittest.TestCase):
     def test_effects_once(self):
         self.assertEqual(self.said("effects_once"), ["shipped with receipt 1 for A-1", "charged 1 time"])
 
+    def test_other_machine(self):
+        self.assertEqual(self.said("other_machine"), ["done far away: sweep the yard"])
+
     def test_request_reply(self):
         self.assertEqual(self.said("request_reply"),
                          ["rope: 1250 cents", "moon: no such product: moon"])
