@@ -107,6 +107,7 @@ class Documents(unittest.TestCase):
                 seen.add(" ".join(known))
                 done = subprocess.run([DRAY, *known, "--help"], capture_output=True, text=True, check=False)
                 self.assertEqual(done.returncode, 0, f"{where}: {line}: {done.stderr}")
+                self.assertNotIn("broker-free", done.stdout, f"{where}: {line}: there is no such command")
                 for option in re.findall(r"(?<=\s)--[a-z-]+", line.split("#")[0]):
                     self.assertIn(option, done.stdout, f"{where}: {line}")
         self.assertGreater(len(seen), 12)
