@@ -8,6 +8,8 @@
 namespace dray {
 namespace {
 
+constexpr auto kBusyWait = std::chrono::seconds(1);  // until the spool may have room again
+
 class DirectConsumer final : public Consumer {
  public:
   DirectConsumer(std::unique_ptr<RawHandler> handler, Log log)
@@ -49,6 +51,8 @@ Outcome call(RawHandler& handler, std::string_view body, Delivery& delivery) {
     return handler.handle_body(body, delivery);
   } catch (const StepUndecided& undecided) {
     return reject(undecided.what());
+  } catch (const StepBusy& busy) {
+    return snooze(kBusyWait, busy.what());
   } catch (const std::exception& exception) {
     try {
       return handler.on_exception(exception);

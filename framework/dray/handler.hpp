@@ -82,31 +82,37 @@ class DRAY_API Delivery {
   // of it; at most 32 steps of a message, each with a name of its own. All is forgotten when the
   // message is settled; a dead letter keeps it.
   //
-  // An exception out of `function` leaves the step unknown, but for StepNotDone. Throws those, and
-  // StepRefused, StepUndecided (see there), std::length_error for a value that is too long, and
-  // std::runtime_error for a recorded value of another type. Costs two commits of the spool.
+  // An exception out of `function` leaves the step unknown, but for StepNotDone; also for the rest
+  // of this handling. Throws those, and StepRefused, StepUndecided (see there), std::length_error
+  // for a value that is too long, std::logic_error inside another step, and std::runtime_error for
+  // a recorded value of another type. Costs two commits of the spool, synced.
   template <typename Function>
   auto once(std::string_view step, IfUnknown if_unknown, Function&& function)
       -> std::invoke_result_t<Function&> {
     using Made = std::invoke_result_t<Function&>;
-    const auto known = begin_step(step, if_unknown);
+    if (const auto known = begin_step(step, if_unknown)) {
+      if constexpr (std::is_void_v<Made>) {
+        return;
+      } else {
+        auto value = from_bytes<Made>(*known);
+        if (!value.ok()) no_such_value(step, value.error());
+        return std::move(*value);
+      }
+    }
     try {
       if constexpr (std::is_void_v<Made>) {
-        if (known) return;
         function();
         end_step(step, "\xc0");  // nil
       } else {
-        if (known) {
-          auto value = from_bytes<Made>(*known);
-          if (!value.ok()) no_such_value(step, value.error());
-          return std::move(*value);
-        }
         Made value = function();
         end_step(step, to_bytes(value));
         return value;
       }
     } catch (const StepNotDone&) {
       withdraw_step(step);
+      throw;
+    } catch (...) {
+      in_step_ = false;
       throw;
     }
   }
@@ -130,6 +136,8 @@ class DRAY_API Delivery {
   const Log& log_;
   StepJournal* journal_;
   std::string undecided_;
+  std::vector<std::string> open_steps_;  // begun in this handling; their ends are not recorded
+  bool in_step_ = false;
   mutable std::optional<Log> own_log_;  // made when it is first asked for
 };
 

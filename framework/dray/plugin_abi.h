@@ -74,7 +74,8 @@ enum {
   DRAY_STEP_RECORDED = 0,
   DRAY_STEP_DONE_BEFORE = 1, /* `value`: what was recorded */
   DRAY_STEP_UNKNOWN = 2,
-  DRAY_STEP_REFUSED = 3 /* `value`: why, as text */
+  DRAY_STEP_REFUSED = 3, /* `value`: why, as text */
+  DRAY_STEP_BUSY = 4     /* the same: no room now; snooze */
 };
 
 typedef struct dray_step_sink {

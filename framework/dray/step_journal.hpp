@@ -46,6 +46,14 @@ class DRAY_API StepRefused : public std::runtime_error {
   ~StepRefused() override;
 };
 
+// The same for want of room in the spool: nobody's fault. Let it pass: the message comes again
+// after a while, and no attempt is counted.
+class DRAY_API StepBusy : public StepRefused {
+ public:
+  using StepRefused::StepRefused;
+  ~StepBusy() override;
+};
+
 // Out of once(): see IfUnknown::kAsk. Let it pass; what the handler returns instead does not count,
 // unless it is done().
 class DRAY_API StepUndecided : public std::runtime_error {
@@ -61,13 +69,14 @@ enum class StepAnswer : std::uint8_t {
   kDoneBefore = 1,
   kUnknown = 2,  // it began in an earlier handling; it may run, and need not be begun again
   kRefused = 3,
+  kBusy = 4,  // no room now
 };
 
 class DRAY_API StepJournal {
  public:
   struct Reply {
     StepAnswer answer = StepAnswer::kRefused;
-    std::string value;  // kDoneBefore: what was recorded; kRefused: why
+    std::string value;  // kDoneBefore: what was recorded; kRefused, kBusy: why
   };
   virtual ~StepJournal() = default;
   // Returns when it is durable, or refused. Never throws.

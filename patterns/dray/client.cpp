@@ -21,7 +21,10 @@
 namespace dray {
 namespace {
 
-constexpr int kClientFramesMax = 10'000;
+// A few: what waits longer waits here, where its time-out ends it.
+constexpr int kClientFramesMax = 64;
+constexpr int kRepliesPerTurn = 1'000;
+constexpr std::size_t kRequestBytesMax = (64U << 20) - 256;  // a frame has 64 MiB
 constexpr auto kIdle = std::chrono::milliseconds(1);
 constexpr auto kClientTurnMax = std::chrono::milliseconds(250);
 constexpr auto kTurnUnsent = std::chrono::milliseconds(20);  // a failing send may hide a change
@@ -63,7 +66,7 @@ struct BytesClient::State {
   };
   struct Call {
     CallId id = 0;
-    std::string frame;
+    std::string request;
     SteadyTime begun{}, deadline{};
     bool may_repeat = false;
     Waiter* waiter = nullptr;  // or
@@ -93,10 +96,11 @@ struct BytesClient::State {
     transport::SocketOptions socket;
     socket.send_frames_max = socket.receive_frames_max = kClientFramesMax;
     ground.secure(socket);
-    link.socket.reset();
-    link.socket = std::make_unique<transport::DealerSocket>(ground.context(), socket);
-    plain::attach(*link.socket, {link.endpoint}, false);
+    auto fresh = std::make_unique<transport::DealerSocket>(ground.context(), socket);
+    plain::attach(*fresh, {link.endpoint}, false);
+    link.socket = std::move(fresh);
     poller.reset();
+    links_changed = true;
   }
 
   Result<CallId> begin(std::string_view request, const CallOptions& call, Waiter* waiter,
@@ -124,7 +128,8 @@ struct BytesClient::State {
   std::unordered_map<CallId, Call> calls;
   std::deque<CallId> unsent;
   std::set<std::pair<SteadyTime, CallId>> deadlines;
-  SteadyTime led_until{};
+  SteadyTime led_until{}, watched_at{};
+  bool flooded = false;  // there is more to receive
   bool links_changed = true;
   std::size_t turn_of = 0;  // among services with the same number of open calls
 
@@ -148,14 +153,21 @@ struct BytesClient::State {
 
 Result<CallId> BytesClient::State::begin(std::string_view request, const CallOptions& call,
                                          Waiter* waiter, BytesCallback done) {
+  if (stopping) return Error{ErrorCode::kClosed, "the client was closed", "", 0};
+  if (request.size() > kRequestBytesMax) {
+    return Error{ErrorCode::kInvalid,
+                 "the request has " + std::to_string(request.size()) + " bytes; at most " +
+                     std::to_string(kRequestBytesMax) + " can be sent",
+                 "", 0};
+  }
   if (counters.open >= options.open_max) {
     return Error{ErrorCode::kFull, std::to_string(counters.open) + " calls are open", "", 0};
   }
   Call fresh;
   fresh.id = ++last_id;
-  fresh.frame = plain::encode_request(fresh.id, call.timeout, request);
+  fresh.request = request;
   fresh.begun = clock.steady();
-  fresh.deadline = fresh.begun + call.timeout;
+  fresh.deadline = plain::deadline_in(fresh.begun, call.timeout);
   fresh.may_repeat = call.may_repeat;
   fresh.waiter = waiter;
   fresh.done = std::move(done);
@@ -231,6 +243,7 @@ void BytesClient::State::run() {
       finished.pop_front();
       lock.unlock();
       done(std::move(result));
+      done = nullptr;  // what it holds may call, too
       lock.lock();
       continue;
     }
@@ -261,14 +274,20 @@ void BytesClient::State::turn() {
   take_new();
   expire(clock.steady());
   // A send may hide that something came, so that all is received after it (EdgePoller); what could
-  // not be sent is tried again after that, for receiving may have brought the connection.
-  for (bool again = true; again;) {
+  // not be sent is tried again after that, for receiving may have brought the connection. What is
+  // known of connections is older than what is sent now.
+  flooded = false;
+  for (bool again = true; again && !flooded;) {
+    const auto now = clock.steady();
+    if (std::exchange(links_changed, false) || now - watched_at >= kClientTurnMax) {
+      watched_at = now;
+      for (std::size_t index = 0; index < links.size(); ++index) {
+        receive(index);
+        watch(index, now);
+      }
+    }
     again = flush();
     for (std::size_t index = 0; index < links.size(); ++index) receive(index);
-    if (std::exchange(links_changed, false)) {
-      const auto now = clock.steady();
-      for (std::size_t index = 0; index < links.size(); ++index) watch(index, now);
-    }
     again = again || flush();
   }
   wait(clock.steady());
@@ -313,6 +332,7 @@ bool BytesClient::State::flush() {
 }
 
 bool BytesClient::State::send(Call& call) {
+  std::string frame;
   std::vector<std::size_t> order(links.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = (turn_of + i) % order.size();
   std::stable_sort(order.begin(), order.end(),
@@ -320,7 +340,12 @@ bool BytesClient::State::send(Call& call) {
   for (const auto index : order) {
     // One that broke may still seem to take it for a moment.
     if (links[index]->links.peers() == 0 && !links[index]->inside) continue;
-    if (links[index]->socket->send(call.frame) != transport::Sent::kSent) continue;
+    if (frame.empty()) {
+      const auto left = std::chrono::ceil<Milliseconds>(call.deadline - clock.steady());
+      frame = plain::encode_request(call.id, left, call.request);
+    }
+    if (links[index]->socket->send(frame) != transport::Sent::kSent) continue;
+    if (!call.may_repeat) std::string().swap(call.request);
     ++links[index]->open;
     call.link = index;
     turn_of = index + 1;
@@ -331,7 +356,11 @@ bool BytesClient::State::send(Call& call) {
 
 void BytesClient::State::receive(std::size_t index) {
   // With no call open the rest may lie until the next one.
-  while (!calls.empty()) {
+  for (int frames = 0; !calls.empty(); ++frames) {
+    if (frames >= kRepliesPerTurn) {
+      flooded = true;
+      return;
+    }
     auto received = links[index]->socket->receive();
     if (!received) return;
     auto frame = plain::decode_call(received->bytes);
@@ -359,7 +388,13 @@ void BytesClient::State::watch(std::size_t index, SteadyTime now) {
   auto& link = *links[index];
   const std::uint64_t breaks = link.links.breaks();
   link.links.take(*link.socket, now);
-  if (link.links.wants_anew(now)) open(link);
+  if (link.links.wants_anew(now)) {
+    try {
+      open(link);
+    } catch (const std::exception& exception) {  // no descriptor is left: later
+      options.log.error(exception.what());
+    }
+  }
   if (link.links.breaks() == breaks) return;
   receive(index);  // what was answered before it broke
   std::vector<CallId> lost;
@@ -406,17 +441,15 @@ void BytesClient::State::wait(SteadyTime now) {
     for (const auto& link : links) counters.peers += link->inside ? 1 : link->links.peers();
     if (!added.empty() || !cancelled.empty()) return;
   }
-  if (calls.empty()) return;
+  if (calls.empty() || flooded) return;
   if (!poller) {
     poller.emplace();
     for (const auto& link : links) poller->add(*link->socket);
     poller->add(wake_up);
   }
   const auto left = deadlines.begin()->first - now;
-  // A refused key is asked about again after a while: not every change is one of a link.
   const std::chrono::nanoseconds most = unsent.empty() ? kClientTurnMax : kTurnUnsent;
-  links_changed = poller->wait(std::min<std::chrono::nanoseconds>(left, most)) ||
-                  clock.steady() - now >= kClientTurnMax;
+  if (poller->wait(std::min<std::chrono::nanoseconds>(left, most))) links_changed = true;
   wake_up.clear();
 }
 
@@ -454,10 +487,11 @@ BytesClient::~BytesClient() {
   state.wake_up.wake();
   state.wanted.notify_all();
   state.thread.join();
-  // Nobody calls any more: what is left has callbacks.
+  // Nobody calls any more: what is left has callbacks, which may try to.
   state.take_new();
+  for (auto& [done, result] : std::exchange(state.finished, {})) done(std::move(result));
   const Error closed{ErrorCode::kClosed, "the client was closed", "", 0};
-  for (auto& [id, call] : state.calls) {
+  for (auto& [id, call] : std::exchange(state.calls, {})) {
     if (call.done) call.done(closed);
   }
 }

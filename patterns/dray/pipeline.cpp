@@ -22,6 +22,8 @@ constexpr int kFramesPerPeer = 16;
 constexpr std::int64_t kFrameBytesMax = 64LL << 20;
 constexpr std::size_t kFramesKept = 8;
 constexpr int kTurnMs = 100;
+constexpr int kIdleMs = 1'000;  // refused keys are asked about again
+constexpr int kFramesPerTurn = 1'000;
 
 transport::SocketOptions socket_options(const plain::Ground& ground) {
   transport::SocketOptions options;
@@ -37,37 +39,88 @@ struct Batch {
   std::size_t messages = 0;
 };
 
+// Sockets to some endpoints: one for each that is connected to, one for all that are bound.
+template <typename Socket>
+class Sockets {
+ public:
+  struct Each {
+    Each(std::vector<std::string> endpoints_in, const Log& log, bool bind)
+        : endpoints(std::move(endpoints_in)), links(log, bind) {}
+    std::vector<std::string> endpoints;
+    std::unique_ptr<Socket> socket;
+    plain::Links links;
+  };
+
+  Sockets(plain::Ground& ground, const std::vector<std::string>& endpoints, bool bind, Log log)
+      : ground_(ground), bind_(bind), log_(std::move(log)) {
+    if (endpoints.empty()) throw EndpointError("no endpoint is given");
+    if (bind) {
+      all_.emplace_back(endpoints, log_, true);
+    } else {
+      for (const auto& endpoint : endpoints) {
+        all_.emplace_back(std::vector<std::string>{endpoint}, log_, false);
+      }
+    }
+    for (auto& each : all_) open(each);
+    bound_ = all_.front().socket->bound_endpoint();
+  }
+
+  // Takes what is new of connections; makes sockets anew that need it.
+  void watch(SteadyTime now) {
+    for (auto& each : all_) {
+      each.links.take(*each.socket, now);
+      if (!each.links.wants_anew(now)) continue;
+      try {
+        open(each);
+      } catch (const std::exception& exception) {  // no descriptor is left: later
+        log_.error(exception.what());
+      }
+    }
+  }
+  std::uint32_t peers() const {
+    std::uint32_t count = 0;
+    for (const auto& each : all_) count += each.links.peers();
+    return count;
+  }
+  std::deque<Each>& all() { return all_; }
+  // Of those that are tried, the first the next time.
+  Each& next() { return all_[turn_++ % all_.size()]; }
+  const std::string& bound() const { return bound_; }
+
+ private:
+  void open(Each& each) {
+    auto fresh = std::make_unique<Socket>(ground_.context(), socket_options(ground_));
+    if (bind_) each.socket.reset();  // its address
+    plain::attach(*fresh, each.endpoints, bind_);
+    each.socket = std::move(fresh);
+  }
+
+  plain::Ground& ground_;
+  const bool bind_;
+  Log log_;
+  std::deque<Each> all_;
+  std::size_t turn_ = 0;
+  std::string bound_;
+};
+
 }  // namespace
 
 struct BytesPush::State {
-  State(std::vector<std::string> endpoints_in, const PipelineOptions& options_in)
+  State(const std::vector<std::string>& endpoints, const PipelineOptions& options_in)
       : options(options_in),
-        endpoints(std::move(endpoints_in)),
         ground(options.context, options.keys, options.bind, options.log),
-        links(options.log, options.bind) {
-    open();
-  }
+        sockets(ground, endpoints, options.bind, options.log) {}
 
-  void open() {
-    socket.reset();
-    socket = std::make_unique<transport::PushSocket>(ground.context(), socket_options(ground));
-    plain::attach(*socket, endpoints, options.bind);
-    if (bound.empty()) bound = socket->bound_endpoint();
-  }
   void run();
   bool take(Batch& batch);
+  bool send(const Batch& batch);
   bool has_room(std::size_t body) const;
   void add(std::string_view body);
 
   const PipelineOptions options;
-  const std::vector<std::string> endpoints;
-  std::string bound;  // the last of them, if it binds
   SystemClock clock;
   plain::Ground ground;
-
-  // Owned by the thread.
-  std::unique_ptr<transport::PushSocket> socket;
-  plain::Links links;
+  Sockets<transport::PushSocket> sockets;  // of the thread
 
   transport::WakeUp wake_up;
   std::atomic<std::uint32_t> peers{0};
@@ -108,14 +161,21 @@ bool BytesPush::State::take(Batch& batch) {
   return true;
 }
 
+// In turn to those that have room.
+bool BytesPush::State::send(const Batch& batch) {
+  for (std::size_t i = 0; i < sockets.all().size(); ++i) {
+    if (sockets.next().socket->send(batch.bytes) == transport::Sent::kSent) return true;
+  }
+  return false;
+}
+
 void BytesPush::State::run() {
   Batch batch;
   bool again = false;  // the batch in hand did not go
   for (;;) {
     const auto now = clock.steady();
-    links.take(*socket, now);
-    peers = links.peers();
-    if (links.wants_anew(now)) open();
+    sockets.watch(now);
+    peers = sockets.peers();
     bool ends = false;
     bool late = false;
     {
@@ -127,13 +187,13 @@ void BytesPush::State::run() {
     if (!again && !take(batch)) {
       if (ends) break;
       transport::Poller poller;
-      poller.add(*socket);  // for its links
+      for (auto& each : sockets.all()) poller.add(*each.socket);  // for its links
       poller.add(wake_up);
-      poller.wait(-1);
+      poller.wait(kIdleMs);
       wake_up.clear();
       continue;
     }
-    again = socket->send(batch.bytes) != transport::Sent::kSent;
+    again = !send(batch);
     if (!again) {
       sent.fetch_add(batch.messages, std::memory_order_relaxed);
       frames.fetch_add(1, std::memory_order_relaxed);
@@ -141,7 +201,7 @@ void BytesPush::State::run() {
     }
     // No peer, or none with room.
     transport::Poller poller;
-    poller.add_for_sending(*socket);
+    for (auto& each : sockets.all()) poller.add_for_sending(*each.socket);
     poller.add(wake_up);
     poller.wait(kTurnMs);
     wake_up.clear();
@@ -152,12 +212,16 @@ void BytesPush::State::run() {
   for (const auto& each : queue) left += each.messages;
   dropped += left;
   flushed = left == 0;
+  queue.clear();
+  waiting = waiting_bytes = 0;
   const auto linger = std::chrono::ceil<Milliseconds>(stop_by - clock.steady());
-  socket->set_linger(std::max(linger, Milliseconds(0)));
+  for (auto& each : sockets.all()) {
+    each.socket->set_linger(std::clamp(linger, Milliseconds(0), Milliseconds(60'000)));
+  }
 }
 
-BytesPush::BytesPush(std::vector<std::string> endpoints, const PipelineOptions& options)
-    : state_(std::make_unique<State>(std::move(endpoints), options)) {
+BytesPush::BytesPush(const std::vector<std::string>& endpoints, const PipelineOptions& options)
+    : state_(std::make_unique<State>(endpoints, options)) {
   state_->thread = std::thread([state = state_.get()] { state->run(); });
 }
 
@@ -202,8 +266,9 @@ bool BytesPush::push_bytes(std::string_view body) {
   {
     std::unique_lock lock(state.mutex);
     if (!state.has_room(body.size()) && state.options.wait.count() > 0) {
-      state.room.wait_for(lock, state.options.wait,
-                          [&] { return state.stopping || state.has_room(body.size()); });
+      const auto deadline = plain::deadline_in(state.clock.steady(), state.options.wait);
+      state.room.wait_until(lock, deadline,
+                            [&] { return state.stopping || state.has_room(body.size()); });
     }
     if (state.stopping || !possible || !state.has_room(body.size())) {
       ++state.dropped;
@@ -221,7 +286,7 @@ bool BytesPush::stop(Milliseconds deadline) {
   auto& state = *state_;
   {
     const std::lock_guard lock(state.mutex);
-    if (!state.stopping) state.stop_by = state.clock.steady() + deadline;
+    if (!state.stopping) state.stop_by = plain::deadline_in(state.clock.steady(), deadline);
     state.stopping = true;
   }
   state.room.notify_all();
@@ -237,40 +302,28 @@ PushCounters BytesPush::counters() const {
 }
 
 std::string BytesPush::bound_endpoint() const {
-  return state_->bound;
+  return state_->sockets.bound();
 }
 
 struct BytesPull::State {
-  State(std::vector<std::string> endpoints_in, const PipelineOptions& options_in)
+  State(const std::vector<std::string>& endpoints, const PipelineOptions& options_in)
       : options(options_in),
-        endpoints(std::move(endpoints_in)),
         ground(options.context, options.keys, !options.bind, options.log),
-        links(options.log, !options.bind) {
-    open();
-  }
-  void open() {
-    socket.reset();
-    socket = std::make_unique<transport::PullSocket>(ground.context(), socket_options(ground));
-    plain::attach(*socket, endpoints, !options.bind);
-    if (bound.empty()) bound = socket->bound_endpoint();
-  }
+        sockets(ground, endpoints, !options.bind, options.log) {}
   std::optional<std::string_view> next();
-  bool receive();
+  bool receive(transport::PullSocket& socket);
 
   const PipelineOptions options;
-  const std::vector<std::string> endpoints;
-  std::string bound;  // the last of them, if it binds
   SystemClock clock;
   plain::Ground ground;
-  std::unique_ptr<transport::PullSocket> socket;
-  plain::Links links;
+  Sockets<transport::PullSocket> sockets;
   transport::Frame frame;
   std::string_view rest;  // of it: what was not pulled
   PullCounters counters;
 };
 
-BytesPull::BytesPull(std::vector<std::string> endpoints, const PipelineOptions& options)
-    : state_(std::make_unique<State>(std::move(endpoints), options)) {}
+BytesPull::BytesPull(const std::vector<std::string>& endpoints, const PipelineOptions& options)
+    : state_(std::make_unique<State>(endpoints, options)) {}
 BytesPull::~BytesPull() = default;
 
 // The next message of the frame in hand.
@@ -290,8 +343,8 @@ std::optional<std::string_view> BytesPull::State::next() {
 }
 
 // False if there is no frame.
-bool BytesPull::State::receive() {
-  auto received = socket->receive_from();
+bool BytesPull::State::receive(transport::PullSocket& socket) {
+  auto received = socket.receive_from();
   if (!received) return false;
   if (!ground.allows(received->user)) return true;  // its key was taken back
   frame = std::move(received->frame);
@@ -311,23 +364,26 @@ std::optional<std::string_view> BytesPull::pull_bytes(Milliseconds timeout) {
     ++state.counters.pulled;
     return body;
   }
-  const auto deadline = state.clock.steady() + timeout;
+  const auto deadline = plain::deadline_in(state.clock.steady(), timeout);
   for (;;) {
-    while (state.receive()) {
-      if (auto body = state.next()) {
-        ++state.counters.pulled;
-        return body;
+    auto& sockets = state.sockets;
+    for (std::size_t i = 0; i < sockets.all().size(); ++i) {
+      auto& socket = *sockets.next().socket;
+      for (int frames = 0; frames < kFramesPerTurn && state.receive(socket); ++frames) {
+        if (auto body = state.next()) {
+          ++state.counters.pulled;
+          return body;
+        }
       }
     }
     const auto now = state.clock.steady();
-    state.links.take(*state.socket, now);
-    state.counters.peers = state.links.peers();
-    if (state.links.wants_anew(now)) state.open();
+    sockets.watch(now);
+    state.counters.peers = sockets.peers();
     const auto left = std::chrono::ceil<Milliseconds>(deadline - now);
     if (left.count() <= 0) return std::nullopt;
     transport::Poller poller;
-    poller.add(*state.socket);
-    poller.wait(static_cast<int>(std::min(left, Milliseconds(1'000)).count()));
+    for (auto& each : sockets.all()) poller.add(*each.socket);
+    poller.wait(static_cast<int>(std::min(left, Milliseconds(kIdleMs)).count()));
   }
 }
 
@@ -341,7 +397,7 @@ PullCounters BytesPull::counters() const {
 }
 
 std::string BytesPull::bound_endpoint() const {
-  return state_->bound;
+  return state_->sockets.bound();
 }
 
 }  // namespace dray

@@ -10,8 +10,9 @@
 //
 // Guarantees: none beyond the connection's. What waits here while there is no peer, or none with
 // room, is bounded; beyond that a message is dropped and counted, or waited for, as the options
-// say. What was handed to a connection that breaks is lost, and nobody knows. The messages of one
-// Push reach one Pull in order. For what must not be lost, use a spool.
+// say. A key that is taken back is refused by a Pull at its next frame; a Push that binds serves
+// it until it disconnects. What was handed to a connection that breaks is lost, and nobody knows.
+// The messages of one Push reach one Pull in order. For what must not be lost, use a spool.
 //
 // Threading: Push: any thread; it has a thread of its own. Pull: one thread. Failure: constructors
 // throw EndpointError; a message of another type is counted as malformed and skipped. Ownership: an
@@ -71,7 +72,7 @@ struct PullCounters {
 
 class DRAY_API BytesPush {
  public:
-  BytesPush(std::vector<std::string> endpoints, const PipelineOptions& options);
+  BytesPush(const std::vector<std::string>& endpoints, const PipelineOptions& options);
   ~BytesPush();
   BytesPush(const BytesPush&) = delete;
   BytesPush& operator=(const BytesPush&) = delete;
@@ -91,7 +92,7 @@ class DRAY_API BytesPush {
 
 class DRAY_API BytesPull {
  public:
-  BytesPull(std::vector<std::string> endpoints, const PipelineOptions& options);
+  BytesPull(const std::vector<std::string>& endpoints, const PipelineOptions& options);
   ~BytesPull();
   BytesPull(const BytesPull&) = delete;
   BytesPull& operator=(const BytesPull&) = delete;
@@ -112,8 +113,8 @@ class Push {
  public:
   explicit Push(const std::string& endpoint, const PipelineOptions& options = {})
       : bytes_({endpoint}, options) {}
-  explicit Push(std::vector<std::string> endpoints, const PipelineOptions& options = {})
-      : bytes_(std::move(endpoints), options) {}
+  explicit Push(const std::vector<std::string>& endpoints, const PipelineOptions& options = {})
+      : bytes_(endpoints, options) {}
   bool push(const T& value) { return bytes_.push_bytes(to_bytes(value)); }
   bool stop(Milliseconds deadline) { return bytes_.stop(deadline); }
   PushCounters counters() const { return bytes_.counters(); }
@@ -128,21 +129,21 @@ class Pull {
  public:
   explicit Pull(const std::string& endpoint, const PipelineOptions& options = {})
       : bytes_({endpoint}, options) {}
-  explicit Pull(std::vector<std::string> endpoints, const PipelineOptions& options = {})
-      : bytes_(std::move(endpoints), options) {}
+  explicit Pull(const std::vector<std::string>& endpoints, const PipelineOptions& options = {})
+      : bytes_(endpoints, options) {}
   // Nothing if none came within `timeout`.
   std::optional<T> pull(Milliseconds timeout) {
     const SystemClock clock;
-    const auto deadline = clock.steady() + timeout;
-    for (auto left = timeout;;) {
+    const auto begun = clock.steady();
+    for (auto left = timeout; left.count() >= 0;) {
       const auto bytes = bytes_.pull_bytes(left);
       if (!bytes) return std::nullopt;
       auto value = from_bytes<T>(*bytes);
       if (value.ok()) return std::move(*value);
       bytes_.note_malformed();
-      left = std::chrono::ceil<Milliseconds>(deadline - clock.steady());
-      if (left.count() < 0) left = Milliseconds(0);
+      left = timeout - std::chrono::floor<Milliseconds>(clock.steady() - begun) - Milliseconds(1);
     }
+    return std::nullopt;
   }
   PullCounters counters() const { return bytes_.counters(); }
   std::string bound_endpoint() const { return bytes_.bound_endpoint(); }

@@ -13,6 +13,7 @@ namespace dray::plain {
 namespace {
 
 constexpr auto kAnewAfter = std::chrono::seconds(1);
+constexpr auto kGivenUpAfter = std::chrono::seconds(10);
 
 void check_key(const std::string& key, const char* which) {
   if (transport::is_curve_key(key)) return;
@@ -67,10 +68,12 @@ void Links::take(transport::Socket& socket, SteadyTime now) {
       case transport::Link::kConnected:
         ++peers_;
         told_ = false;
+        anew_at_.reset();
         break;
       case transport::Link::kDisconnected:
         if (peers_ > 0) --peers_;
         ++breaks_;
+        if (!binds_ && peers_ == 0 && !anew_at_) anew_at_ = now + kGivenUpAfter;
         break;
       case transport::Link::kTurnedAway:
       case transport::Link::kMismatch:
@@ -81,7 +84,7 @@ void Links::take(transport::Socket& socket, SteadyTime now) {
                            : "only one side uses CURVE, or the other has another key; asking again "
                              "every second");
         }
-        if (!anew_at_) anew_at_ = now + kAnewAfter;
+        if (!anew_at_ || *anew_at_ > now + kAnewAfter) anew_at_ = now + kAnewAfter;
         break;
     }
   }
@@ -89,7 +92,7 @@ void Links::take(transport::Socket& socket, SteadyTime now) {
 
 bool Links::wants_anew(SteadyTime now) {
   if (!anew_at_ || now < *anew_at_) return false;
-  anew_at_.reset();
+  anew_at_ = now + kGivenUpAfter;
   peers_ = 0;
   return true;
 }

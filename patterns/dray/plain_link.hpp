@@ -2,6 +2,7 @@
 // key was turned away. For their own source files only.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,14 +38,21 @@ class Ground {
 // Throws EndpointError for the first that cannot be.
 void attach(transport::Socket& socket, const std::vector<std::string>& endpoints, bool bind);
 
+// A time-out may be longer than time is.
+inline SteadyTime deadline_in(SteadyTime now, Milliseconds timeout) {
+  constexpr Milliseconds kMost = std::chrono::hours(24 * 366 * 100);
+  return now + std::clamp(timeout, Milliseconds(0), kMost);
+}
+
 // Follows a socket's connections.
 class Links {
  public:
   // Who binds hears of those it turns away, too; its log has them from the Authenticator.
   Links(Log log, bool binds) : log_(std::move(log)), binds_(binds) {}
   void take(transport::Socket& socket, SteadyTime now);
-  // ZeroMQ does not try again after a key was turned away: make the socket anew. Then calls this
-  // no more until the next refusal.
+  // Of a socket that connects to one endpoint: ZeroMQ does not try again after a key was turned
+  // away, and gives some connections up without a word. Then make the socket anew. It has no
+  // connection, so nothing is lost with it.
   bool wants_anew(SteadyTime now);
   std::uint32_t peers() const { return peers_; }
   // How many connections broke so far.

@@ -17,7 +17,8 @@
 // own thread. Service: the function runs on `threads` threads of the service.
 // Failure: constructors throw EndpointError. Errors of the function travel with code and message;
 // kFull when too many calls are open, here or there; kClosed for what is open when either ends, or
-// is cancelled. Ownership: each owns its threads, sockets, and context unless one is given.
+// is cancelled; kInvalid for a request or a reply of more than 64 MiB. Over inproc a service that
+// ends is not noticed. Ownership: each owns its threads, sockets, and context unless one is given.
 #pragma once
 
 #include <functional>
@@ -89,9 +90,10 @@ class DRAY_API BytesClient {
 
 struct ServiceOptions {
   std::uint32_t threads = 1;
-  std::size_t waiting_max = 10'000;       // requests that wait for a thread; more get kFull
-  Milliseconds linger{200};               // at the end, for what waits
-  std::optional<EndpointKeys> keys = {};  // nothing: in plain, on this machine
+  std::size_t waiting_max = 10'000;           // requests that wait for a thread; more get kFull
+  std::size_t waiting_bytes_max = 64U << 20;  // the same in bytes; one may exceed it
+  Milliseconds linger{200};                   // at the end, for what waits
+  std::optional<EndpointKeys> keys = {};      // nothing: in plain, on this machine
   Log log = {};
   transport::Context* context = nullptr;
 };

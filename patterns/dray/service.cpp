@@ -13,7 +13,10 @@
 namespace dray {
 namespace {
 
-constexpr int kServiceFramesMax = 10'000;
+constexpr int kServiceFramesMax = 256;  // of a peer, either way
+constexpr int kRequestsPerTurn = 1'000;
+constexpr int kAnswersPerTurn = 64;
+constexpr std::size_t kReplyBytesMax = (64U << 20) - 256;  // a frame has 64 MiB
 constexpr auto kServiceTurnMax = std::chrono::milliseconds(250);
 
 }  // namespace
@@ -49,6 +52,8 @@ struct BytesService::State {
   void run();
   void work();
   void take(transport::RouterSocket::Received received);
+  Request next();
+  bool answer_some();
   void answer(Request request);
   Result<std::string> call(const Request& request);
   void send_replies();
@@ -79,6 +84,7 @@ struct BytesService::State {
   mutable std::mutex mutex;
   std::condition_variable work_there;
   std::deque<Request> waiting;
+  std::size_t waiting_bytes = 0;  // of their bodies
   std::vector<Reply> replies;
   std::size_t running = 0;
   bool stopping = false;
@@ -106,7 +112,9 @@ void BytesService::State::take(transport::RouterSocket::Received received) {
   if (frame->kind == plain::CallKind::kCancel) {
     const std::lock_guard lock(mutex);
     skipped += std::erase_if(waiting, [&](const Request& each) {
-      return each.id == frame->id && each.peer == received.peer;
+      const bool meant = each.id == frame->id && each.peer == received.peer;
+      if (meant) waiting_bytes -= each.body.size();
+      return meant;
     });
     return;
   }
@@ -123,12 +131,16 @@ void BytesService::State::take(transport::RouterSocket::Received received) {
     lock.unlock();
     return refuse(request, Error{ErrorCode::kClosed, "the service ends", "", 0});
   }
-  if (waiting.size() >= options.waiting_max) {
+  const bool full =
+      waiting.size() >= options.waiting_max ||
+      (!waiting.empty() && waiting_bytes + request.body.size() > options.waiting_bytes_max);
+  if (full) {
     const auto count = waiting.size();
     lock.unlock();
     return refuse(request, Error{ErrorCode::kFull,
                                  std::to_string(count) + " requests wait here already", "", 0});
   }
+  waiting_bytes += request.body.size();
   waiting.push_back(std::move(request));
   if (options.threads > 1) work_there.notify_one();
 }
@@ -149,7 +161,13 @@ void BytesService::State::answer(Request request) {
     ++skipped;
     return;
   }
-  const auto result = call(request);
+  auto result = call(request);
+  if (result.ok() && result->size() > kReplyBytesMax) {
+    result = Error{ErrorCode::kInvalid,
+                   "the reply has " + std::to_string(result->size()) + " bytes; at most " +
+                       std::to_string(kReplyBytesMax) + " can be sent",
+                   "", 0};
+  }
   if (!result.ok()) ++failed;
   ++answered;
   std::string frame = result.ok() ? plain::encode_reply(request.id, *result)
@@ -164,14 +182,21 @@ void BytesService::State::answer(Request request) {
   if (wake) wake_up.wake();
 }
 
+// REQUIRES: mutex is held, something waits.
+BytesService::State::Request BytesService::State::next() {
+  Request request = std::move(waiting.front());
+  waiting.pop_front();
+  waiting_bytes -= request.body.size();
+  return request;
+}
+
 // One of several threads.
 void BytesService::State::work() {
   std::unique_lock lock(mutex);
   for (;;) {
     work_there.wait(lock, [&] { return over || !waiting.empty(); });
     if (over) return;
-    Request request = std::move(waiting.front());
-    waiting.pop_front();
+    Request request = next();
     ++running;
     lock.unlock();
     answer(std::move(request));
@@ -206,29 +231,43 @@ bool BytesService::State::ends(SteadyTime now) {
   return true;
 }
 
+// On the socket's thread. False if nothing waits.
+bool BytesService::State::answer_some() {
+  for (int i = 0; i < kAnswersPerTurn; ++i) {
+    std::unique_lock lock(mutex);
+    if (waiting.empty()) return i > 0;
+    Request request = next();
+    lock.unlock();
+    answer(std::move(request));
+  }
+  return true;
+}
+
 void BytesService::State::run() {
   for (;;) {
     send_replies();
     const auto now = clock.steady();
     // All that is there: a cancellation may lie behind its request.
-    while (auto received = socket->receive()) take(std::move(*received));
+    int taken = 0;
+    for (; taken < kRequestsPerTurn; ++taken) {
+      auto received = socket->receive();
+      if (!received) break;
+      take(std::move(*received));
+    }
     if (std::exchange(links_changed, false)) {
       links.take(*socket, now);
       peers = links.peers();
     }
     if (ends(now)) return;
-    if (options.threads <= 1) {
-      std::unique_lock lock(mutex);
-      if (!waiting.empty()) {
-        Request request = std::move(waiting.front());
-        waiting.pop_front();
-        lock.unlock();
-        answer(std::move(request));
-        continue;
-      }
+    if (options.threads <= 1 && answer_some()) continue;
+    if (taken == kRequestsPerTurn) continue;
+    std::chrono::nanoseconds most = kServiceTurnMax;
+    {
+      const std::lock_guard lock(mutex);
+      if (stopping) most = std::min(most, std::chrono::nanoseconds(stop_by - now));
     }
-    links_changed = poller.wait(kServiceTurnMax);
-    if (options.threads > 1) wake_up.clear();
+    links_changed = poller.wait(most);
+    wake_up.clear();
   }
 }
 
@@ -251,7 +290,7 @@ void BytesService::stop(Milliseconds deadline) {
   auto& state = *state_;
   {
     const std::lock_guard lock(state.mutex);
-    if (!state.stopping) state.stop_by = state.clock.steady() + deadline;
+    if (!state.stopping) state.stop_by = plain::deadline_in(state.clock.steady(), deadline);
     state.stopping = true;
   }
   state.wake_up.wake();
@@ -259,10 +298,12 @@ void BytesService::stop(Milliseconds deadline) {
   for (auto& worker : state.workers) {
     if (worker.joinable()) worker.join();
   }
+  if (!state.socket) return;
   // Of functions that ended after the deadline.
   state.send_replies();
   const auto left = std::chrono::ceil<Milliseconds>(state.stop_by - state.clock.steady());
-  state.socket->set_linger(std::max(left, Milliseconds(100)));
+  state.socket->set_linger(std::clamp(left, Milliseconds(100), Milliseconds(60'000)));
+  state.socket.reset();  // clients go elsewhere
 }
 
 ServiceCounters BytesService::counters() const {

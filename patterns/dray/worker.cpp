@@ -197,6 +197,7 @@ class Journal final : public StepJournal {
       : state_(state), slot_(slot), job_(job), stop_(std::move(stop)) {}
 
   Reply call(StepCall what, std::string_view step, std::string_view value) override {
+    over_ = over_ || (what == StepCall::kBegin && (stop_.stop_requested() || state_.closing));
     if (over_) return {StepAnswer::kRefused, kStopped};
     if (run_ == 0) run_ = random_u64() | 1;
     {
@@ -218,6 +219,11 @@ class Journal final : public StepJournal {
     });
     if (slot_.reply) return std::move(*slot_.reply);
     over_ = true;  // a late answer would be taken for that to the next call
+    lock.unlock();
+    if (what == StepCall::kBegin) {  // it will not run: nobody need ask
+      const std::lock_guard inner(state_.mutex);
+      state_.step_calls.push_back({job_, {StepCall::kNotDone, run_, std::string(step), ""}});
+    }
     return {StepAnswer::kRefused, kStopped};
   }
 
@@ -589,8 +595,8 @@ void run(const std::shared_ptr<S>& state) {
     }
     state->welcomed = welcomed;
     state->short_jobs = !state->core.takes_each_slot();
-    read_finished(state);
     read_step_calls(*state);
+    read_finished(state);
     watch_timeouts(state);
     state->core.tick(state->clock.steady());
     perform(state);
@@ -668,6 +674,7 @@ void Worker::stop() {
     const std::lock_guard lock(slot->mutex);
     slot->next.clear();
     slot->stop.request_stop();
+    slot->replied.notify_all();  // if it was requested before
   }
   for (auto& thread : state.threads) {
     if (thread.joinable()) thread.join();

@@ -659,6 +659,7 @@ void ClusterWorld::on_stepped(WorkerNode& worker, std::uint64_t job,
         ": call " + std::to_string(static_cast<int>(step.what)) + ", answer " +
         std::to_string(static_cast<int>(reply.answer)));
   switch (reply.answer) {
+    case StepAnswer::kBusy:
     case StepAnswer::kRefused:
       return leave(retry("refused: " + reply.value));
     case StepAnswer::kDoneBefore:

@@ -83,7 +83,7 @@ class BorderJournal final : public StepJournal {
     const dray_step_sink sink{
         &reply, [](void* context, std::int32_t answer, dray_bytes given) {
           auto& out = *static_cast<Reply*>(context);
-          const bool known = answer >= DRAY_STEP_RECORDED && answer <= DRAY_STEP_REFUSED;
+          const bool known = answer >= DRAY_STEP_RECORDED && answer <= DRAY_STEP_BUSY;
           out.answer = known ? static_cast<StepAnswer>(answer) : StepAnswer::kRefused;
           out.value = view(given);
         }};

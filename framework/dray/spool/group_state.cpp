@@ -64,10 +64,7 @@ Result<GroupState> GroupState::restore(const GroupSnapshot& snapshot) {
   for (std::size_t at = 0; at < entries.size(); at += kEntrySize) {
     state.entries_.insert(state.entries_.end(), get_entry(entries.data() + at));
   }
-  for (const auto& record : snapshot.steps) {
-    if (record.what > StepCall::kDone) return fault;
-    state.steps_.apply(record);
-  }
+  if (!state.steps_.decode(snapshot.steps.bytes)) return fault;
   return state;
 }
 
@@ -93,7 +90,7 @@ GroupSnapshot GroupState::snapshot() const {
   for (const auto& [sequence, history] : entries_) {
     put_entry(snapshot.entries.bytes, sequence, history);
   }
-  snapshot.steps = steps_.snapshot(id_);
+  snapshot.steps.bytes = steps_.encode(id_);
   return snapshot;
 }
 
@@ -275,7 +272,9 @@ void GroupState::damage(const DamagedPart& part) {
   counts_.pending -= lost;
   counts_.damaged += lost;
   closed_.add(part.first, part.last);
-  steps_.forget(part.first, part.last);
+  // What has an entry may be open still: copied, or delivered.
+  steps_.forget(part.first, part.last,
+                [this](Sequence sequence) { return entries_.contains(sequence); });
   if (part.last >= known_) damaged_.push_back(part);
 }
 

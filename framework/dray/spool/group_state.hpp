@@ -127,7 +127,7 @@ struct GroupSnapshot {
   bool paused = false;
   Binary closed;   // SequenceSet::encode()
   Binary entries;  // 48 bytes each
-  std::vector<StepRecord> steps;
+  Binary steps;    // StepJournals::encode()
   DRAY_FIELDS(id, name, eras, counts, known, passed, damaged, first_of, replayed, paused, closed,
               entries, steps)
 };

@@ -190,6 +190,13 @@ Result<std::size_t> SegmentLog::write(Batch& batch, std::size_t from, bool sync)
   }
 }
 
+Status SegmentLog::start_next() {
+  if (!failed_.empty()) return failed_.front();
+  Status done = seal();
+  if (done.ok()) done = roll(false);
+  return done.ok() ? done : fail(done.error());
+}
+
 Result<Lsn> SegmentLog::write_record(RecordType type, std::string_view payload) {
   Frame frame;
   frame.type = type;

@@ -116,6 +116,8 @@ class SegmentLog {
   Result<Lsn> write_record(RecordType type, std::string_view payload);
   // Returns once all that was written is on stable storage.
   Status sync();
+  // Goes on in the next segment, though this one is not full.
+  Status start_next();
 
   Lsn next_lsn() const { return next_lsn_; }
   Lsn durable_lsn() const { return durable_lsn_; }

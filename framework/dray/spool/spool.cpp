@@ -8,6 +8,7 @@
 namespace dray::spool {
 namespace {
 
+constexpr std::uint64_t kWorthRolling = 64U << 10;  // bytes of a segment
 constexpr std::size_t kQueueItemsMax = 1U << 16;
 constexpr std::size_t kQueueBytesMax = 64U << 20;
 constexpr std::size_t kChunkRecordsMax = 1024;
@@ -210,6 +211,14 @@ void Spool::answer_dedup(const Dedup& dedup, const Result<Receipt>& result) {
   for (const auto& waiter : waiters) waiter(repeated);
 }
 
+// At max_size, and the disk has room: a new segment costs little.
+bool Spool::wants_room() const {
+  return !disk_full_ && segments_->spares().has_reserve() &&
+         segments_->bytes_total() + std::min(options_.log.segment_size, options_.max_size / 8) >=
+             options_.max_size &&
+         segments_->current_bytes() > kWorthRolling;
+}
+
 bool Spool::takes_follow_ups() const {
   return !disk_full_ && segments_->spares().has_reserve() &&
          segments_->bytes_total() < options_.max_size;
@@ -239,7 +248,9 @@ void Spool::submit(const Submission& submission) {
       chunk.batch.add(frame, entry.payload, crc32c(0, entry.payload));
     }
     chunk.items.push_back(std::move(item));
-    chunk.sync = chunk.sync || options_.durability == Durability::kDisk;
+    // A step is as durable as the message may be.
+    chunk.sync = chunk.sync || options_.durability == Durability::kDisk ||
+                 submission.entries.front().type == RecordType::kStep;
     ++queue_items_;
     if (submission.lazy) {
       if (queue_lazy_entries_ == 0) lazy_since_ = clock_.steady();
@@ -518,6 +529,8 @@ void Spool::write_marker(CommitListener& listener) {
   marker_due_ = false;
   if (failed_) return;
   Status status = segments_->sync();
+  // What is settled gives its room back by whole segments: one that is not full would keep it.
+  if (status.ok() && wants_room()) status = segments_->start_next();
   Committed committed;
   committed.first = committed.last = segments_->next_lsn();
   if (status.ok()) {

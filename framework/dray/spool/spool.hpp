@@ -236,6 +236,7 @@ class Spool final : public Publisher {
   bool refuse_for_room(Chunk& chunk);
   void fail_publishes(Chunk& chunk, const Error& error);
   void write_marker(CommitListener& listener);
+  bool wants_room() const;
   void count_accepted(GroupMask groups);
   void note_declared(std::string_view payload);
   void fail(const Error& error, CommitListener& listener);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "dray/spool/bytes.hpp"
+
 namespace dray::spool {
 namespace {
 
@@ -66,28 +68,37 @@ void StepJournals::forget(Sequence sequence) {
   journals_.erase(journal);
 }
 
-void StepJournals::forget(Sequence first, Sequence last) {
-  while (true) {
-    const auto journal = journals_.lower_bound(first);
-    if (journal == journals_.end() || journal->first > last) return;
-    forget(Sequence{journal->first});
-  }
-}
-
 void StepJournals::clear() {
   journals_.clear();
   bytes_ = 0;
 }
 
-std::vector<StepRecord> StepJournals::snapshot(GroupId group) const {
-  std::vector<StepRecord> records;
+std::string StepJournals::encode(GroupId group) const {
+  std::string bytes;
   for (const auto& [sequence, steps] : journals_) {
     for (const auto& step : steps) {
-      records.push_back({group, sequence, step.done ? StepCall::kDone : StepCall::kBegin, step.run,
-                         step.name, Binary{step.value}, step.at_ms});
+      const std::string record =
+          to_bytes(StepRecord{group, sequence, step.done ? StepCall::kDone : StepCall::kBegin,
+                              step.run, step.name, Binary{step.value}, step.at_ms});
+      put_le(bytes, static_cast<std::uint32_t>(record.size()));
+      bytes.append(record);
     }
   }
-  return records;
+  return bytes;
+}
+
+bool StepJournals::decode(std::string_view bytes) {
+  while (!bytes.empty()) {
+    if (bytes.size() < sizeof(std::uint32_t)) return false;
+    const std::size_t size = get_le<std::uint32_t>(bytes.data());
+    bytes.remove_prefix(sizeof(std::uint32_t));
+    if (size > bytes.size()) return false;
+    const auto record = from_bytes<StepRecord>(bytes.substr(0, size));
+    if (!record.ok() || record->what > StepCall::kDone) return false;
+    apply(*record);
+    bytes.remove_prefix(size);
+  }
+  return true;
 }
 
 }  // namespace dray::spool

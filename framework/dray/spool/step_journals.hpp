@@ -30,14 +30,25 @@ class StepJournals {
   const std::vector<StepState>* find(Sequence sequence) const;
   const StepState* find(Sequence sequence, std::string_view step) const;
   void forget(Sequence sequence);
-  void forget(Sequence first, Sequence last);
+  // In [first, last], but for those that `keep` says.
+  template <typename Keep>
+  void forget(Sequence first, Sequence last, Keep keep) {
+    for (auto each = journals_.lower_bound(first);
+         each != journals_.end() && each->first <= last;) {
+      const Sequence sequence = (each++)->first;
+      if (!keep(sequence)) forget(sequence);
+    }
+  }
   void clear();
 
   bool empty() const { return journals_.empty(); }
   // Of memory, about.
   std::size_t bytes() const { return bytes_; }
-  // As many records as make it again.
-  std::vector<StepRecord> snapshot(GroupId group) const;
+  // All of it, as a checkpoint keeps it (FORMATS.md, "Checkpoint"): one value for the decoder,
+  // however many steps there are.
+  std::string encode(GroupId group) const;
+  // False if these are no such bytes. REQUIRES: empty().
+  bool decode(std::string_view bytes);
 
  private:
   std::map<Sequence, std::vector<StepState>> journals_;

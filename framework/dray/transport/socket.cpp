@@ -171,6 +171,9 @@ Status Socket::watch_links() {
   // Without a limit: ZeroMQ's own thread would wait for us to read, and closing for it.
   impl_->monitor->set(zmq::sockopt::rcvhwm, 0);
   impl_->monitor->connect(name);
+  // Until a first look finds nothing, ZeroMQ does not signal what comes.
+  zmq::message_t none;
+  (void)impl_->monitor->recv(none, zmq::recv_flags::dontwait);
   return {};
 }
 

@@ -240,7 +240,9 @@ class DispatcherCore {
   void finish_done(Session& session, Group& group, Grant& grant, Sequence sequence,
                    const ResultItem& item, Now now);
   void on_step(Session& session, const Step& step, Now now);
-  std::string step_fault(const Group& group, const Step& step) const;
+  std::string step_fault() const;
+  bool has_step_room(const Group& group, const Step& step) const;
+  void undo_untold(Session& session, Sequence sequence, Now now);
   void on_step_recorded(const Ticket& ticket, Now now);
   void undo_step(const spool::StepRecord& begun, Now now);
   bool holds(const Session& session, Sequence sequence) const;
@@ -270,7 +272,7 @@ class DispatcherCore {
   void update_known(Group& group);
   std::vector<spool::SessionRecord> recorded_sessions() const;
   void watch_clock(Now now);
-  bool is_expired(const ReadyMessage& message, Now now) const;
+  bool is_expired(const Group& group, const ReadyMessage& message, Now now) const;
   void request_refills(Group& group);
   void expire(Group& group, const ReadyMessage& message);
   bool grant_front(Group& group, Session& session, Now now);
@@ -342,7 +344,8 @@ class DispatcherCore {
   bool room_ = true;
   // Group, sequence and run of what is on its way to the disk.
   std::set<std::tuple<spool::GroupId, Sequence, std::uint64_t>> stepping_;
-  std::set<std::tuple<spool::GroupId, Sequence, std::uint64_t>> undoing_;  // the same
+  std::set<std::tuple<spool::GroupId, Sequence, std::uint64_t>> undoing_;   // the same
+  std::set<std::tuple<spool::GroupId, Sequence, std::uint64_t>> given_up_;  // while it begins
   std::int64_t now_ms_ = 0;  // UTC, as of the last take_actions()
   std::mt19937_64 random_;
   Actions actions_;

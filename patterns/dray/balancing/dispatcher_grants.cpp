@@ -180,7 +180,7 @@ bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
   if (lane == nullptr && group.state->is_settled(message.sequence)) return true;  // dropped since
   if (lane != nullptr && message.key != 0) line_up_late(group, message.sequence);
   if (!has_turn(group, message)) return true;
-  if (is_expired(message, now)) {
+  if (is_expired(group, message, now)) {
     expire(group, message);
   } else {
     grant(group, session, message, now);
@@ -211,7 +211,7 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
     group.suspects.pop_front();
     if (group.state->is_settled(message.sequence)) continue;  // dropped since
     if (!has_turn(group, message)) continue;
-    if (is_expired(message, now)) {
+    if (is_expired(group, message, now)) {
       expire(group, message);
     } else {
       grant(group, *idle, message, now);

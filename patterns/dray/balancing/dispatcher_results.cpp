@@ -41,6 +41,7 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
   const bool busy = item.kind == ResultKind::kDone && !item.follow_ups.empty() && !room_;
   if (busy) return send(session, encode(Busy{{{grant.epoch, grant.number, {sequence}}}}));
   session.answered(grant);
+  undo_untold(session, sequence, now);
   switch (item.kind) {
     case ResultKind::kDone:
       if (planted(Fault::kConfirmBeforeCommit)) {

@@ -174,6 +174,7 @@ void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& 
       continue;
     }
     session.answered(each->second);
+    undo_untold(session, each->first, now);
     give_back(group, each->first, each->second, now);
     each = session.grants.erase(each);
   }

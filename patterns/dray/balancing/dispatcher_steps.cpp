@@ -30,19 +30,18 @@ bool DispatcherCore::holds(const Session& session, Sequence sequence) const {
   return found != session.grants.end() && !found->second.settling;
 }
 
-// Why this step may not begin; empty if it may.
-std::string DispatcherCore::step_fault(const Group& group, const Step& step) const {
+bool DispatcherCore::has_step_room(const Group& group, const Step& step) const {
   const auto* journal = group.state->steps().find(step.sequence);
-  if (journal != nullptr && journal->size() >= kStepsMax) {
-    return "a message has at most " + std::to_string(kStepsMax) + " steps";
-  }
+  return journal == nullptr || journal->size() < kStepsMax;
+}
+
+// Why no step may begin now; empty if one may.
+std::string DispatcherCore::step_fault() const {
+  if (!room_) return "the spool is full";
   std::size_t bytes = 0;
   for (const auto& each : groups_) bytes += each->state->steps().bytes();
-  if (bytes >= kStepBytesMax) {
-    return "the steps of open messages take as much memory as they may (64 MiB)";
-  }
-  if (!room_) return "the spool is full";
-  return "";
+  if (bytes < kStepBytesMax) return "";
+  return "the steps of open messages take as much memory as they may (64 MiB)";
 }
 
 void DispatcherCore::on_step(Session& session, const Step& step, Now now) {
@@ -74,11 +73,18 @@ void DispatcherCore::on_step(Session& session, const Step& step, Now now) {
       });
     }
     if (known != nullptr) return answer(own ? StepAnswer::kRecorded : StepAnswer::kUnknown, "");
-    if (const auto fault = step_fault(group, step); !fault.empty()) {
-      return answer(StepAnswer::kRefused, fault);
+    if (!has_step_room(group, step)) {
+      return answer(StepAnswer::kRefused,
+                    "a message has at most " + std::to_string(kStepsMax) + " steps");
     }
+    if (const auto fault = step_fault(); !fault.empty()) return answer(StepAnswer::kBusy, fault);
     if (planted(Fault::kStepBeforeCommit)) answer(StepAnswer::kRecorded, "");
   } else if (step.what == StepCall::kNotDone && !own) {
+    const std::tuple key{session.group, step.sequence, step.run};
+    if (stepping_.count(key) != 0) {  // it is not durable yet, and given up already
+      given_up_.insert(key);
+      return;
+    }
     // An earlier handling began it too, and of that nothing is known.
     return answer(StepAnswer::kRecorded, "");
   }
@@ -101,6 +107,7 @@ void DispatcherCore::on_step_recorded(const Ticket& ticket, Now now) {
   group.state->step(record);
   stepping_.erase({ticket.group, record.sequence, record.run});
   undoing_.erase({ticket.group, record.sequence, record.run});
+  const bool given_up = given_up_.erase({ticket.group, record.sequence, record.run}) != 0;
   if (ticket.session.is_nil()) {  // nobody waits: a person decided, or it is undone
     for (const auto& [session, sequence] : ticket.sequences) {
       if (group.state->revive(sequence)) schedule(group, sequence, 0);
@@ -111,11 +118,21 @@ void DispatcherCore::on_step_recorded(const Ticket& ticket, Now now) {
   const bool held = found != sessions_.end() && holds(*found->second, record.sequence);
   // The delivery was lost meanwhile, and its worker was never told to go on: nothing ran.
   const bool begins = record.what == StepCall::kBegin;
-  if (begins && !held) return undo_step(record, now);
+  if (begins && (!held || given_up)) return undo_step(record, now);
   if (begins && found->second->peer.empty()) found->second->untold.push_back(record);
   if (found == sessions_.end()) return;
   send(*found->second, encode(Stepped{record.sequence, record.run, record.what, record.step,
                                       StepAnswer::kRecorded, ""}));
+}
+
+// Of what the handling that ended was never told: nothing ran.
+void DispatcherCore::undo_untold(Session& session, Sequence sequence, Now now) {
+  if (session.untold.empty()) return;
+  std::erase_if(session.untold, [&](const spool::StepRecord& each) {
+    if (each.sequence != sequence) return false;
+    undo_step(each, now);
+    return true;
+  });
 }
 
 // Its worker never heard of this beginning, and never will: it did not happen.

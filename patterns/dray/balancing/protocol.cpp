@@ -311,7 +311,7 @@ Stepped read_stepped(Fields& fields) {
   const auto answer = fields.natural<std::uint8_t>();
   stepped.answer = static_cast<StepAnswer>(answer);
   stepped.value = fields.binary();
-  if (answer > static_cast<std::uint8_t>(StepAnswer::kRefused) ||
+  if (answer > static_cast<std::uint8_t>(StepAnswer::kBusy) ||
       stepped.value.size() > kStepValueBytesMax) {
     fields.refuse();
   }

@@ -212,6 +212,7 @@ void WorkerCore::move_session(std::size_t from, std::size_t to, SteadyTime now) 
   std::swap(fresh.session, old.session);
   std::swap(fresh.hellos, old.hellos);
   fresh.held.swap(old.held);
+  fresh.given_up.swap(old.given_up);
   fresh.spool = std::exchange(old.spool, Uuid{});
   old.unsent.clear();
   loads_[to].held = std::exchange(loads_[from].held, 0);
@@ -245,6 +246,7 @@ void WorkerCore::on_welcome(std::size_t link, const Welcome& welcome, SteadyTime
     const bool back = held.result && held.result->kind == ResultKind::kReturned;
     loads_[link].closed = loads_[link].closed || back;
   }
+  for (const auto& undo : std::exchange(state.given_up, {})) send(link, encode(undo), now);
   for (const auto& [job, call] : steps_) {
     if (jobs_.at(job).link == link) send_step(job, call, now);
   }
@@ -259,6 +261,7 @@ void WorkerCore::forget_all(std::size_t link) {
   }
   state.held.clear();
   state.unsent.clear();
+  state.given_up.clear();
   loads_[link].held = 0;
 }
 
@@ -372,8 +375,26 @@ void WorkerCore::on_outcome(std::uint64_t job, const Outcome& outcome,
 
 // Whoever waits for the answer to a step of it waits for nothing.
 void WorkerCore::forget_job(std::uint64_t job) {
+  const auto call = steps_.find(job);
+  if (call == steps_.end()) {
+    jobs_.erase(job);
+    return;
+  }
+  // A beginning that was not answered, or was given up: it does not run.
+  if (call->second.what != StepCall::kDone) {
+    const auto [link, sequence] = jobs_.at(job);
+    auto& state = links_[link];
+    const Held& held = state.held.at(sequence);
+    Step undo{held.epoch,       held.number,       sequence, StepCall::kNotDone,
+              call->second.run, call->second.step, ""};
+    if (!state.welcomed) {
+      state.given_up.push_back(std::move(undo));
+    } else if (call->second.what == StepCall::kBegin) {  // else it was said
+      actions_.sends.push_back({link, encode(undo)});
+    }
+  }
+  steps_.erase(call);
   jobs_.erase(job);
-  if (steps_.erase(job) == 0) return;
   actions_.stepped.emplace_back(job,
                                 StepJournal::Reply{StepAnswer::kRefused, "this delivery was lost"});
 }

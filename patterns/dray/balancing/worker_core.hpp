@@ -156,6 +156,7 @@ class WorkerCore {
     std::optional<SteadyTime> offered_at;  // room for a dispatcher that said that it waits
     std::pmr::unordered_map<Sequence, Held> held;
     std::vector<Sequence> unsent;  // answered since the last flush
+    std::vector<Step> given_up;    // beginnings, to be said when it is welcomed
   };
   struct JobPlace {
     std::size_t link;

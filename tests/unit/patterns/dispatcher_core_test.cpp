@@ -652,7 +652,7 @@ TEST_CASE("no step begins without room; one that began may end") {
   using Answers = std::vector<StepAnswer>;
   CHECK(say(StepCall::kBegin, "one") == Answers{StepAnswer::kRecorded});
   bench.core->set_room(false);
-  CHECK(say(StepCall::kBegin, "two") == Answers{StepAnswer::kRefused});
+  CHECK(say(StepCall::kBegin, "two") == Answers{StepAnswer::kBusy});
   CHECK(say(StepCall::kDone, "one") == Answers{StepAnswer::kRecorded});
   CHECK(say(StepCall::kBegin, "one") == Answers{StepAnswer::kDoneBefore});
   // Of a delivery that is not this session's.

@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <catch2/catch.hpp>
+#include <condition_variable>
+#include <filesystem>
 #include <fstream>
 #include <mutex>
 #include <thread>
@@ -317,4 +319,116 @@ TEST_CASE("request/reply: over inproc and tcp, and with CURVE for those who are 
   CHECK(stranger.call({4}, 300ms).error().code == ErrorCode::kTimeout);
   NumberClient plain(endpoint);
   CHECK(plain.call({4}, 300ms).error().code == ErrorCode::kTimeout);
+}
+
+TEST_CASE("request/reply: a client that was idle while its service restarted calls the new one") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  auto service = std::make_unique<NumberService>(endpoint, twice);
+  NumberClient client(endpoint);
+  CHECK(client.call({1}, 10s)->value == 2);
+  for (int i = 0; i < 3; ++i) {
+    service.reset();
+    service = std::make_unique<NumberService>(endpoint, twice);
+    // It connects again by itself, and nobody looks.
+    while (service->counters().peers < 1) std::this_thread::yield();
+    const auto answer = client.call({4}, 10s);
+    REQUIRE(answer.ok());
+    CHECK(answer->value == 8);
+  }
+  CHECK(client.counters().lost == 0);
+}
+
+TEST_CASE("request/reply: a client whose key is let in while its call waits gets its answer") {
+  test::TemporaryFolder folder;
+  const auto own = transport::make_curve_keys();
+  const auto late = transport::make_curve_keys();
+  std::ofstream(folder / "allow.toml") << "[peer]\n";
+  ServiceOptions secured;
+  secured.keys = EndpointKeys{own.public_key, own.secret_key, "", folder / "allow.toml"};
+  const NumberService service("tcp://127.0.0.1:*", twice, secured);
+  ClientOptions options;
+  options.keys = EndpointKeys{late.public_key, late.secret_key, own.public_key, ""};
+  NumberClient client(service.bound_endpoint(), options);
+  CHECK(client.call({1}, 300ms).error().code == ErrorCode::kTimeout);
+  std::promise<Result<Number>> answer;
+  client.call_async({4}, 60s, [&](Result<Number> n) { answer.set_value(std::move(n)); });
+  std::ofstream(folder / "allow.new") << "[peer]\nlate = \"" << late.public_key << "\"\n";
+  std::filesystem::rename(folder / "allow.new", folder / "allow.toml");
+  auto future = answer.get_future();
+  REQUIRE(future.wait_for(30s) == std::future_status::ready);
+  CHECK(future.get()->value == 8);
+}
+
+TEST_CASE("request/reply: what is too large is refused in words, and the connection stays") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  const Service<std::string, std::string> service(
+      endpoint, [](const std::string& text) -> Result<std::string> {
+        return std::string(text == "much" ? 65U << 20 : 1, 'x');
+      });
+  Client<std::string, std::string> client(endpoint);
+  const auto request = client.call(std::string(65U << 20, 'x'), 10s);
+  REQUIRE(!request.ok());
+  CHECK(request.error().code == ErrorCode::kInvalid);
+  const auto reply = client.call("much", 30s);
+  REQUIRE(!reply.ok());
+  CHECK(reply.error().code == ErrorCode::kInvalid);
+  CHECK(client.call("little", 10s).ok());
+  CHECK(client.call("for ever", Milliseconds::max()).ok());
+}
+
+TEST_CASE("request/reply: a client that ends answers every callback, also those that call again") {
+  test::TemporaryFolder folder;
+  std::atomic<int> ended{0};
+  for (int i = 0; i < 20; ++i) {
+    auto client = std::make_unique<NumberClient>("ipc://" + (folder / "nobody"));
+    auto* raw = client.get();
+    const auto id = client->call_async({1}, 60s, [&](const Result<Number>&) { ++ended; });
+    client->call_async({2}, 60s, [&, raw](const Result<Number>&) {
+      ++ended;
+      raw->call_async({3}, 60s, [&](const Result<Number>& n) {
+        CHECK(n.error().code == ErrorCode::kClosed);
+        ++ended;
+      });
+      CHECK(raw->call({4}, 60s).error().code == ErrorCode::kClosed);
+    });
+    client->cancel(id);
+    client.reset();
+  }
+  CHECK(ended == 60);
+}
+
+TEST_CASE("request/reply: what a callback holds may use the client as it goes") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  const NumberService service(endpoint, twice);
+  NumberClient client(endpoint);
+  struct Holder {
+    explicit Holder(NumberClient& client_in) : client(client_in) {}
+    ~Holder() { (void)client.counters(); }
+    NumberClient& client;
+  };
+  std::promise<void> done;
+  client.call_async({1}, 10s,
+                    [&done, held = std::make_shared<Holder>(client)](const Result<Number>&) {
+                      done.set_value();
+                    });
+  done.get_future().get();
+  CHECK(client.call({2}, 10s)->value == 4);
+}
+
+TEST_CASE("request/reply: a service that has stopped takes no calls from those that go on") {
+  test::TemporaryFolder folder;
+  const std::vector<std::string> endpoints{"ipc://" + (folder / "a"), "ipc://" + (folder / "b")};
+  NumberService stopped(endpoints[0], twice);
+  const NumberService other(endpoints[1], twice);
+  NumberClient client(endpoints);
+  while (client.counters().peers < 2) (void)client.call({0}, 10s);
+  stopped.stop(1s);
+  stopped.stop(1s);
+  for (std::int64_t i = 0; i < 20; ++i) {
+    const auto answer = client.call({i}, CallOptions(10s, true));
+    REQUIRE(answer.ok());
+  }
 }

@@ -253,3 +253,48 @@ TEST_CASE("without a journal a step is refused") {
   CHECK(outcome.kind() == Outcome::Kind::kRetry);
   CHECK_THAT(outcome.reason(), Catch::Contains("keeps no journal"));
 }
+
+TEST_CASE("a step that failed is not run again in the same handling, and steps are not nested") {
+  Harness queue;
+  testing::GroupOptions options;
+  options.max_attempts = 1;
+  int effects = 0;
+  queue.group("g", {"t"}, handle_with<Payment>([&](const Payment&, Delivery& delivery) {
+                for (int i = 0; i < 3; ++i) {
+                  try {
+                    delivery.once("charge", IfUnknown::kAsk, [&] {
+                      ++effects;
+                      throw std::runtime_error("no answer");
+                    });
+                  } catch (const std::exception&) {  // tries again
+                  }
+                }
+                return retry("three times");
+              }),
+              options);
+  queue.group("nested", {"u"}, handle_with<Payment>([](const Payment&, Delivery& delivery) {
+                delivery.once("outer", IfUnknown::kAgain,
+                              [&] { delivery.once("inner", IfUnknown::kAgain, [] {}); });
+                return done();
+              }),
+              options);
+  REQUIRE(queue.publish("t", Payment{}).ok());
+  REQUIRE(queue.publish("u", Payment{}).ok());
+  CHECK(queue.settle());
+  CHECK(effects == 1);
+  REQUIRE(queue.dead("g").size() == 1);
+  CHECK_THAT(queue.dead("g")[0].reason, Catch::Contains("needs a decision"));
+  REQUIRE(queue.dead("nested").size() == 1);
+  CHECK_THAT(queue.dead("nested")[0].reason, Catch::Contains("not nested"));
+}
+
+TEST_CASE("what took effect in part does not expire") {
+  World world(IfUnknown::kAsk);
+  world.on_ship = once_only([] { throw std::runtime_error("later"); });
+  PublishOptions options;
+  options.expires_at = world.queue.clock().utc() + Milliseconds(500);
+  REQUIRE(world.queue.publish("order", Payment{5}, options).ok());
+  CHECK(world.queue.settle());  // the retry comes after a second
+  CHECK(world.queue.counts("pay") == Counts{.done = 1});
+  CHECK(world.charges == 1);
+}

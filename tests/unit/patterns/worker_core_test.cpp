@@ -130,6 +130,38 @@ TEST_CASE("a step's call is repeated after a reconnect, answered once, and refus
   CHECK(answers() == Answers{StepAnswer::kRefused});
 }
 
+TEST_CASE("a beginning that is given up is said to be none, also after a reconnect") {
+  Bench bench;
+  bench.connect();
+  bench.deliver(7);
+  const auto job = bench.started[0].id;
+  bench.core->call_step(job, {StepCall::kBegin, 5, "s", ""}, bench.clock.steady());
+  SECTION("while the connection is there") {
+    bench.act();
+    bench.frames.clear();
+    bench.finish(job, retry("stopped"));
+  }
+  SECTION("while it is not") {
+    bench.act();
+    bench.core->on_disconnected(0, bench.clock.steady());
+    bench.finish(job, retry("stopped"));
+    bench.frames.clear();
+    bench.connect();
+  }
+  REQUIRE(bench.sent<Step>().size() == 1);
+  CHECK(bench.sent<Step>()[0].what == StepCall::kNotDone);
+  CHECK(bench.sent<Step>()[0].run == 5);
+  // It comes before the answer, so that the next delivery finds it.
+  REQUIRE(bench.sent<ResultFrame>().size() == 1);
+  std::size_t step = 0;
+  std::size_t result = 0;
+  for (std::size_t i = 0; i < bench.frames.size(); ++i) {
+    if (std::holds_alternative<Step>(bench.frames[i])) step = i;
+    if (std::holds_alternative<ResultFrame>(bench.frames[i])) result = i;
+  }
+  CHECK(step < result);
+}
+
 TEST_CASE("a result is repeated after each reconnect until it is confirmed") {
   Bench bench;
   bench.connect();

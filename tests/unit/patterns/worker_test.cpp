@@ -238,3 +238,60 @@ TEST_CASE("a job that is written off among short ones leaves their results, and 
   release.set_value();
   for (const auto& [number, times] : seen.snapshot()) CHECK(times == (number == 5'000 ? 2 : 1));
 }
+
+TEST_CASE("a worker stops though a step waits for an answer that will not come") {
+  const TemporaryFolder folder;
+  auto spooler = *Spooler::open(options_in(folder));
+  publish(*spooler, 0, 1);
+  std::promise<void> began;
+  std::promise<void> gone;
+  auto is_gone = gone.get_future();
+  WorkerSettings settings;
+  settings.group = "email";
+  settings.endpoints = {spooler->status()->endpoint};
+  settings.timeout = 50ms;
+  settings.timeout_grace = 60s;
+  auto worker = Worker::start(settings, handle_with<Ping>([&](const Ping&, Delivery& delivery) {
+                                delivery.once("step", IfUnknown::kAgain, [&] {
+                                  began.set_value();
+                                  is_gone.wait();
+                                  while (!delivery.stop_token().stop_requested()) {
+                                    std::this_thread::yield();
+                                  }
+                                });
+                                return done();
+                              }));
+  REQUIRE(worker.ok());
+  began.get_future().wait();
+  spooler.reset();
+  gone.set_value();
+  // Once the end of the step waits for its answer, or before: it must not matter.
+  std::this_thread::sleep_for(100ms);
+  (*worker)->stop();
+  CHECK((*worker)->counters().done == 0);
+}
+
+TEST_CASE("a handling that is asked to stop begins no step, and nobody need decide about it") {
+  const TemporaryFolder folder;
+  const auto spooler = *Spooler::open(options_in(folder));
+  publish(*spooler, 0, 1);
+  std::atomic<int> runs{0};
+  std::atomic<int> effects{0};
+  WorkerSettings settings;
+  settings.group = "email";
+  settings.endpoints = {spooler->status()->endpoint};
+  settings.timeout = 30ms;
+  settings.retry.initial = 1ms;
+  const auto worker =
+      Worker::start(settings, handle_with<Ping>([&](const Ping&, Delivery& delivery) {
+                      if (++runs == 1) {
+                        while (!delivery.stop_token().stop_requested()) std::this_thread::yield();
+                      }
+                      delivery.once("step", IfUnknown::kAsk, [&] { ++effects; });
+                      return done();
+                    }));
+  REQUIRE(worker.ok());
+  while (spooler->status()->groups.at(0).pending > 0) std::this_thread::sleep_for(1ms);
+  CHECK(effects == 1);
+  CHECK(spooler->status()->groups.at(0).done == 1);
+}
