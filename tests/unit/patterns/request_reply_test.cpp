@@ -18,15 +18,15 @@ using namespace std::chrono_literals;
 
 namespace {
 
-struct Number {
+struct Figure {
   std::int64_t value = 0;
   DRAY_FIELDS(value)
 };
-using NumberClient = Client<Number, Number>;
-using NumberService = Service<Number, Number>;
+using FigureClient = Client<Figure, Figure>;
+using FigureService = Service<Figure, Figure>;
 
-Result<Number> twice(const Number& in) {
-  return Number{in.value * 2};
+Result<Figure> twice(const Figure& in) {
+  return Figure{in.value * 2};
 }
 
 // A gate that functions wait at.
@@ -67,13 +67,13 @@ TEST_CASE(
   transport::Context context;
   auto dying = std::make_unique<transport::RouterSocket>(context, transport::SocketOptions{});
   REQUIRE(dying->bind(a).ok());
-  NumberClient client(std::vector<std::string>{a, b});
-  std::promise<Result<Number>> first;
-  std::promise<Result<Number>> second;
+  FigureClient client(std::vector<std::string>{a, b});
+  std::promise<Result<Figure>> first;
+  std::promise<Result<Figure>> second;
   const auto begun = std::chrono::steady_clock::now();
-  client.call_async({1}, 60s, [&](Result<Number> n) { first.set_value(std::move(n)); });
+  client.call_async({1}, 60s, [&](Result<Figure> n) { first.set_value(std::move(n)); });
   client.call_async({2}, CallOptions(60s, true),
-                    [&](Result<Number> n) { second.set_value(std::move(n)); });
+                    [&](Result<Figure> n) { second.set_value(std::move(n)); });
   for (int taken = 0; taken < 2;) {
     if (dying->receive()) ++taken;
   }
@@ -81,7 +81,7 @@ TEST_CASE(
   const auto lost = first.get_future().get();
   REQUIRE(!lost.ok());
   CHECK(lost.error().code == ErrorCode::kUnknown);
-  const NumberService other(b, twice);
+  const FigureService other(b, twice);
   CHECK(second.get_future().get()->value == 4);
   CHECK(std::chrono::steady_clock::now() - begun < 30s);
   CHECK(client.counters().lost == 1);
@@ -95,21 +95,21 @@ TEST_CASE("request/reply: calls go to the service with the fewest open ones") {
   Gate gate;
   std::atomic<int> slow_calls{0};
   std::atomic<int> fast_calls{0};
-  const NumberService slow(endpoints[0], [&](const Number& in) -> Result<Number> {
+  const FigureService slow(endpoints[0], [&](const Figure& in) -> Result<Figure> {
     ++slow_calls;
     if (in.value == -1) gate.wait();
     return in;
   });
-  const NumberService fast(endpoints[1], [&](const Number& in) -> Result<Number> {
+  const FigureService fast(endpoints[1], [&](const Figure& in) -> Result<Figure> {
     ++fast_calls;
     return in;
   });
-  NumberClient client(endpoints);
+  FigureClient client(endpoints);
   while (client.counters().peers < 2) (void)client.call({0}, 10s);
   const int before = slow_calls + fast_calls;
   std::atomic<int> answered{0};
-  client.call_async({-1}, 60s, [&](const Result<Number>&) { ++answered; });
-  client.call_async({-1}, 60s, [&](const Result<Number>&) { ++answered; });
+  client.call_async({-1}, 60s, [&](const Result<Figure>&) { ++answered; });
+  client.call_async({-1}, 60s, [&](const Result<Figure>&) { ++answered; });
   gate.until_somebody_waits();
   while (answered < 1) std::this_thread::yield();  // one went to each
   for (std::int64_t i = 0; i < 50; ++i) REQUIRE(client.call({i}, 10s)->value == i);
@@ -127,18 +127,18 @@ TEST_CASE("request/reply: what is cancelled, or too late, is not run") {
   const std::string endpoint = "ipc://" + (folder / "s");
   Gate gate;
   std::atomic<int> runs{0};
-  NumberService service(endpoint, [&](const Number& in) -> Result<Number> {
+  FigureService service(endpoint, [&](const Figure& in) -> Result<Figure> {
     ++runs;
     if (in.value == 0) gate.wait();
     return in;
   });
-  NumberClient client(endpoint);
+  FigureClient client(endpoint);
   std::promise<void> held;
-  client.call_async({0}, 60s, [&](const Result<Number>&) { held.set_value(); });
+  client.call_async({0}, 60s, [&](const Result<Figure>&) { held.set_value(); });
   gate.until_somebody_waits();
-  std::promise<Result<Number>> cancelled;
+  std::promise<Result<Figure>> cancelled;
   const auto id =
-      client.call_async({1}, 60s, [&](Result<Number> n) { cancelled.set_value(std::move(n)); });
+      client.call_async({1}, 60s, [&](Result<Figure> n) { cancelled.set_value(std::move(n)); });
   CHECK(client.call({2}, 50ms).error().code == ErrorCode::kTimeout);
   client.cancel(id);
   CHECK(cancelled.get_future().get().error().code == ErrorCode::kClosed);
@@ -159,19 +159,19 @@ TEST_CASE("request/reply: more than may wait is refused, on either side") {
   ServiceOptions options;
   options.waiting_max = 2;
   options.threads = 2;
-  NumberService service(
+  FigureService service(
       endpoint,
-      [&](const Number& in) -> Result<Number> {
+      [&](const Figure& in) -> Result<Figure> {
         gate.wait();
         return in;
       },
       options);
   ClientOptions few;
   few.open_max = 6;
-  NumberClient client(endpoint, few);
+  FigureClient client(endpoint, few);
   std::atomic<int> full{0};
   std::atomic<int> answered{0};
-  const auto count = [&](const Result<Number>& n) {
+  const auto count = [&](const Result<Figure>& n) {
     ++(n.ok() ? answered : full);
     if (!n.ok()) CHECK(n.error().code == ErrorCode::kFull);
   };
@@ -195,8 +195,8 @@ TEST_CASE("request/reply: many threads and callbacks at once, and a callback tha
   const std::string endpoint = "ipc://" + (folder / "s");
   ServiceOptions options;
   options.threads = 2;
-  const NumberService service(endpoint, twice, options);
-  NumberClient client(endpoint);
+  const FigureService service(endpoint, twice, options);
+  FigureClient client(endpoint);
   std::atomic<int> right{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
@@ -208,7 +208,7 @@ TEST_CASE("request/reply: many threads and callbacks at once, and a callback tha
     });
   }
   for (std::int64_t i = 0; i < 200; ++i) {
-    client.call_async({i}, 20s, [&, i](const Result<Number>& n) {
+    client.call_async({i}, 20s, [&, i](const Result<Figure>& n) {
       if (n.ok() && n->value == 2 * i) ++right;
       const auto inner = client.call({i}, 20s);
       if (inner.ok()) ++right;
@@ -223,18 +223,18 @@ TEST_CASE(
     "request/reply: a service that stops answers what waits, and a client that ends its calls") {
   test::TemporaryFolder folder;
   const std::string endpoint = "ipc://" + (folder / "s");
-  std::vector<Result<Number>> answers;
+  std::vector<Result<Figure>> answers;
   std::mutex mutex;
-  const auto note = [&](Result<Number> n) {
+  const auto note = [&](Result<Figure> n) {
     const std::lock_guard lock(mutex);
     answers.push_back(std::move(n));
   };
   Gate gate;
-  auto service = std::make_unique<NumberService>(endpoint, [&](const Number& in) -> Result<Number> {
+  auto service = std::make_unique<FigureService>(endpoint, [&](const Figure& in) -> Result<Figure> {
     if (in.value == 0) gate.wait();
     return in;
   });
-  auto client = std::make_unique<NumberClient>(endpoint);
+  auto client = std::make_unique<FigureClient>(endpoint);
   for (std::int64_t i = 0; i < 3; ++i) client->call_async({i}, 60s, note);
   gate.until_somebody_waits();
   std::thread stop([&] { service->stop(5s); });
@@ -250,7 +250,7 @@ TEST_CASE(
 TEST_CASE("request/reply: frames that are none, and services that are none, harm nobody") {
   test::TemporaryFolder folder;
   const std::string endpoint = "ipc://" + (folder / "s");
-  NumberService service(endpoint, twice);
+  FigureService service(endpoint, twice);
   transport::Context context;
   transport::DealerSocket raw(context, {});
   REQUIRE(raw.connect(endpoint).ok());
@@ -264,7 +264,7 @@ TEST_CASE("request/reply: frames that are none, and services that are none, harm
   for (const auto& frame : bad) {
     while (raw.send(frame) != transport::Sent::kSent) std::this_thread::yield();
   }
-  NumberClient client(endpoint);
+  FigureClient client(endpoint);
   CHECK(client.call({2}, 5s)->value == 4);
   while (service.counters().malformed < bad.size()) std::this_thread::yield();
   CHECK(!plain::decode_call("nonsense"));
@@ -281,10 +281,10 @@ TEST_CASE("request/reply: frames that are none, and services that are none, harm
       return;
     }
   });
-  NumberClient deceived(other);
+  FigureClient deceived(other);
   CHECK(deceived.call({1}, 200ms).error().code == ErrorCode::kTimeout);
   lies.join();
-  CHECK_THROWS_AS(NumberClient(std::vector<std::string>{}), EndpointError);
+  CHECK_THROWS_AS(FigureClient(std::vector<std::string>{}), EndpointError);
 }
 
 TEST_CASE("request/reply: over inproc and tcp, and with CURVE for those who are allowed") {
@@ -294,8 +294,8 @@ TEST_CASE("request/reply: over inproc and tcp, and with CURVE for those who are 
     serves.context = &context;
     ClientOptions calls;
     calls.context = &context;
-    const NumberService service("inproc://twice", twice, serves);
-    NumberClient client("inproc://twice", calls);
+    const FigureService service("inproc://twice", twice, serves);
+    FigureClient client("inproc://twice", calls);
     CHECK(client.call({4}, 5s)->value == 8);
   }
   test::TemporaryFolder folder;
@@ -305,7 +305,7 @@ TEST_CASE("request/reply: over inproc and tcp, and with CURVE for those who are 
   std::ofstream(folder / "allow.toml") << "[peer]\nfriend = \"" << friends.public_key << "\"\n";
   ServiceOptions secured;
   secured.keys = EndpointKeys{own.public_key, own.secret_key, "", folder / "allow.toml"};
-  const NumberService service("tcp://0.0.0.0:*", twice, secured);
+  const FigureService service("tcp://0.0.0.0:*", twice, secured);
   const auto bound = service.bound_endpoint();
   const std::string endpoint = "tcp://127.0.0.1:" + bound.substr(bound.rfind(':') + 1);
   const auto options_of = [&](const transport::CurveKeys& keys) {
@@ -313,23 +313,23 @@ TEST_CASE("request/reply: over inproc and tcp, and with CURVE for those who are 
     options.keys = EndpointKeys{keys.public_key, keys.secret_key, own.public_key, ""};
     return options;
   };
-  NumberClient welcome(endpoint, options_of(friends));
+  FigureClient welcome(endpoint, options_of(friends));
   CHECK(welcome.call({4}, 10s)->value == 8);
-  NumberClient stranger(endpoint, options_of(strangers));
+  FigureClient stranger(endpoint, options_of(strangers));
   CHECK(stranger.call({4}, 300ms).error().code == ErrorCode::kTimeout);
-  NumberClient plain(endpoint);
+  FigureClient plain(endpoint);
   CHECK(plain.call({4}, 300ms).error().code == ErrorCode::kTimeout);
 }
 
 TEST_CASE("request/reply: a client that was idle while its service restarted calls the new one") {
   test::TemporaryFolder folder;
   const std::string endpoint = "ipc://" + (folder / "s");
-  auto service = std::make_unique<NumberService>(endpoint, twice);
-  NumberClient client(endpoint);
+  auto service = std::make_unique<FigureService>(endpoint, twice);
+  FigureClient client(endpoint);
   CHECK(client.call({1}, 10s)->value == 2);
   for (int i = 0; i < 3; ++i) {
     service.reset();
-    service = std::make_unique<NumberService>(endpoint, twice);
+    service = std::make_unique<FigureService>(endpoint, twice);
     // It connects again by itself, and nobody looks.
     while (service->counters().peers < 1) std::this_thread::yield();
     const auto answer = client.call({4}, 10s);
@@ -346,13 +346,13 @@ TEST_CASE("request/reply: a client whose key is let in while its call waits gets
   std::ofstream(folder / "allow.toml") << "[peer]\n";
   ServiceOptions secured;
   secured.keys = EndpointKeys{own.public_key, own.secret_key, "", folder / "allow.toml"};
-  const NumberService service("tcp://127.0.0.1:*", twice, secured);
+  const FigureService service("tcp://127.0.0.1:*", twice, secured);
   ClientOptions options;
   options.keys = EndpointKeys{late.public_key, late.secret_key, own.public_key, ""};
-  NumberClient client(service.bound_endpoint(), options);
+  FigureClient client(service.bound_endpoint(), options);
   CHECK(client.call({1}, 300ms).error().code == ErrorCode::kTimeout);
-  std::promise<Result<Number>> answer;
-  client.call_async({4}, 60s, [&](Result<Number> n) { answer.set_value(std::move(n)); });
+  std::promise<Result<Figure>> answer;
+  client.call_async({4}, 60s, [&](Result<Figure> n) { answer.set_value(std::move(n)); });
   std::ofstream(folder / "allow.new") << "[peer]\nlate = \"" << late.public_key << "\"\n";
   std::filesystem::rename(folder / "allow.new", folder / "allow.toml");
   auto future = answer.get_future();
@@ -382,12 +382,12 @@ TEST_CASE("request/reply: a client that ends answers every callback, also those 
   test::TemporaryFolder folder;
   std::atomic<int> ended{0};
   for (int i = 0; i < 20; ++i) {
-    auto client = std::make_unique<NumberClient>("ipc://" + (folder / "nobody"));
+    auto client = std::make_unique<FigureClient>("ipc://" + (folder / "nobody"));
     auto* raw = client.get();
-    const auto id = client->call_async({1}, 60s, [&](const Result<Number>&) { ++ended; });
-    client->call_async({2}, 60s, [&, raw](const Result<Number>&) {
+    const auto id = client->call_async({1}, 60s, [&](const Result<Figure>&) { ++ended; });
+    client->call_async({2}, 60s, [&, raw](const Result<Figure>&) {
       ++ended;
-      raw->call_async({3}, 60s, [&](const Result<Number>& n) {
+      raw->call_async({3}, 60s, [&](const Result<Figure>& n) {
         CHECK(n.error().code == ErrorCode::kClosed);
         ++ended;
       });
@@ -402,16 +402,16 @@ TEST_CASE("request/reply: a client that ends answers every callback, also those 
 TEST_CASE("request/reply: what a callback holds may use the client as it goes") {
   test::TemporaryFolder folder;
   const std::string endpoint = "ipc://" + (folder / "s");
-  const NumberService service(endpoint, twice);
-  NumberClient client(endpoint);
+  const FigureService service(endpoint, twice);
+  FigureClient client(endpoint);
   struct Holder {
-    explicit Holder(NumberClient& client_in) : client(client_in) {}
+    explicit Holder(FigureClient& client_in) : client(client_in) {}
     ~Holder() { (void)client.counters(); }
-    NumberClient& client;
+    FigureClient& client;
   };
   std::promise<void> done;
   client.call_async({1}, 10s,
-                    [&done, held = std::make_shared<Holder>(client)](const Result<Number>&) {
+                    [&done, held = std::make_shared<Holder>(client)](const Result<Figure>&) {
                       done.set_value();
                     });
   done.get_future().get();
@@ -421,9 +421,9 @@ TEST_CASE("request/reply: what a callback holds may use the client as it goes") 
 TEST_CASE("request/reply: a service that has stopped takes no calls from those that go on") {
   test::TemporaryFolder folder;
   const std::vector<std::string> endpoints{"ipc://" + (folder / "a"), "ipc://" + (folder / "b")};
-  NumberService stopped(endpoints[0], twice);
-  const NumberService other(endpoints[1], twice);
-  NumberClient client(endpoints);
+  FigureService stopped(endpoints[0], twice);
+  const FigureService other(endpoints[1], twice);
+  FigureClient client(endpoints);
   while (client.counters().peers < 2) (void)client.call({0}, 10s);
   stopped.stop(1s);
   stopped.stop(1s);

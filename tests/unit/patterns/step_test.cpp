@@ -16,9 +16,9 @@ struct Payment {
   DRAY_FIELDS(cents)
 };
 
-// A handler with two steps, and what it did to the world.
-struct World {
-  explicit World(IfUnknown choice) : if_unknown(choice) {
+// A handler with two steps, and what it did to the till.
+struct Till {
+  explicit Till(IfUnknown choice) : if_unknown(choice) {
     options.max_attempts = 4;
     queue.group("pay", {"order"},
                 handle_with<Payment>([this](const Payment& payment, Delivery& delivery) {
@@ -57,15 +57,15 @@ std::function<void()> once_only(std::function<void()> action) {
 }  // namespace
 
 TEST_CASE("a step that ended is not run again, and its value comes from the journal") {
-  World world(IfUnknown::kAsk);
-  world.on_end = once_only([] { throw std::runtime_error("later"); });
-  REQUIRE(world.queue.publish("order", Payment{5}).ok());
-  CHECK(world.queue.settle());
-  CHECK(world.queue.counts("pay") == Counts{.done = 1});
-  CHECK(world.queue.handled().size() == 2);
-  CHECK(world.charges == 1);
-  CHECK(world.shipments == 1);
-  CHECK(world.receipts == std::vector<std::string>{"receipt 5", "receipt 5"});
+  Till till(IfUnknown::kAsk);
+  till.on_end = once_only([] { throw std::runtime_error("later"); });
+  REQUIRE(till.queue.publish("order", Payment{5}).ok());
+  CHECK(till.queue.settle());
+  CHECK(till.queue.counts("pay") == Counts{.done = 1});
+  CHECK(till.queue.handled().size() == 2);
+  CHECK(till.charges == 1);
+  CHECK(till.shipments == 1);
+  CHECK(till.receipts == std::vector<std::string>{"receipt 5", "receipt 5"});
 }
 
 TEST_CASE("a worker dies at each point of the journal") {
@@ -84,15 +84,15 @@ TEST_CASE("a worker dies at each point of the journal") {
                             Row{CrashPoint::kAfterHandler, IfUnknown::kAsk, 1, false},
                             Row{CrashPoint::kAfterResult, IfUnknown::kAsk, 1, false});
   CAPTURE(static_cast<int>(row.point), static_cast<int>(row.if_unknown));
-  World world(row.if_unknown);
-  world.queue.crash_next("pay", row.point);
-  REQUIRE(world.queue.publish("order", Payment{5}).ok());
-  CHECK(world.queue.settle());
-  CHECK(world.charges == row.charges);
-  CHECK(world.shipments == (row.dies ? 0 : 1));
-  CHECK(world.queue.counts("pay") == (row.dies ? Counts{.dead = 1} : Counts{.done = 1}));
+  Till till(row.if_unknown);
+  till.queue.crash_next("pay", row.point);
+  REQUIRE(till.queue.publish("order", Payment{5}).ok());
+  CHECK(till.queue.settle());
+  CHECK(till.charges == row.charges);
+  CHECK(till.shipments == (row.dies ? 0 : 1));
+  CHECK(till.queue.counts("pay") == (row.dies ? Counts{.dead = 1} : Counts{.done = 1}));
   if (!row.dies) return;
-  const auto dead = world.queue.dead("pay");
+  const auto dead = till.queue.dead("pay");
   REQUIRE(dead.size() == 1);
   CHECK(dead[0].reason.rfind("needs a decision: step 'charge'", 0) == 0);
   CHECK(dead[0].undecided == std::vector<std::string>{"charge"});
@@ -100,96 +100,96 @@ TEST_CASE("a worker dies at each point of the journal") {
 
 TEST_CASE("a producer dies, or its power fails, at each point of the journal") {
   const bool power = GENERATE(false, true);
-  const auto where = GENERATE(&World::on_charge, &World::on_ship, &World::on_end);
-  World world(IfUnknown::kAsk);
-  world.*where = once_only([&] { power ? world.queue.cut_power() : world.queue.kill_producer(); });
-  REQUIRE(world.queue.publish("order", Payment{5}).ok());
-  CHECK(world.queue.settle());
-  CHECK(world.queue.counts("pay") == Counts{.done = 1});
-  CHECK(world.charges == 1);
-  CHECK(world.shipments == 1);
-  CHECK(world.queue.handled().size() == 1);
+  const auto where = GENERATE(&Till::on_charge, &Till::on_ship, &Till::on_end);
+  Till till(IfUnknown::kAsk);
+  till.*where = once_only([&] { power ? till.queue.cut_power() : till.queue.kill_producer(); });
+  REQUIRE(till.queue.publish("order", Payment{5}).ok());
+  CHECK(till.queue.settle());
+  CHECK(till.queue.counts("pay") == Counts{.done = 1});
+  CHECK(till.charges == 1);
+  CHECK(till.shipments == 1);
+  CHECK(till.queue.handled().size() == 1);
 }
 
 TEST_CASE("a restart remembers the steps of open messages, with and without a checkpoint") {
   const bool power = GENERATE(false, true);
-  World world(IfUnknown::kAsk);
-  world.on_ship = once_only([] { throw std::runtime_error("later"); });
-  REQUIRE(world.queue.publish("order", Payment{5}).ok());
-  world.queue.run();
-  CHECK(world.charges == 1);
-  CHECK(world.queue.counts("pay") == Counts{.pending = 1});
-  power ? world.queue.cut_power() : world.queue.kill_producer();
-  CHECK(world.queue.settle());
-  CHECK(world.queue.counts("pay") == Counts{.done = 1});
-  CHECK(world.charges == 1);
-  CHECK(world.shipments == 2);
+  Till till(IfUnknown::kAsk);
+  till.on_ship = once_only([] { throw std::runtime_error("later"); });
+  REQUIRE(till.queue.publish("order", Payment{5}).ok());
+  till.queue.run();
+  CHECK(till.charges == 1);
+  CHECK(till.queue.counts("pay") == Counts{.pending = 1});
+  power ? till.queue.cut_power() : till.queue.kill_producer();
+  CHECK(till.queue.settle());
+  CHECK(till.queue.counts("pay") == Counts{.done = 1});
+  CHECK(till.charges == 1);
+  CHECK(till.shipments == 2);
 }
 
 TEST_CASE("a person decides what became of a step") {
-  World world(IfUnknown::kAsk);
-  world.queue.crash_next("pay", CrashPoint::kStepRan);
-  const auto receipt = world.queue.publish("order", Payment{5});
+  Till till(IfUnknown::kAsk);
+  till.queue.crash_next("pay", CrashPoint::kStepRan);
+  const auto receipt = till.queue.publish("order", Payment{5});
   REQUIRE(receipt.ok());
-  CHECK(world.queue.settle());
-  CHECK_THROWS_WITH(world.queue.decide_done("pay", receipt->sequence, "ship"),
+  CHECK(till.queue.settle());
+  CHECK_THROWS_WITH(till.queue.decide_done("pay", receipt->sequence, "ship"),
                     Catch::Contains("undecided: charge"));
   SECTION("it took effect") {
-    world.queue.decide_done("pay", receipt->sequence, "charge", std::string("by hand"));
-    CHECK(world.queue.settle());
-    CHECK(world.charges == 1);
-    CHECK(world.receipts == std::vector<std::string>{"by hand"});
+    till.queue.decide_done("pay", receipt->sequence, "charge", std::string("by hand"));
+    CHECK(till.queue.settle());
+    CHECK(till.charges == 1);
+    CHECK(till.receipts == std::vector<std::string>{"by hand"});
   }
   SECTION("it took none") {
-    world.queue.decide_not_done("pay", receipt->sequence, "charge");
-    CHECK(world.queue.settle());
-    CHECK(world.charges == 2);
-    CHECK(world.receipts == std::vector<std::string>{"receipt 5"});
+    till.queue.decide_not_done("pay", receipt->sequence, "charge");
+    CHECK(till.queue.settle());
+    CHECK(till.charges == 2);
+    CHECK(till.receipts == std::vector<std::string>{"receipt 5"});
   }
   SECTION("it survives a restart, and a value of another type is said") {
-    world.queue.kill_producer();
-    world.queue.decide_done("pay", receipt->sequence, "charge");  // nil
-    CHECK(world.queue.settle());
-    REQUIRE(world.queue.dead("pay").size() == 1);
-    CHECK_THAT(world.queue.dead("pay")[0].reason,
+    till.queue.kill_producer();
+    till.queue.decide_done("pay", receipt->sequence, "charge");  // nil
+    CHECK(till.queue.settle());
+    REQUIRE(till.queue.dead("pay").size() == 1);
+    CHECK_THAT(till.queue.dead("pay")[0].reason,
                Catch::Contains("of step 'charge' is of another type"));
     return;
   }
-  CHECK(world.queue.counts("pay") == Counts{.done = 1});
-  CHECK_THROWS_AS(world.queue.decide_done("pay", receipt->sequence, "charge"), std::logic_error);
+  CHECK(till.queue.counts("pay") == Counts{.done = 1});
+  CHECK_THROWS_AS(till.queue.decide_done("pay", receipt->sequence, "charge"), std::logic_error);
 }
 
 TEST_CASE("a step that says it took no effect begins anew; any other exception leaves it unknown") {
-  World world(IfUnknown::kAsk);
+  Till till(IfUnknown::kAsk);
   SECTION("StepNotDone") {
-    world.on_charge = once_only([] { throw StepNotDone("refused"); });
-    REQUIRE(world.queue.publish("order", Payment{5}).ok());
-    CHECK(world.queue.settle());
-    CHECK(world.queue.counts("pay") == Counts{.done = 1});
-    CHECK(world.queue.handled()[0].reason == "exception: refused");
+    till.on_charge = once_only([] { throw StepNotDone("refused"); });
+    REQUIRE(till.queue.publish("order", Payment{5}).ok());
+    CHECK(till.queue.settle());
+    CHECK(till.queue.counts("pay") == Counts{.done = 1});
+    CHECK(till.queue.handled()[0].reason == "exception: refused");
   }
   SECTION("another") {
-    world.on_charge = once_only([] { throw std::runtime_error("no answer"); });
-    REQUIRE(world.queue.publish("order", Payment{5}).ok());
-    CHECK(world.queue.settle());
-    CHECK(world.queue.counts("pay") == Counts{.dead = 1});
-    CHECK(world.charges == 1);
+    till.on_charge = once_only([] { throw std::runtime_error("no answer"); });
+    REQUIRE(till.queue.publish("order", Payment{5}).ok());
+    CHECK(till.queue.settle());
+    CHECK(till.queue.counts("pay") == Counts{.dead = 1});
+    CHECK(till.charges == 1);
   }
 }
 
 TEST_CASE("what an earlier handling left unknown is not made undone by a later one") {
-  World world(IfUnknown::kAgain);
-  world.queue.crash_next("pay", CrashPoint::kStepRan);
+  Till till(IfUnknown::kAgain);
+  till.queue.crash_next("pay", CrashPoint::kStepRan);
   int calls = 0;
-  world.on_charge = [&] {
+  till.on_charge = [&] {
     if (++calls == 2) throw StepNotDone("refused");
   };
-  REQUIRE(world.queue.publish("order", Payment{5}).ok());
-  for (int i = 0; i < 100 && calls < 2; ++i) world.queue.advance(std::chrono::milliseconds(100));
+  REQUIRE(till.queue.publish("order", Payment{5}).ok());
+  for (int i = 0; i < 100 && calls < 2; ++i) till.queue.advance(std::chrono::milliseconds(100));
   CHECK(calls == 2);
-  world.if_unknown = IfUnknown::kAsk;
-  CHECK(world.queue.settle());
-  CHECK(world.queue.counts("pay") == Counts{.dead = 1});
+  till.if_unknown = IfUnknown::kAsk;
+  CHECK(till.queue.settle());
+  CHECK(till.queue.counts("pay") == Counts{.dead = 1});
 }
 
 TEST_CASE("a handler that swallows the question, or uses steps wrongly") {
@@ -289,12 +289,12 @@ TEST_CASE("a step that failed is not run again in the same handling, and steps a
 }
 
 TEST_CASE("what took effect in part does not expire") {
-  World world(IfUnknown::kAsk);
-  world.on_ship = once_only([] { throw std::runtime_error("later"); });
+  Till till(IfUnknown::kAsk);
+  till.on_ship = once_only([] { throw std::runtime_error("later"); });
   PublishOptions options;
-  options.expires_at = world.queue.clock().utc() + Milliseconds(500);
-  REQUIRE(world.queue.publish("order", Payment{5}, options).ok());
-  CHECK(world.queue.settle());  // the retry comes after a second
-  CHECK(world.queue.counts("pay") == Counts{.done = 1});
-  CHECK(world.charges == 1);
+  options.expires_at = till.queue.clock().utc() + Milliseconds(500);
+  REQUIRE(till.queue.publish("order", Payment{5}, options).ok());
+  CHECK(till.queue.settle());  // the retry comes after a second
+  CHECK(till.queue.counts("pay") == Counts{.done = 1});
+  CHECK(till.charges == 1);
 }
