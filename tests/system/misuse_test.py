@@ -24,7 +24,7 @@ handler = "%(handler)s"
 consume = { group = "g", from = ["s"] }
 threads = 2
 timeout = "300ms"
-max_memory = "128MiB"
+max_memory = "%(memory)s"
 retry = { max_attempts = 2, initial = "1ms", max = "1ms" }
 """
 
@@ -33,13 +33,13 @@ class Misuse(unittest.TestCase):
     setUp, build = plugin_test.Plugins.setUp, plugin_test.Plugins.build
     publish, group = plugin_test.Plugins.publish, plugin_test.Plugins.group
 
-    def start(self):
+    def start(self, memory="2GiB"):
         self.build("g++", "-std=c++20", "-DDRAY_STATIC", "-fvisibility=hidden", "-fno-sanitize=all",
                    f"{plugin_test.SOURCE}/tests/system/plugins/misuse.cpp",
                    os.path.join(plugin_test.LIBRARIES, "libdray_plugin.a"))
         self.shop.config = os.path.join(self.shop.folder, "c.toml")
         with open(self.shop.config, "w", encoding="utf-8") as file:
-            file.write(CONFIG % {"handler": "misuse"})
+            file.write(CONFIG % {"handler": "misuse", "memory": memory})
         self.shop.start()
         wait_until(lambda: self.shop.log().count("app is running") == 2, "the apps run")
 
@@ -89,7 +89,7 @@ class Misuse(unittest.TestCase):
         self.assertEqual(self.shop.log().count("started app=owner"), 1)
 
     def test_one_that_leaks_is_started_again_before_the_machine_suffers(self):
-        self.start()
+        self.start("128MiB")
         for _ in range(60):
             self.publish('{"wish": "leak"}')
         wait_until(lambda: self.group()["done"] == 60, "all are handled", 60)
