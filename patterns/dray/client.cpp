@@ -203,7 +203,7 @@ Result<std::string> BytesClient::call_bytes(std::string_view request, const Call
 }
 
 CallId BytesClient::call_bytes(std::string_view request, const CallOptions& options,
-                               BytesCallback done) {
+                               const BytesCallback& done) {
   auto& state = *state_;
   std::optional<Error> refused;
   {
@@ -473,7 +473,7 @@ void BytesClient::State::end(std::unordered_map<CallId, Call>::iterator call,
   calls.erase(call);
 }
 
-BytesClient::BytesClient(std::vector<std::string> endpoints, const ClientOptions& options)
+BytesClient::BytesClient(const std::vector<std::string>& endpoints, const ClientOptions& options)
     : state_(std::make_unique<State>(endpoints, options)) {
   state_->thread = std::thread([state = state_.get()] { state->run(); });
 }

@@ -71,14 +71,15 @@ using CallId = std::uint64_t;
 
 class DRAY_API BytesClient {
  public:
-  BytesClient(std::vector<std::string> endpoints, const ClientOptions& options);
+  BytesClient(const std::vector<std::string>& endpoints, const ClientOptions& options);
   ~BytesClient();
   BytesClient(const BytesClient&) = delete;
   BytesClient& operator=(const BytesClient&) = delete;
 
   Result<std::string> call_bytes(std::string_view request, const CallOptions& options);
   // `done` is called once; it must not block for long.
-  CallId call_bytes(std::string_view request, const CallOptions& options, BytesCallback done);
+  CallId call_bytes(std::string_view request, const CallOptions& options,
+                    const BytesCallback& done);
   // Ends it with kClosed, unless it has ended. A service that has not begun it will not.
   void cancel(CallId call);
   ClientCounters counters() const;
@@ -112,7 +113,7 @@ struct ServiceCounters {
 class DRAY_API BytesService {
  public:
   using Function = std::function<Result<std::string>(std::string_view request)>;
-  BytesService(std::vector<std::string> endpoints, Function function,
+  BytesService(const std::vector<std::string>& endpoints, Function function,
                const ServiceOptions& options);
   ~BytesService();
   BytesService(const BytesService&) = delete;
@@ -133,8 +134,8 @@ class Client {
  public:
   explicit Client(const std::string& endpoint, const ClientOptions& options = {})
       : client_({endpoint}, options) {}
-  explicit Client(std::vector<std::string> endpoints, const ClientOptions& options = {})
-      : client_(std::move(endpoints), options) {}
+  explicit Client(const std::vector<std::string>& endpoints, const ClientOptions& options = {})
+      : client_(endpoints, options) {}
 
   Result<Reply> call(const Request& request, const CallOptions& options) {
     const auto bytes = client_.call_bytes(to_bytes(request), options);
@@ -160,9 +161,10 @@ class Service {
   using Function = std::function<Result<Reply>(const Request&)>;
   Service(const std::string& endpoint, Function function, const ServiceOptions& options = {})
       : Service(std::vector<std::string>{endpoint}, std::move(function), options) {}
-  Service(std::vector<std::string> endpoints, Function function, const ServiceOptions& options = {})
+  Service(const std::vector<std::string>& endpoints, Function function,
+          const ServiceOptions& options = {})
       : service_(
-            std::move(endpoints),
+            endpoints,
             [function = std::move(function)](std::string_view bytes) -> Result<std::string> {
               auto request = from_bytes<Request>(bytes);
               if (!request.ok()) return request.error();

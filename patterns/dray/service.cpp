@@ -271,7 +271,7 @@ void BytesService::State::run() {
   }
 }
 
-BytesService::BytesService(std::vector<std::string> endpoints, Function function,
+BytesService::BytesService(const std::vector<std::string>& endpoints, Function function,
                            const ServiceOptions& options)
     : state_(std::make_unique<State>(endpoints, std::move(function), options)) {
   auto* state = state_.get();

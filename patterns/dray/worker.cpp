@@ -416,11 +416,11 @@ void read_step_calls(S& state) {
 }
 
 template <typename S>
-void answer_step(S& state, std::uint64_t job, StepJournal::Reply reply) {
+void answer_step(S& state, std::uint64_t job, const StepJournal::Reply& reply) {
   for (const auto& slot : state.slots) {
     const std::lock_guard lock(slot->mutex);
     if (slot->job != job) continue;
-    slot->reply = std::move(reply);
+    slot->reply = reply;
     slot->replied.notify_all();
     return;
   }
@@ -526,7 +526,7 @@ void perform(const std::shared_ptr<S>& state) {
     for (const auto job : returned) state->core.on_returned(job);
     if (!returned.empty()) state->wake_up.wake();
   }
-  for (auto& [job, reply] : actions.stepped) answer_step(*state, job, std::move(reply));
+  for (const auto& [job, reply] : actions.stepped) answer_step(*state, job, reply);
   for (const auto& problem : actions.problems) state->settings.log.warning(problem);
   for (auto& send : actions.sends) {
     // A frame that cannot go is not lost: results are said again after the next WELCOME, and the

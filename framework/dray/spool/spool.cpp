@@ -93,12 +93,13 @@ std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const
   return std::nullopt;
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): as the interface says
 void Spool::publish_draft(Draft draft, ReceiptCallback done) {
-  publish(std::move(draft), std::move(done), true);
+  publish(draft, std::move(done), true);
 }
 
-void Spool::publish_at_once(Draft draft, ReceiptCallback done) {
-  publish(std::move(draft), std::move(done), false);
+void Spool::publish_at_once(const Draft& draft, ReceiptCallback done) {
+  publish(draft, std::move(done), false);
 }
 
 // Who waits for room is always there to take it: a little is left for who does not.
@@ -112,7 +113,7 @@ Milliseconds Spool::dedup_reach() const {
   return dedup_.reach(to_ms(clock_.utc()));
 }
 
-void Spool::publish(Draft draft, ReceiptCallback done, bool may_wait) {
+void Spool::publish(const Draft& draft, ReceiptCallback done, bool may_wait) {
   GroupMask groups = 0;
   if (auto refused = refusal(draft, groups)) return done(*refused);
   const UtcTime now = clock_.utc();

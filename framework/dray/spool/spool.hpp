@@ -132,7 +132,7 @@ class Spool final : public Publisher {
   void publish_draft(Draft draft, ReceiptCallback done) override;
   // The same for one who must not wait: it may fill the queue a quarter further than others may.
   // REQUIRES: takes_at_once().
-  void publish_at_once(Draft draft, ReceiptCallback done);
+  void publish_at_once(const Draft& draft, ReceiptCallback done);
   bool takes_at_once() const;
   // For so long a dedup id is known now.
   Milliseconds dedup_reach() const;
@@ -224,7 +224,7 @@ class Spool final : public Publisher {
   void answer(const Item& item, const Result<Receipt>& result);
   void answer_dedup(const Dedup& dedup, const Result<Receipt>& result);
   Chunk& open_chunk(bool for_message);
-  void publish(Draft draft, ReceiptCallback done, bool may_wait);
+  void publish(const Draft& draft, ReceiptCallback done, bool may_wait);
   bool takes_more(std::unique_lock<std::mutex>& lock, bool may_wait);
   void run(CommitListener& listener);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
