@@ -310,21 +310,20 @@ void Dispatcher::serve_publishers() {
   // A commit makes room, and wakes this thread.
   for (; !state.deposits.empty() && state.spool.takes_at_once(); state.deposits.pop_front()) {
     auto& each = state.deposits.front();
-    Draft draft = std::exchange(each.draft, {});
-    state.spool.publish_at_once(
-        std::move(draft), [&state, wanted = std::move(each)](Result<Receipt> receipt) {
-          // The next incarnation knows: the publisher asks it again.
-          const bool unsure = !receipt.ok() && (receipt.error().code == ErrorCode::kUnknown ||
-                                                receipt.error().code == ErrorCode::kClosed);
-          if (unsure) return;
-          bool wake = false;
-          {
-            const std::lock_guard lock(state.mutex);
-            wake = state.receipts.empty();
-            state.receipts.emplace_back(wanted, std::move(receipt));
-          }
-          if (wake) state.wake_up.wake();
-        });
+    const Draft draft = std::exchange(each.draft, {});
+    state.spool.publish_at_once(draft, [&state, wanted = std::move(each)](Result<Receipt> receipt) {
+      // The next incarnation knows: the publisher asks it again.
+      const bool unsure = !receipt.ok() && (receipt.error().code == ErrorCode::kUnknown ||
+                                            receipt.error().code == ErrorCode::kClosed);
+      if (unsure) return;
+      bool wake = false;
+      {
+        const std::lock_guard lock(state.mutex);
+        wake = state.receipts.empty();
+        state.receipts.emplace_back(wanted, std::move(receipt));
+      }
+      if (wake) state.wake_up.wake();
+    });
   }
 }
 
