@@ -8,13 +8,13 @@
 
 #include <atomic>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <future>
 #include <mutex>
 #include <thread>
 
 #include "dray/admin_server.hpp"
+#include "dray/bench_tools.hpp"
 #include "dray/plugin/plugin_library.hpp"
 #include "dray/remote_publisher.hpp"
 #include "dray/spooler.hpp"
@@ -62,15 +62,6 @@ class Ending {
   int fd_;
   std::atomic<int> exit_code_{-1};
 };
-
-// What this process has in memory now (proc(5), statm: resident pages).
-std::uint64_t resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  std::uint64_t total = 0;
-  std::uint64_t resident = 0;
-  statm >> total >> resident;
-  return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
-}
 
 // For apps that own no spool.
 class NoPublisher final : public Publisher {
@@ -308,7 +299,7 @@ int run_app(const config::Config& config, const config::AppConfig& app, const Lo
     log.info("app is running",
              {{"app", app.name}, {"pid", std::to_string(getpid())}, {"plugin", plugin->path()}});
     const auto over = [&] {
-      const auto bytes = resident_bytes();
+      const auto bytes = rss_bytes();
       if (bytes <= app.max_memory) return false;
       log.warning("the app takes more memory than max_memory: it stops, to be started again",
                   {{"app", app.name},

@@ -263,7 +263,10 @@ void BytesClient::State::lead(std::unique_lock<std::mutex>& lock,
   lock.unlock();
   // Connections may have come and gone while nobody led.
   if (clock.steady() - led_until >= kIdle) links_changed = true;
-  while (!enough()) turn();
+  while (!enough()) {
+    turn();
+    if (!enough()) wait(clock.steady());
+  }
   led_until = clock.steady();
   lock.lock();
   leading = false;
@@ -290,7 +293,6 @@ void BytesClient::State::turn() {
     for (std::size_t index = 0; index < links.size(); ++index) receive(index);
     again = again || flush();
   }
-  wait(clock.steady());
 }
 
 void BytesClient::State::take_new() {

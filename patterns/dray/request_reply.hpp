@@ -106,6 +106,7 @@ struct ServiceCounters {
   std::uint64_t skipped = 0;    // cancelled, or too late
   std::uint64_t refused = 0;    // for want of room, or of the right key
   std::uint64_t malformed = 0;  // frames
+  std::uint64_t dropped = 0;    // answers that their client took too slowly
   std::uint64_t waiting = 0;
   std::uint32_t peers = 0;
 };

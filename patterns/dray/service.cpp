@@ -3,6 +3,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "dray/call_frames.hpp"
@@ -18,6 +19,7 @@ constexpr int kRequestsPerTurn = 1'000;
 constexpr int kAnswersPerTurn = 64;
 constexpr std::size_t kReplyBytesMax = (64U << 20) - 256;  // a frame has 64 MiB
 constexpr auto kServiceTurnMax = std::chrono::milliseconds(250);
+constexpr auto kHeldTurn = std::chrono::milliseconds(2);  // room at a client is not announced
 
 }  // namespace
 
@@ -31,6 +33,7 @@ struct BytesService::State {
   struct Reply {
     std::string peer;
     std::string frame;
+    SteadyTime deadline{};  // of its call
   };
 
   State(const std::vector<std::string>& endpoints, Function function_in,
@@ -57,7 +60,8 @@ struct BytesService::State {
   void answer(Request request);
   Result<std::string> call(const Request& request);
   void send_replies();
-  void reply(const std::string& peer, const std::string& frame);
+  void reply(Reply ready);
+  void retry_held(SteadyTime now);
   void refuse(const Request& request, const Error& error);
   bool ends(SteadyTime now);
 
@@ -72,10 +76,12 @@ struct BytesService::State {
   plain::Links links;
   transport::EdgePoller poller;
   bool links_changed = true;
+  std::deque<Reply> held;  // for which their client had no room
+  std::size_t held_bytes = 0;
 
   transport::WakeUp wake_up;
   std::atomic<std::uint64_t> requests{0}, answered{0}, failed{0}, skipped{0}, refused{0},
-      malformed{0};
+      malformed{0}, dropped{0};
   std::atomic<std::uint32_t> peers{0};
   std::thread thread;
   std::vector<std::thread> workers;  // with more than one thread
@@ -92,14 +98,34 @@ struct BytesService::State {
   SteadyTime stop_by{};
 };
 
-void BytesService::State::reply(const std::string& peer, const std::string& frame) {
-  // A client that is gone, or too slow to read, times out.
-  (void)socket->send(peer, frame);
+// What finds no room at its client waits for it, as much as may, and as long as it is wanted.
+void BytesService::State::reply(Reply ready) {
+  if (socket->send(ready.peer, ready.frame) != transport::Sent::kFull) return;
+  if (held_bytes + ready.frame.size() > options.waiting_bytes_max && !held.empty()) {
+    ++dropped;
+    return;
+  }
+  held_bytes += ready.frame.size();
+  held.push_back(std::move(ready));
+}
+
+void BytesService::State::retry_held(SteadyTime now) {
+  std::set<std::string> full;
+  std::erase_if(held, [&](const Reply& each) {
+    bool gone = each.deadline <= now;
+    if (gone) ++dropped;
+    if (!gone && full.count(each.peer) == 0) {
+      gone = socket->send(each.peer, each.frame) != transport::Sent::kFull;
+      if (!gone) full.insert(each.peer);
+    }
+    if (gone) held_bytes -= each.frame.size();
+    return gone;
+  });
 }
 
 void BytesService::State::refuse(const Request& request, const Error& error) {
   ++refused;
-  reply(request.peer, plain::encode_failure(request.id, error));
+  reply({request.peer, plain::encode_failure(request.id, error), request.deadline});
 }
 
 void BytesService::State::take(transport::RouterSocket::Received received) {
@@ -172,12 +198,13 @@ void BytesService::State::answer(Request request) {
   ++answered;
   std::string frame = result.ok() ? plain::encode_reply(request.id, *result)
                                   : plain::encode_failure(request.id, result.error());
-  if (options.threads <= 1) return reply(request.peer, frame);
+  Reply ready{std::move(request.peer), std::move(frame), request.deadline};
+  if (options.threads <= 1) return reply(std::move(ready));
   bool wake = false;
   {
     const std::lock_guard lock(mutex);
     wake = replies.empty();
-    replies.push_back({std::move(request.peer), std::move(frame)});
+    replies.push_back(std::move(ready));
   }
   if (wake) wake_up.wake();
 }
@@ -211,7 +238,7 @@ void BytesService::State::send_replies() {
     const std::lock_guard lock(mutex);
     ready.swap(replies);
   }
-  for (const auto& each : ready) reply(each.peer, each.frame);
+  for (auto& each : ready) reply(std::move(each));
 }
 
 // What waits was answered, or the time for it is over.
@@ -220,7 +247,8 @@ bool BytesService::State::ends(SteadyTime now) {
   {
     const std::lock_guard lock(mutex);
     if (!stopping) return false;
-    if ((!waiting.empty() || running > 0) && now < stop_by) return false;
+    const bool busy = !waiting.empty() || running > 0 || !replies.empty() || !held.empty();
+    if (busy && now < stop_by) return false;
     over = true;
     left.swap(waiting);
   }
@@ -245,8 +273,9 @@ bool BytesService::State::answer_some() {
 
 void BytesService::State::run() {
   for (;;) {
-    send_replies();
     const auto now = clock.steady();
+    if (!held.empty()) retry_held(now);
+    send_replies();
     // All that is there: a cancellation may lie behind its request.
     int taken = 0;
     for (; taken < kRequestsPerTurn; ++taken) {
@@ -261,7 +290,8 @@ void BytesService::State::run() {
     if (ends(now)) return;
     if (options.threads <= 1 && answer_some()) continue;
     if (taken == kRequestsPerTurn) continue;
-    std::chrono::nanoseconds most = kServiceTurnMax;
+    std::chrono::nanoseconds most = held.empty() ? std::chrono::nanoseconds(kServiceTurnMax)
+                                                 : std::chrono::nanoseconds(kHeldTurn);
     {
       const std::lock_guard lock(mutex);
       if (stopping) most = std::min(most, std::chrono::nanoseconds(stop_by - now));
@@ -308,13 +338,8 @@ void BytesService::stop(Milliseconds deadline) {
 
 ServiceCounters BytesService::counters() const {
   const auto& state = *state_;
-  ServiceCounters out{state.requests,
-                      state.answered,
-                      state.failed,
-                      state.skipped,
-                      state.refused,
-                      state.malformed,
-                      0,
+  ServiceCounters out{state.requests, state.answered,  state.failed,  state.skipped,
+                      state.refused,  state.malformed, state.dropped, 0,
                       state.peers};
   const std::lock_guard lock(state.mutex);
   out.waiting = state.waiting.size();
