@@ -19,6 +19,7 @@
 #include "dray/remote_publisher.hpp"
 #include "dray/spooler.hpp"
 #include "dray/text.hpp"
+#include "dray/thread_name.hpp"
 #include "dray/transport/curve.hpp"
 #include "dray/worker.hpp"
 
@@ -210,6 +211,7 @@ Status start_parts(const config::Config& config, const config::AppConfig& app,
                          : parts.remote ? static_cast<Publisher&>(*parts.remote)
                                         : parts.nowhere;
   parts.source_thread = std::thread([&parts, &publisher, &ending, log] {
+    name_thread("dray-source");
     const auto ended = parts.source->run(publisher, parts.source_stop.get_token());
     if (!ended.ok()) log.error("the source failed: " + ended.error().text());
     parts.source_ended.set_value();

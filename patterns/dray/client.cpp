@@ -16,6 +16,7 @@
 #include "dray/call_frames.hpp"
 #include "dray/plain_link.hpp"
 #include "dray/request_reply.hpp"
+#include "dray/thread_name.hpp"
 #include "dray/transport/socket.hpp"
 
 namespace dray {
@@ -477,7 +478,10 @@ void BytesClient::State::end(std::unordered_map<CallId, Call>::iterator call,
 
 BytesClient::BytesClient(const std::vector<std::string>& endpoints, const ClientOptions& options)
     : state_(std::make_unique<State>(endpoints, options)) {
-  state_->thread = std::thread([state = state_.get()] { state->run(); });
+  state_->thread = std::thread([state = state_.get()] {
+    name_thread("dray-client");
+    state->run();
+  });
 }
 
 BytesClient::~BytesClient() {

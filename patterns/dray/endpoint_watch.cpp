@@ -6,6 +6,7 @@
 #include <mutex>
 #include <thread>
 
+#include "dray/thread_name.hpp"
 #include "dray/transport/socket.hpp"
 
 namespace dray {
@@ -47,7 +48,11 @@ void EndpointWatch::start() {
     return transport::endpoint_name(each).has_value();
   });
   // Not joined: it may be inside the resolver for as long as that likes.
-  if (names) std::thread([state = state_] { run(state); }).detach();
+  if (names)
+    std::thread([state = state_] {
+      name_thread("dray-names");
+      run(state);
+    }).detach();
 }
 
 void EndpointWatch::stop() {

@@ -8,6 +8,7 @@
 
 #include "dray/plain_link.hpp"
 #include "dray/spool/bytes.hpp"
+#include "dray/thread_name.hpp"
 
 namespace dray {
 namespace {
@@ -222,7 +223,10 @@ void BytesPush::State::run() {
 
 BytesPush::BytesPush(const std::vector<std::string>& endpoints, const PipelineOptions& options)
     : state_(std::make_unique<State>(endpoints, options)) {
-  state_->thread = std::thread([state = state_.get()] { state->run(); });
+  state_->thread = std::thread([state = state_.get()] {
+    name_thread("dray-push");
+    state->run();
+  });
 }
 
 BytesPush::~BytesPush() {

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "dray/balancing/deposit_core.hpp"
+#include "dray/thread_name.hpp"
 #include "dray/transport/curve.hpp"
 #include "dray/transport/socket.hpp"
 
@@ -81,7 +82,10 @@ Result<std::unique_ptr<RemotePublisher>> RemotePublisher::connect(
                  state->settings.endpoint, 0};
   }
   auto* raw = state.get();
-  raw->thread = std::thread([raw] { raw->run(); });
+  raw->thread = std::thread([raw] {
+    name_thread("dray-publish");
+    raw->run();
+  });
   return std::unique_ptr<RemotePublisher>(new RemotePublisher(std::move(state)));
 }
 

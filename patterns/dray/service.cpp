@@ -9,6 +9,7 @@
 #include "dray/call_frames.hpp"
 #include "dray/plain_link.hpp"
 #include "dray/request_reply.hpp"
+#include "dray/thread_name.hpp"
 #include "dray/transport/socket.hpp"
 
 namespace dray {
@@ -305,10 +306,16 @@ BytesService::BytesService(const std::vector<std::string>& endpoints, Function f
                            const ServiceOptions& options)
     : state_(std::make_unique<State>(endpoints, std::move(function), options)) {
   auto* state = state_.get();
-  state->thread = std::thread([state] { state->run(); });
+  state->thread = std::thread([state] {
+    name_thread("dray-service");
+    state->run();
+  });
   if (options.threads <= 1) return;
   for (std::uint32_t i = 0; i < options.threads; ++i) {
-    state->workers.emplace_back([state] { state->work(); });
+    state->workers.emplace_back([state] {
+      name_thread("dray-service");
+      state->work();
+    });
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "dray/balancing/worker_core.hpp"
 #include "dray/endpoint_watch.hpp"
+#include "dray/thread_name.hpp"
 #include "dray/transport/socket.hpp"
 
 namespace dray {
@@ -279,7 +280,10 @@ Status add_thread(const std::shared_ptr<S>& state) {
   auto slot = std::make_shared<typename S::Slot>();
   slot->consumer = std::move(*consumer);
   state->slots.push_back(slot);
-  state->threads.emplace_back([state, slot] { handle_jobs(state, slot); });
+  state->threads.emplace_back([state, slot] {
+    name_thread("dray-handler");
+    handle_jobs(state, slot);
+  });
   return {};
 }
 
@@ -646,7 +650,10 @@ Result<std::unique_ptr<Worker>> Worker::start(WorkerSettings settings, ConsumerF
   });
   state->watch->start();
   DRAY_TRY(worker_threads::follow_addresses(state));
-  state->socket_thread = std::thread([state] { worker_threads::run(state); });
+  state->socket_thread = std::thread([state] {
+    name_thread("dray-worker");
+    worker_threads::run(state);
+  });
   return worker;
 }
 

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "dray/spool/planted_fault.hpp"
+#include "dray/thread_name.hpp"
 
 namespace dray::spool {
 namespace {
@@ -302,13 +303,19 @@ Spool::Chunk& Spool::open_chunk(bool for_message) {
 
 void Spool::start(CommitListener& listener) {
   DRAY_ASSERT(!committer_.joinable());
-  committer_ = std::thread([this, &listener] { run(listener); });
+  committer_ = std::thread([this, &listener] {
+    name_thread("dray-commit");
+    run(listener);
+  });
   start_upkeep(listener);
 }
 
 void Spool::start_upkeep(CommitListener& listener) {
   DRAY_ASSERT(!upkeep_.joinable());
-  upkeep_ = std::thread([this, &listener] { run_upkeep(listener); });
+  upkeep_ = std::thread([this, &listener] {
+    name_thread("dray-upkeep");
+    run_upkeep(listener);
+  });
 }
 
 void Spool::stop() {

@@ -10,6 +10,7 @@
 #include <thread>
 #include <tuple>
 
+#include "dray/thread_name.hpp"
 #include "dray/transport/context_impl.hpp"
 #include "dray/transport/curve.hpp"
 #include "dray/uuid.hpp"
@@ -91,7 +92,10 @@ Result<std::unique_ptr<Authenticator>> Authenticator::start(Context& context,
     return io_error("bind", kZapEndpoint, error.num());
   }
   auto* raw = state.get();
-  raw->thread = std::thread([raw] { raw->run(); });
+  raw->thread = std::thread([raw] {
+    name_thread("dray-keys");
+    raw->run();
+  });
   return std::unique_ptr<Authenticator>(new Authenticator(std::move(state)));
 }
 

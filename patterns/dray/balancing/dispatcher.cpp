@@ -1,4 +1,5 @@
 #include "dray/balancing/dispatcher.hpp"
+#include "dray/thread_name.hpp"
 
 #include <sys/stat.h>
 
@@ -128,7 +129,10 @@ void Dispatcher::start() {
     const std::lock_guard lock(state_->mutex);
     state_->running = true;
   }
-  state_->thread = std::thread([this] { run(); });
+  state_->thread = std::thread([this] {
+    name_thread("dray-dispatch");
+    run();
+  });
 }
 
 void Dispatcher::stop() {
