@@ -7,6 +7,7 @@
 // bytes cannot ask for gigabytes.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "dray/codec.hpp"
@@ -15,6 +16,12 @@
 namespace dray {
 
 inline constexpr std::size_t kRunSequencesMax = 1U << 20;
+
+// Most lists are ascending as they come.
+inline void sort_if_needed(std::vector<Sequence>& sequences) {
+  if (std::is_sorted(sequences.begin(), sequences.end())) return;
+  std::sort(sequences.begin(), sequences.end());
+}
 
 // REQUIRES: strictly ascending, none 0, at most kRunSequencesMax.
 void encode_runs(Encoder& encoder, const std::vector<Sequence>& sequences);

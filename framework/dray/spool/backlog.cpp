@@ -18,8 +18,13 @@ std::int64_t to_ms(const std::optional<UtcTime>& time) {
 // Follows the log for one group and notices what is missing.
 class GroupReader {
  public:
-  GroupReader(const GroupState& group, const BacklogRequest& request)
-      : group_(group), request_(request), gaps_(request.gaps), skip_from_(request.from) {
+  GroupReader(const GroupState& group, const BacklogRequest& request,
+              std::shared_ptr<std::string> buffer)
+      : group_(group),
+        request_(request),
+        bytes_(std::move(buffer)),
+        gaps_(request.gaps),
+        skip_from_(request.from) {
     slice_.next = request.from;
   }
 
@@ -143,7 +148,7 @@ class GroupReader {
   const GroupState& group_;
   const BacklogRequest& request_;
   BacklogSlice slice_;
-  std::shared_ptr<std::string> bytes_ = std::make_shared<std::string>();
+  std::shared_ptr<std::string> bytes_;
   std::vector<std::pair<std::size_t, std::size_t>> places_;  // offset and size in bytes_
   std::vector<DamagedPart> gaps_;                            // since the last count
   std::vector<std::pair<RecordHeader, std::string>> held_;   // of a unit that is not complete yet
@@ -155,7 +160,7 @@ class GroupReader {
 
 Result<BacklogSlice> read_backlog(LogReader& reader, const GroupState& group,
                                   const BacklogRequest& request) {
-  GroupReader follow(group, request);
+  GroupReader follow(group, request, reader.take_buffer());
   bool whole = true;
   const auto status = reader.read(
       request.from, request.before,

@@ -3,36 +3,6 @@
 #include "dray/result.hpp"
 
 namespace dray::spool {
-namespace {
-
-constexpr std::size_t kBuffersKept = 8;
-// A buffer that one large message blew up is not kept.
-constexpr std::size_t kBufferBytesMax = 2U << 20;
-
-}  // namespace
-
-std::shared_ptr<std::string> BatchBuffers::take() {
-  std::unique_ptr<std::string> buffer;
-  {
-    const std::lock_guard lock(mutex_);
-    if (!free_.empty()) {
-      buffer = std::move(free_.back());
-      free_.pop_back();
-    }
-  }
-  if (buffer == nullptr) buffer = std::make_unique<std::string>();
-  return {buffer.release(),
-          [self = shared_from_this()](std::string* used) { self->give_back(used); }};
-}
-
-void BatchBuffers::give_back(std::string* used) {
-  std::unique_ptr<std::string> back(used);
-  if (back->capacity() > kBufferBytesMax) return;
-  back->clear();
-  const std::lock_guard lock(mutex_);
-  if (free_.size() < kBuffersKept) free_.push_back(std::move(back));
-}
-
 void Batch::add(Frame frame, std::string_view payload, std::uint32_t payload_crc) {
   if (bytes_ == nullptr) bytes_ = buffers_->take();
   DRAY_ASSERT(padding_ == 0);

@@ -4,30 +4,17 @@
 //
 // Threading: one thread at a time; the bytes that share() gives out may be read on any thread once
 // they are written. Failure: none.
-// Ownership: buffers come from a BatchBuffers and go back to it when the last reader lets go.
+// Ownership: buffers come from a Buffers and go back to it when the last reader lets go.
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include "dray/spool/buffers.hpp"
 #include "dray/spool/record.hpp"
 #include "dray/spool/record_payload.hpp"
 
 namespace dray::spool {
-
-// Buffers that nobody reads any more: growing one anew for every commit costs more than what is
-// put into it. Any thread.
-class BatchBuffers : public std::enable_shared_from_this<BatchBuffers> {
- public:
-  std::shared_ptr<std::string> take();
-
- private:
-  void give_back(std::string* used);
-
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<std::string>> free_;  // guarded by mutex_
-};
 
 // A record that is to be written, and for a message who takes it when.
 struct Frame {
@@ -43,7 +30,7 @@ struct Frame {
 
 class Batch {
  public:
-  explicit Batch(std::shared_ptr<BatchBuffers> buffers) : buffers_(std::move(buffers)) {}
+  explicit Batch(std::shared_ptr<Buffers> buffers) : buffers_(std::move(buffers)) {}
 
   // `payload_crc` is crc32c(0, payload). Offset and size of the frame are filled in.
   // REQUIRES: payload.size() <= kPayloadSizeMax, and less than 4 GiB in all.
@@ -69,7 +56,7 @@ class Batch {
  private:
   friend class SegmentLog;  // numbers and seals
 
-  std::shared_ptr<BatchBuffers> buffers_;
+  std::shared_ptr<Buffers> buffers_;
   std::shared_ptr<std::string> bytes_;
   std::vector<Frame> frames_;
   std::size_t padding_ = 0;

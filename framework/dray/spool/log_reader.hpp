@@ -51,6 +51,8 @@ class LogReader {
   // `window_bytes`: small for looking up single records, large for reading on and on.
   explicit LogReader(const SegmentLog& log, std::size_t window_bytes = 1U << 20)
       : log_(log), window_bytes_(window_bytes) {}
+  // For what is kept of the records that are read.
+  std::shared_ptr<std::string> take_buffer() { return buffers_->take(); }
   // Another reader of the same log, for look-ups that must not move this one.
   LogReader look_up() const { return LogReader(log_, 64U << 10); }
 
@@ -68,6 +70,7 @@ class LogReader {
 
   const SegmentLog& log_;
   std::size_t window_bytes_;
+  std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
   std::shared_ptr<Segment> segment_;
   std::unique_ptr<SegmentCursor> cursor_;
   std::uint64_t offset_ = 0;

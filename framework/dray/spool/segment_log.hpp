@@ -200,8 +200,8 @@ class SegmentLog {
   std::vector<Segment::IndexEntry> fresh_index_;
   std::uint64_t indexed_until_ = 0;
   std::uint64_t bytes_appended_ = 0;
-  Batch single_{std::make_shared<BatchBuffers>()};  // of write_record()
-  std::vector<Status> failed_;                      // empty, or the first failure
+  Batch single_{std::make_shared<Buffers>()};  // of write_record()
+  std::vector<Status> failed_;                 // empty, or the first failure
   Lsn read_back_seen_ = 0;
   unsigned read_back_commits_ = 0;  // for so many more commits readers count as reading on
 

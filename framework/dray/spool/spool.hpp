@@ -187,7 +187,7 @@ class Spool final : public Publisher {
   // What goes into one commit: it takes messages until it has 1,024 records or 512 KiB, and
   // submissions, whole, until it has twice that.
   struct Chunk {
-    explicit Chunk(std::shared_ptr<BatchBuffers> buffers) : batch(std::move(buffers)) {}
+    explicit Chunk(std::shared_ptr<Buffers> buffers) : batch(std::move(buffers)) {}
     Batch batch;
     std::vector<Item> items;  // in the order of their records
     bool sync = false;
@@ -262,7 +262,7 @@ class Spool final : public Publisher {
   std::vector<RecordedSession> sessions_;
   std::unordered_map<std::string, GroupMask, TextHash, std::equal_to<>> routes_;
   std::vector<std::unique_ptr<GroupState>> groups_;
-  const std::shared_ptr<BatchBuffers> buffers_ = std::make_shared<BatchBuffers>();
+  const std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
 
   // Owned by the committer thread.
   std::unique_ptr<SegmentLog> segments_;

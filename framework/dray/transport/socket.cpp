@@ -28,7 +28,8 @@ struct Socket::Impl {
 namespace {
 
 constexpr int kZapEnforceDomain = 93;
-constexpr std::size_t kIpcPathMax = 107;  // sun_path less its final zero
+constexpr std::size_t kWorthTaking = 16U << 10;  // bytes of a body: below, a copy costs less
+constexpr std::size_t kIpcPathMax = 107;         // sun_path less its final zero
 
 bool starts_with(const std::string& text, std::string_view prefix) {
   return text.compare(0, prefix.size(), prefix) == 0;
@@ -282,6 +283,28 @@ Sent RouterSocket::send(std::string_view peer, std::string_view body) {
   const Sent first = send_body(impl_->socket, peer, zmq::send_flags::sndmore);
   if (first != Sent::kSent) return first;
   return send_body(impl_->socket, body, zmq::send_flags::none);
+}
+Sent RouterSocket::send_taking(std::string_view peer, std::string& body) {
+  if (body.size() < kWorthTaking) return send(peer, body);
+  const Sent first = send_body(impl_->socket, peer, zmq::send_flags::sndmore);
+  if (first != Sent::kSent) return first;
+  // Deleted by ZeroMQ's own thread, when it is sent.
+  auto* taken = new std::string(std::move(body));
+  zmq::message_t message(
+      taken->data(), taken->size(),
+      [](void*, void* owner) { delete static_cast<std::string*>(owner); }, taken);
+  for (;;) {
+    try {
+      if (impl_->socket.send(message, zmq::send_flags::dontwait)) return Sent::kSent;
+    } catch (const zmq::error_t& error) {
+      if (error.num() == EINTR) continue;
+      body = std::move(*taken);
+      if (error.num() == EHOSTUNREACH) return Sent::kUnreachable;
+      throw;
+    }
+    body = std::move(*taken);
+    return Sent::kFull;
+  }
 }
 std::optional<RouterSocket::Received> RouterSocket::receive() {
   auto frames = receive_frames(impl_->socket, 2);

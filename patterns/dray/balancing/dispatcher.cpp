@@ -550,7 +550,7 @@ spool::Snapshot Dispatcher::last_snapshot() {
 
 void Dispatcher::send(DispatcherCore::Send send) {
   auto& state = *state_;
-  switch (state.socket.send(send.peer, send.frame)) {
+  switch (state.socket.send_taking(send.peer, send.frame)) {
     case transport::Sent::kSent:
       return;
     case transport::Sent::kUnreachable:

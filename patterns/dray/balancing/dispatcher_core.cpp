@@ -268,6 +268,7 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
     --damage_pending_;
     return group.state->damage(ticket.damage);
   }
+  Session* session = nullptr;  // of the one before: most are one session's
   for (const auto& [session_id, sequence] : ticket.sequences) {
     switch (ticket.kind) {
       case Ticket::Kind::kSettled:
@@ -305,13 +306,16 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
                            ticket.kind == Ticket::Kind::kDead ||
                            (ticket.kind == Ticket::Kind::kRetry && planted(Fault::kRetryFreesKey));
     KeyHash key = 0;
-    const auto session = sessions_.find(session_id);
-    if (session != sessions_.end()) {
-      const auto grant = session->second->grants.find(sequence);
-      if (grant != session->second->grants.end()) {
+    if (session == nullptr || session->id != session_id) {
+      const auto found = sessions_.find(session_id);
+      session = found == sessions_.end() ? nullptr : found->second.get();
+    }
+    if (session != nullptr) {
+      const auto grant = session->grants.find(sequence);
+      if (grant != session->grants.end()) {
         key = grant->second.key;
-        confirm(*session->second, grant->second.epoch, grant->second.number, sequence);
-        session->second->grants.erase(grant);
+        confirm(*session, grant->second.epoch, grant->second.number, sequence);
+        session->grants.erase(grant);
       }
     }
     if (!ends_turn || group.lines.empty()) continue;

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "dray/balancing/dispatcher_state.hpp"
+#include "dray/sequence_runs.hpp"
 
 namespace dray::balancing {
 
@@ -131,7 +132,8 @@ void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& m
   }
   if (session.deliver.empty()) groups_[session.group]->delivering.push_back(&session);
   session.deliver.push_back({message.sequence, grant.number, grant.attempts + 1, message.envelope});
-  session.deliver_owners.push_back(message.owner);
+  auto& owners = session.deliver_owners;
+  if (owners.empty() || owners.back() != message.owner) owners.push_back(message.owner);
   session.deliver_bytes += message.envelope.size();
   ++session.outstanding;
   session.outstanding_bytes += grant.bytes;
@@ -316,13 +318,20 @@ void DispatcherCore::flush_deliveries(Session& session) {
   // Delivery records ride in the next commit. A crash before that is covered by the session's own
   // word in HELLO: see adopt().
   std::map<std::uint32_t, std::vector<Sequence>> by_number;
+  std::vector<Sequence>* same = nullptr;  // as the one before: most are the first delivery
+  std::uint32_t number_before = 0;
   for (const auto& delivered : session.deliver) {
-    by_number[delivered.number].push_back(delivered.sequence);
+    if (same == nullptr || delivered.number != number_before) {
+      number_before = delivered.number;
+      same = &by_number[number_before];
+      if (same->empty()) same->reserve(session.deliver.size());
+    }
+    same->push_back(delivered.sequence);
   }
   Submission submission;
   submission.lazy = true;
   for (auto& [number, sequences] : by_number) {
-    std::sort(sequences.begin(), sequences.end());
+    sort_if_needed(sequences);
     submission.entries.push_back(log_entry(
         RecordType::kDelivery, spool::encode(spool::DeliveryRecord{session.group, session.id,
                                                                    number, sequences, now_ms_})));
@@ -341,7 +350,7 @@ void DispatcherCore::flush_settlements() {
     std::vector<Sequence> sequences;
     sequences.reserve(answered.size());
     for (const auto& [session, sequence] : answered) sequences.push_back(sequence);
-    std::sort(sequences.begin(), sequences.end());
+    sort_if_needed(sequences);
     Submission submission;
     submission.entries.push_back(
         log_entry(RecordType::kSettlement,
@@ -386,7 +395,7 @@ void DispatcherCore::flush_confirms() {
     if (session->peer.empty()) return false;
     Confirm confirm;
     for (auto& [token, sequences] : session->confirm) {
-      std::sort(sequences.begin(), sequences.end());
+      sort_if_needed(sequences);
       sequences.erase(std::unique(sequences.begin(), sequences.end()), sequences.end());
       confirm.tokens.push_back({token.first, token.second, std::move(sequences)});
     }

@@ -10,6 +10,9 @@ using spool::GroupId;
 namespace {
 
 constexpr std::size_t kRecordsLookedAtMax = 65'536;  // records, in one turn
+// Of what is read back at a time: little enough that its buffer is used again.
+constexpr std::size_t kSliceMessagesMax = 8'192;
+constexpr std::size_t kSliceBytesMax = 4U << 20;
 
 }  // namespace
 
@@ -118,8 +121,8 @@ void DispatcherCore::accept_into(Group& group, LaneState& lane,
 // lie behind millions of others.
 bool DispatcherCore::wants_look(const Group& group, const LaneState& lane) const {
   return !lane.caught_up && !lane.reading && !(lane.held_back && held_back(group)) &&
-         lane.ready.size() <= options_.ready_messages_max / 2 &&
-         lane.bytes <= options_.ready_bytes_max / 2;
+         lane.ready.size() <= std::min(options_.ready_messages_max / 2, kSliceMessagesMax) &&
+         lane.bytes <= std::min(options_.ready_bytes_max / 2, kSliceBytesMax);
 }
 
 bool DispatcherCore::looks_on(const Group& group) const {
@@ -146,8 +149,9 @@ void DispatcherCore::request_refills(Group& group) {
     wanted.before = before;
     wanted.passed = old ? state.passed() : lane.passed;
     wanted.known = old ? state.known() : group.live_lane().cursor;
-    wanted.messages_max = options_.ready_messages_max - lane.ready.size();
-    wanted.bytes_max = options_.ready_bytes_max - lane.bytes;
+    wanted.messages_max =
+        std::min(options_.ready_messages_max - lane.ready.size(), kSliceMessagesMax);
+    wanted.bytes_max = std::min(options_.ready_bytes_max - lane.bytes, kSliceBytesMax);
     wanted.priority = lane.priority;
     wanted.accounts = lane.accounts();
     if (!lane.accounts()) wanted.records_max = kRecordsLookedAtMax;

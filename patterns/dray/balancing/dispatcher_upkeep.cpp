@@ -179,9 +179,9 @@ void DispatcherCore::watch_clock(Now now) {
 
 // What took effect in part goes on, or waits for a decision.
 bool DispatcherCore::is_expired(const Group& group, const ReadyMessage& message, Now now) const {
-  if (group.state->steps().find(message.sequence) != nullptr) return false;
   return message.expires_at_ms != 0 && !expiry_paused(now) &&
-         message.expires_at_ms <= now.utc.time_since_epoch().count();
+         message.expires_at_ms <= now.utc.time_since_epoch().count() &&
+         group.state->steps().find(message.sequence) == nullptr;
 }
 
 }  // namespace dray::balancing

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dray/balancing/planted_fault.hpp"
+#include "dray/sequence_runs.hpp"
 
 namespace dray::balancing {
 namespace {
@@ -283,6 +284,7 @@ void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
   const std::uint32_t room = planner_.room(something_waits);
   const std::uint32_t cap =
       std::max({options_.window_max, options_.window_fixed, options_.threads});
+  actions_.start.reserve(actions_.start.size() + deliver.deliveries.size());
   for (const auto& delivered : deliver.deliveries) {
     const auto [slot, fresh] = state.held.try_emplace(delivered.sequence);
     Held& held = slot->second;
@@ -536,7 +538,7 @@ void WorkerCore::give_back_stalled(SteadyTime now) {
 void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
   auto& state = links_[link];
   if (!state.welcomed || state.unsent.empty()) return;
-  std::sort(state.unsent.begin(), state.unsent.end());
+  sort_if_needed(state.unsent);
   state.unsent.erase(std::unique(state.unsent.begin(), state.unsent.end()), state.unsent.end());
   std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> done;
   ResultFrame frame;

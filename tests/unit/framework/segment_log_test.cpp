@@ -41,7 +41,7 @@ TEST_CASE("a sealed segment costs one descriptor, whatever it was written with")
   }
   REQUIRE((*log)->start(uuid_v4(), 1, 1, [] { return std::string("opening"); }).ok());
   const std::string payload(100'000, 'x');
-  const auto buffers = std::make_shared<BatchBuffers>();
+  const auto buffers = std::make_shared<Buffers>();
   while ((*log)->segments().size() < 4) {
     Batch batch(buffers);
     spool::Frame frame;

@@ -22,3 +22,34 @@ TEST_CASE("a bound endpoint is said as it can be connected to") {
   DealerSocket dealer(context, {});
   CHECK(dealer.connect(socket.bound_endpoint()).ok());
 }
+
+TEST_CASE("a long body is taken if it is sent, and stays whole with who could not send it") {
+  Context context;
+  SocketOptions narrow;
+  narrow.send_frames_max = narrow.receive_frames_max = 1;
+  RouterSocket router(context, narrow);
+  REQUIRE(router.bind("inproc://taking").ok());
+  DealerSocket dealer(context, narrow);
+  REQUIRE(dealer.connect("inproc://taking").ok());
+  REQUIRE(dealer.send("hello") == Sent::kSent);
+  const auto hello = router.receive();
+  REQUIRE(hello.has_value());
+  std::string nobody(100'000, 'n');
+  CHECK(router.send_taking("nobody", nobody) == Sent::kUnreachable);
+  CHECK(nobody == std::string(100'000, 'n'));
+  int sent = 0;
+  for (;; ++sent) {
+    std::string body(100'000, static_cast<char>('a' + sent));
+    const auto how = router.send_taking(hello->peer, body);
+    if (how == Sent::kSent) continue;
+    CHECK(how == Sent::kFull);
+    CHECK(body == std::string(100'000, static_cast<char>('a' + sent)));
+    break;
+  }
+  REQUIRE(sent > 0);
+  for (int i = 0; i < sent; ++i) {
+    const auto frame = dealer.receive();
+    REQUIRE(frame.has_value());
+    CHECK(frame->bytes == std::string(100'000, static_cast<char>('a' + i)));
+  }
+}
