@@ -41,20 +41,23 @@ namespace dray {
 // One grant of one message, as a handler sees it.
 class DRAY_API Delivery {
  public:
+  // The envelope, the token and the log outlive it.
   Delivery(const EnvelopeView& envelope, std::string_view group, Sequence sequence,
-           std::uint32_t attempt, std::stop_token stop, const Log& log,
+           std::uint32_t attempt, const std::stop_token& stop, const Log& log,
            StepJournal* journal = nullptr)
       : envelope_(envelope),
         group_(group),
         sequence_(sequence),
         attempt_(attempt),
-        stop_(std::move(stop)),
+        stop_(stop),
         log_(log),
         journal_(journal) {}
 
-  // The log is not kept, and neither is the envelope.
   Delivery(const EnvelopeView& envelope, std::string_view group, Sequence sequence,
-           std::uint32_t attempt, std::stop_token stop, Log&& log,
+           std::uint32_t attempt, const std::stop_token& stop, Log&& log,
+           StepJournal* journal = nullptr) = delete;
+  Delivery(const EnvelopeView& envelope, std::string_view group, Sequence sequence,
+           std::uint32_t attempt, std::stop_token&& stop, const Log& log,
            StepJournal* journal = nullptr) = delete;
 
   const Uuid& id() const { return envelope_.id; }
@@ -132,7 +135,7 @@ class DRAY_API Delivery {
   std::string_view group_;
   Sequence sequence_;
   std::uint32_t attempt_;
-  std::stop_token stop_;
+  const std::stop_token& stop_;
   const Log& log_;
   StepJournal* journal_;
   std::string undecided_;

@@ -7,111 +7,29 @@
 
 #include "dray/codec.hpp"
 #include "dray/fields.hpp"
-#include "dray/msgpack_limits.hpp"
+#include "dray/flat_reader.hpp"
 
 namespace dray {
 namespace {
 
 constexpr std::size_t kEnvelopeFields = 10;
-enum Field : std::size_t {
-  kId,
-  kTopic,
-  kKey,
-  kPriority,
-  kPublishedAt,
-  kDeliverAt,
-  kExpiresAt,
-  kDedup,
-  kHeaders,
-  kBody
-};
+bool read_time(FlatReader& in, UtcTime& out) {
+  std::uint64_t ms = 0;
+  if (!in.natural(ms) || ms > static_cast<std::uint64_t>(kTimeMsMax)) return false;
+  out = UtcTime(Milliseconds(static_cast<std::int64_t>(ms)));
+  return true;
+}
 
-// Collects the top-level elements of the envelope array without building a tree: this runs once
-// per message on every worker and on every recovery.
-class EnvelopeVisitor : public LimitVisitor {
- public:
-  EnvelopeView view;
+bool read_time_or_nil(FlatReader& in, std::optional<UtcTime>& out) {
+  return in.nil() || read_time(in, out.emplace());
+}
 
-  bool start_array(std::uint32_t size) {
-    if (depth() == 0 && size != kEnvelopeFields) return false;
-    if (depth() != 0) return false;
-    is_array_ = true;
-    return LimitVisitor::start_array(size);
-  }
-  bool end_array_item() {
-    ++field_;
-    return true;
-  }
-  bool visit_nil() {
-    return field_ == kKey || field_ == kDeliverAt || field_ == kExpiresAt || field_ == kDedup;
-  }
-  bool visit_positive_integer(std::uint64_t value) {
-    switch (field_) {
-      case kPriority:
-        if (value > static_cast<std::uint64_t>(Priority::kLow)) return false;
-        view.priority = static_cast<Priority>(value);
-        return true;
-      case kPublishedAt:
-        return time(value, view.published_at);
-      case kDeliverAt:
-        return time(value, view.deliver_at.emplace());
-      case kExpiresAt:
-        return time(value, view.expires_at.emplace());
-      default:
-        return false;
-    }
-  }
-  bool visit_negative_integer(std::int64_t) { return false; }
-  bool visit_boolean(bool) { return false; }
-  bool visit_float32(float) { return false; }
-  bool visit_float64(double) { return false; }
-  bool visit_ext(const char*, std::uint32_t) { return false; }
-  bool start_map(std::uint32_t) { return false; }
-  bool visit_str(const char* data, std::uint32_t size) {
-    switch (field_) {
-      case kTopic:
-        view.topic = {data, size};
-        return true;
-      case kKey:
-        view.key = {data, size};
-        return true;
-      case kDedup:
-        view.dedup = {data, size};
-        return true;
-      default:
-        return false;
-    }
-  }
-  bool visit_bin(const char* data, std::uint32_t size) {
-    switch (field_) {
-      case kId:
-        if (auto id = Uuid::from_bytes({data, size})) {
-          view.id = *id;
-          return true;
-        }
-        return false;
-      case kHeaders:
-        view.headers = {data, size};
-        return true;
-      case kBody:
-        view.body = {data, size};
-        return true;
-      default:
-        return false;
-    }
-  }
-  bool complete() const { return is_array_ && field_ == kEnvelopeFields; }
-
- private:
-  static bool time(std::uint64_t ms, UtcTime& out) {
-    if (ms > static_cast<std::uint64_t>(kTimeMsMax)) return false;
-    out = UtcTime(Milliseconds(static_cast<std::int64_t>(ms)));
-    return true;
-  }
-
-  bool is_array_ = false;
-  std::size_t field_ = 0;
-};
+bool read_priority(FlatReader& in, Priority& out) {
+  std::uint64_t priority = 0;
+  if (!in.natural(priority) || priority > static_cast<std::uint64_t>(Priority::kLow)) return false;
+  out = static_cast<Priority>(priority);
+  return true;
+}
 
 // For msgpack::packer; the room was made before.
 struct RoomSink {
@@ -226,17 +144,19 @@ Status check_options(const Draft& draft, const MessageLimits& limits) {
 
 std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at) {
   std::string bytes;
-  encode_envelope(draft, id, published_at, bytes);
+  bytes.resize(encode_envelope(draft, id, published_at, bytes).size());
   return bytes;
 }
 
-void encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at, std::string& out) {
+std::string_view encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at,
+                                 std::string& room) {
   const auto& options = draft.options;
   const std::string headers = encode_headers(options.headers);
-  const std::size_t before = out.size();
-  out.resize(before + (kEnvelopeFields + 1) * kPrefixMax + id.bytes.size() + draft.topic.size() +
-             options.key.size() + options.dedup.size() + headers.size() + draft.body.size());
-  RoomSink sink{out.data() + before};
+  const std::size_t most = (kEnvelopeFields + 1) * kPrefixMax + id.bytes.size() +
+                           draft.topic.size() + options.key.size() + options.dedup.size() +
+                           headers.size() + draft.body.size();
+  if (room.size() < most) room.resize(most);
+  RoomSink sink{room.data()};
   Packer packer(sink);
   packer.pack_array(kEnvelopeFields);
   pack_binary(packer, id.view());
@@ -249,7 +169,7 @@ void encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at, s
   pack_text_or_nil(packer, options.dedup);
   pack_binary(packer, headers);
   pack_binary(packer, draft.body);
-  out.resize(static_cast<std::size_t>(sink.at - out.data()));
+  return {room.data(), static_cast<std::size_t>(sink.at - room.data())};
 }
 
 std::string_view envelope_topic(std::string_view bytes) {
@@ -265,13 +185,23 @@ std::string_view envelope_topic(std::string_view bytes) {
 }
 
 Result<EnvelopeView> parse_envelope(std::string_view bytes) {
-  EnvelopeVisitor visitor;
-  std::size_t offset = 0;
-  if (!msgpack::parse(bytes.data(), bytes.size(), offset, visitor) || offset != bytes.size() ||
-      !visitor.complete()) {
+  // Once per message on every worker, and in every recovery.
+  FlatReader in(bytes);
+  EnvelopeView view;
+  std::uint64_t fields = 0;
+  std::string_view id;
+  const bool read = in.array(fields) && fields == kEnvelopeFields && in.binary(id) &&
+                    in.text(view.topic) && (in.nil() || in.text(view.key)) &&
+                    read_priority(in, view.priority) && read_time(in, view.published_at) &&
+                    read_time_or_nil(in, view.deliver_at) &&
+                    read_time_or_nil(in, view.expires_at) && (in.nil() || in.text(view.dedup)) &&
+                    in.binary(view.headers) && in.binary(view.body) && in.at_end();
+  const auto uuid = Uuid::from_bytes(id);
+  if (!read || !uuid) {
     return Error{ErrorCode::kCorrupt, "not an envelope (FORMATS.md, Envelope)", "", 0};
   }
-  return visitor.view;
+  view.id = *uuid;
+  return view;
 }
 
 std::string encode_headers(const Headers& headers) {

@@ -88,9 +88,10 @@ DRAY_API Status check_draft(const Draft& draft, const MessageLimits& limits);
 DRAY_API Status check_options(const Draft& draft, const MessageLimits& limits);
 
 DRAY_API std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at);
-// The same, appended to `out`.
-DRAY_API void encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at,
-                              std::string& out);
+// The same at the beginning of `room`, which grows as it must and may be used again: nothing is
+// allocated, nothing cleared.
+DRAY_API std::string_view encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at,
+                                          std::string& room);
 
 // The topic alone, at the cost of a few comparisons; empty if this is no envelope.
 DRAY_API std::string_view envelope_topic(std::string_view bytes);

@@ -1,6 +1,7 @@
 #include "dray/uuid.hpp"
 
 #include <sys/random.h>
+#include <bit>
 
 #include <cstring>
 
@@ -31,7 +32,8 @@ constexpr std::uint64_t kVersionPayload = 0x0FFF;
 constexpr std::uint64_t kVariantPayload = (std::uint64_t{1} << 62) - 1;
 
 void put_be(std::uint8_t* out, std::uint64_t value) {
-  for (int i = 0; i < 8; ++i) out[i] = static_cast<std::uint8_t>(value >> (56 - 8 * i));
+  if constexpr (std::endian::native == std::endian::little) value = __builtin_bswap64(value);
+  std::memcpy(out, &value, sizeof(value));
 }
 
 constexpr char kHex[] = "0123456789abcdef";

@@ -49,9 +49,13 @@ balancing::WorkerOptions core_options(const WorkerSettings& settings) {
 
 struct Finished {
   std::uint64_t job;
-  Outcome outcome;
   std::chrono::nanoseconds took;
+  std::unique_ptr<Outcome> outcome;  // nothing: plain done
 };
+
+bool is_plain(const Outcome& outcome) {
+  return outcome.kind() == Outcome::Kind::kDone && outcome.follow_ups().empty();
+}
 
 }  // namespace
 
@@ -194,8 +198,8 @@ bool take_jobs(S& state, Slot& slot) {
 template <typename S, typename Slot>
 class Journal final : public StepJournal {
  public:
-  Journal(S& state, Slot& slot, std::uint64_t job, std::stop_token stop)
-      : state_(state), slot_(slot), job_(job), stop_(std::move(stop)) {}
+  Journal(S& state, Slot& slot, std::uint64_t job, const std::stop_token& stop)
+      : state_(state), slot_(slot), job_(job), stop_(stop) {}
 
   Reply call(StepCall what, std::string_view step, std::string_view value) override {
     over_ = over_ || (what == StepCall::kBegin && (stop_.stop_requested() || state_.closing));
@@ -234,19 +238,19 @@ class Journal final : public StepJournal {
   S& state_;
   Slot& slot_;
   const std::uint64_t job_;
-  const std::stop_token stop_;
+  const std::stop_token& stop_;
   std::uint64_t run_ = 0;  // drawn when it is needed
   bool over_ = false;
 };
 
 template <typename S, typename Slot>
 void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& slot) {
+  std::stop_token stop;  // of slot->stop, which this thread alone renews
   while (take_jobs(*state, *slot)) {
     auto started = state->clock.steady();
     std::optional<Finished> ended;
     for (;;) {
       WorkerCore::Job job;
-      std::stop_token stop;
       {
         const std::lock_guard lock(slot->mutex);
         // The attempt was ended by the clock, or nobody takes its outcome any more.
@@ -255,19 +259,22 @@ void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& s
         if (ended && ended->took >= kLongJob) hand_over(*state, *slot);
         slot->job = 0;
         slot->stop_asked.reset();
-        if (slot->stop.stop_requested()) slot->stop = std::stop_source();
+        if (slot->stop.stop_requested() || !stop.stop_possible()) {
+          slot->stop = std::stop_source();
+          stop = slot->stop.get_token();
+        }
         if (slot->next.empty()) break;
         job = std::move(slot->next.front());
         slot->next.pop_front();
         slot->job = job.id;
         slot->started = started;
-        stop = slot->stop.get_token();
       }
       Journal<S, Slot> journal(*state, *slot, job.id, stop);
       Outcome outcome = slot->consumer->consume(
           {job.envelope, state->settings.group, job.sequence, job.attempt, &journal}, stop);
       const auto now = state->clock.steady();
-      ended = Finished{job.id, std::move(outcome), now - started};
+      ended = Finished{job.id, now - started, nullptr};
+      if (!is_plain(outcome)) ended->outcome = std::make_unique<Outcome>(std::move(outcome));
       started = now;
     }
   }
@@ -397,15 +404,21 @@ void read_finished(const std::shared_ptr<S>& state) {
     drain = state->want_drain;
   }
   const UtcTime now = state->clock.utc();
+  const Outcome plain = done();
+  std::uint64_t ended_well = 0;
+  std::uint64_t failed = 0;
   for (const auto& each : finished) {
-    state->core.on_outcome(each.job, each.outcome, each.took, now);
-    state->handled.fetch_add(1, std::memory_order_relaxed);
-    const bool done = each.outcome.kind() == Outcome::Kind::kDone;
-    auto& counter = done ? state->done : state->failed;
-    if (each.outcome.kind() != Outcome::Kind::kSnooze) {
-      counter.fetch_add(1, std::memory_order_relaxed);
+    const Outcome& outcome = each.outcome != nullptr ? *each.outcome : plain;
+    state->core.on_outcome(each.job, outcome, each.took, now);
+    if (outcome.kind() == Outcome::Kind::kDone) {
+      ++ended_well;
+    } else if (outcome.kind() != Outcome::Kind::kSnooze) {
+      ++failed;
     }
   }
+  state->handled.fetch_add(finished.size(), std::memory_order_relaxed);
+  state->done.fetch_add(ended_well, std::memory_order_relaxed);
+  state->failed.fetch_add(failed, std::memory_order_relaxed);
   if (drain) state->core.drain();
 }
 

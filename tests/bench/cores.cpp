@@ -54,7 +54,7 @@ class Bench {
     const Draft draft{"t", std::string(bytes, 'x'), {}};
     for (std::size_t i = 0; i < in_commit; ++i) {
       const std::size_t at = bytes_->size();
-      encode_envelope(draft, uuid_v4(), clock_.utc(), *bytes_);
+      *bytes_ += encode_envelope(draft, uuid_v4(), clock_.utc());
       places_.emplace_back(at, bytes_->size() - at);
       bytes_->append(32, '\0');  // the next record's header
     }

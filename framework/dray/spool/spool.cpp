@@ -133,9 +133,8 @@ void Spool::publish(const Draft& draft, ReceiptCallback done, bool may_wait) {
   frame.expires_at_ms = to_ms(options.expires_at);
   const bool wants_disk = options.durability.value_or(options_.durability) == Durability::kDisk;
   // Everything but the copy into the chunk is done outside the lock.
-  thread_local std::string envelope;
-  envelope.clear();
-  encode_envelope(draft, item.id, now, envelope);
+  thread_local std::string room;
+  const std::string_view envelope = encode_envelope(draft, item.id, now, room);
   const std::uint32_t crc = crc32c(0, envelope);
   std::unique_lock lock(mutex_);
   if (!takes_more(lock, may_wait)) {
@@ -153,7 +152,7 @@ void Spool::publish(const Draft& draft, ReceiptCallback done, bool may_wait) {
   const bool wake = ++queue_urgent_ == 1;
   lock.unlock();
   if (wake) work_.notify_one();
-  if (envelope.capacity() > kEncodeBytesKept) std::string().swap(envelope);
+  if (room.capacity() > kEncodeBytesKept) std::string().swap(room);
 }
 
 // False if the publish was answered, or waits for another's commit.

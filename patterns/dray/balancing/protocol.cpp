@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "dray/codec.hpp"
-#include "dray/msgpack_limits.hpp"
+#include "dray/flat_reader.hpp"
 #include "dray/sequence_runs.hpp"
 
 namespace dray::balancing {
@@ -320,78 +320,27 @@ Stepped read_stepped(Fields& fields) {
 
 // Reads a DELIVER without building a tree: it is the frame with the most values. Takes frames of
 // exactly these fields; what has more of them is read the long way.
-class DeliverVisitor : public LimitVisitor {
- public:
-  Deliver frame;
-
-  bool start_array(std::uint32_t size) {
-    switch (depth()) {
-      case 0:
-        if (size != 3) return false;
-        break;
-      case 1:
-        if (field_ != 1) return false;
-        frame.deliveries.reserve(std::min(size, kReservedMax));
-        break;
-      case 2:
-        if (size != 4) return false;
-        frame.deliveries.emplace_back();
-        item_ = 0;
-        break;
-      default:
-        return false;
-    }
-    return LimitVisitor::start_array(size);
-  }
-  bool end_array_item() {
-    ++(depth() == 3 ? item_ : depth() == 1 ? field_ : ignored_);
-    return true;
-  }
-  bool visit_positive_integer(std::uint64_t value) {
-    if (depth() == 1) {
-      if (field_ == 1) return false;
-      (field_ == 0 ? frame.epoch : frame.waiting) = value;
-      return true;
-    }
-    if (depth() != 3 || item_ > 2) return false;
-    auto& delivered = frame.deliveries.back();
-    if (item_ == 0) {
-      delivered.sequence = value;
-      return value != 0;
-    }
-    if (value > UINT32_MAX) return false;
-    (item_ == 1 ? delivered.number : delivered.attempt) = static_cast<std::uint32_t>(value);
-    return true;
-  }
-  bool visit_bin(const char* data, std::uint32_t size) {
-    if (depth() != 3 || item_ != 3) return false;
-    frame.deliveries.back().envelope = {data, size};
-    return true;
-  }
-  bool visit_nil() { return false; }
-  bool visit_boolean(bool) { return false; }
-  bool visit_negative_integer(std::int64_t) { return false; }
-  bool visit_float32(float) { return false; }
-  bool visit_float64(double) { return false; }
-  bool visit_str(const char*, std::uint32_t) { return false; }
-  bool visit_ext(const char*, std::uint32_t) { return false; }
-  bool start_map(std::uint32_t) { return false; }
-  bool complete() const { return field_ == 3; }
-
- private:
-  static constexpr std::uint32_t kReservedMax = 4'096;
-
-  std::size_t field_ = 0;
-  std::size_t item_ = 0;
-  std::size_t ignored_ = 0;
-};
-
 std::optional<Deliver> read_plain_deliver(std::string_view bytes) {
-  DeliverVisitor visitor;
-  std::size_t offset = 0;
-  const bool read = msgpack::parse(bytes.data(), bytes.size(), offset, visitor);
-  if (!read || offset != bytes.size() || !visitor.complete()) return std::nullopt;
-  return std::move(visitor.frame);
+  constexpr std::uint64_t kReservedMax = 4'096;
+  FlatReader in(bytes);
+  Deliver frame;
+  std::uint64_t fields = 0;
+  std::uint64_t count = 0;
+  if (!in.array(fields) || fields != 3 || !in.natural(frame.epoch) || !in.array(count)) return {};
+  frame.deliveries.reserve(static_cast<std::size_t>(std::min(count, kReservedMax)));
+  for (; count > 0; --count) {
+    Delivered delivered;
+    std::uint64_t number = 0;
+    std::uint64_t attempt = 0;
+    const bool read = in.array(fields) && fields == 4 && in.natural(delivered.sequence) &&
+                      in.natural(number) && in.natural(attempt) && in.binary(delivered.envelope);
+    if (!read || delivered.sequence == 0 || number > UINT32_MAX || attempt > UINT32_MAX) return {};
+    delivered.number = static_cast<std::uint32_t>(number);
+    delivered.attempt = static_cast<std::uint32_t>(attempt);
+    frame.deliveries.push_back(delivered);
+  }
+  if (!in.natural(frame.waiting) || !in.at_end()) return {};
+  return frame;
 }
 
 std::size_t field_count(FrameKind kind) {

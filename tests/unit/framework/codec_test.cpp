@@ -85,6 +85,73 @@ TEST_CASE("an envelope comes back, and no damaged one crashes the reader") {
   }
 }
 
+namespace {
+
+// The same by msgpack-cxx.
+std::optional<EnvelopeView> parse_by_library(std::string_view bytes, const Document& document) {
+  const Value root = document.root();
+  if (root.kind() != Value::Kind::kArray || root.size() != 10) return std::nullopt;
+  EnvelopeView view;
+  const auto text = [&](std::size_t at, std::string_view& out) {
+    return root.at(at).get_text(out) || (at != 1 && root.at(at).is_nil());
+  };
+  const auto time = [&](std::size_t at, std::optional<UtcTime>& out) {
+    std::uint64_t ms = 0;
+    if (root.at(at).is_nil()) return at != 4;
+    if (!root.at(at).get(ms) || ms > static_cast<std::uint64_t>(kTimeMsMax)) return false;
+    out = UtcTime(Milliseconds(static_cast<std::int64_t>(ms)));
+    return true;
+  };
+  std::string_view id;
+  std::uint64_t priority = 0;
+  std::optional<UtcTime> published;
+  const bool read = root.at(0).get_binary(id) && id.size() == 16 && text(1, view.topic) &&
+                    text(2, view.key) && root.at(3).get(priority) && priority <= 2 &&
+                    time(4, published) && time(5, view.deliver_at) && time(6, view.expires_at) &&
+                    text(7, view.dedup) && root.at(8).get_binary(view.headers) &&
+                    root.at(9).get_binary(view.body);
+  if (!read || bytes.empty()) return std::nullopt;
+  view.id = *Uuid::from_bytes(id);
+  view.priority = static_cast<Priority>(priority);
+  view.published_at = *published;
+  return view;
+}
+
+}  // namespace
+
+TEST_CASE("an envelope is read as msgpack-cxx reads it, damaged or not") {
+  const auto seed = std::random_device()();
+  INFO("seed " << seed);
+  std::mt19937 random(seed);
+  const auto up_to = [&](unsigned most) { return static_cast<unsigned>(random() % (most + 1)); };
+  int accepted = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    Draft draft{std::string(1 + up_to(60), 't'), std::string(up_to(300), 'b'), {}};
+    draft.options.key = std::string(up_to(1) * up_to(40), 'k');
+    draft.options.dedup = std::string(up_to(1) * up_to(300), 'd');
+    draft.options.priority = static_cast<Priority>(up_to(2));
+    if (up_to(1) == 1) draft.options.deliver_at = UtcTime(Milliseconds(up_to(UINT32_MAX - 1)));
+    std::string bytes = encode_envelope(draft, uuid_v4(), UtcTime(Milliseconds(up_to(1'000'000))));
+    for (unsigned i = up_to(3); i > 0; --i) {
+      bytes[up_to(static_cast<unsigned>(bytes.size()) - 1)] = static_cast<char>(up_to(255));
+    }
+    if (up_to(9) == 0) bytes.resize(up_to(static_cast<unsigned>(bytes.size())));
+    const auto document = Document::parse(bytes);
+    const auto wanted =
+        document.ok() ? parse_by_library(bytes, *document) : std::optional<EnvelopeView>();
+    const auto read = parse_envelope(bytes);
+    REQUIRE(read.ok() == wanted.has_value());
+    if (!wanted) continue;
+    ++accepted;
+    REQUIRE(std::tie(read->id, read->topic, read->key, read->priority, read->published_at,
+                     read->deliver_at, read->expires_at, read->dedup, read->headers, read->body) ==
+            std::tie(wanted->id, wanted->topic, wanted->key, wanted->priority, wanted->published_at,
+                     wanted->deliver_at, wanted->expires_at, wanted->dedup, wanted->headers,
+                     wanted->body));
+  }
+  CHECK(accepted > 5'000);
+}
+
 TEST_CASE("drafts beyond the limits are refused with the limit") {
   Draft draft{"t", "", {}};
   CHECK(check_draft(draft, {}).ok());
