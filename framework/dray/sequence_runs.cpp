@@ -41,6 +41,7 @@ Result<std::vector<Sequence>> decode_runs(const Value& value, std::size_t& left)
     if (length == 0 || length > left) return fault;
     if (gap > kMax - end || length > kMax - end - gap || end + gap == 0) return fault;
     left -= static_cast<std::size_t>(length);
+    if (sequences.empty()) sequences.reserve(static_cast<std::size_t>(length));
     end += gap;
     for (std::uint64_t k = 0; k < length; ++k) sequences.push_back(end++);
   }

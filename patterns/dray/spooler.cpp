@@ -133,8 +133,9 @@ Status Spooler::confirm_clock() {
   return answered ? Status() : Status(Error{ErrorCode::kClosed, "the spool is stopped", "", 0});
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): as the interface says
 void Spooler::publish_draft(Draft draft, ReceiptCallback done) {
-  state_->spool->publish_draft(std::move(draft), std::move(done));
+  state_->spool->publish(draft, std::move(done));
 }
 
 Result<SpoolStatus> Spooler::status() {

@@ -96,11 +96,15 @@ std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): as the interface says
 void Spool::publish_draft(Draft draft, ReceiptCallback done) {
-  publish(draft, std::move(done), true);
+  put(draft, std::move(done), true);
+}
+
+void Spool::publish(const Draft& draft, ReceiptCallback done) {
+  put(draft, std::move(done), true);
 }
 
 void Spool::publish_at_once(const Draft& draft, ReceiptCallback done) {
-  publish(draft, std::move(done), false);
+  put(draft, std::move(done), false);
 }
 
 // Who waits for room is always there to take it: a little is left for who does not.
@@ -114,7 +118,7 @@ Milliseconds Spool::dedup_reach() const {
   return dedup_.reach(to_ms(clock_.utc()));
 }
 
-void Spool::publish(const Draft& draft, ReceiptCallback done, bool may_wait) {
+void Spool::put(const Draft& draft, ReceiptCallback done, bool may_wait) {
   GroupMask groups = 0;
   if (auto refused = refusal(draft, groups)) return done(*refused);
   const UtcTime now = clock_.utc();

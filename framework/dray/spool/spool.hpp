@@ -130,6 +130,8 @@ class Spool final : public Publisher {
   void upkeep(CommitListener& listener);  // one round
 
   void publish_draft(Draft draft, ReceiptCallback done) override;
+  // The same, without taking the draft.
+  void publish(const Draft& draft, ReceiptCallback done);
   // The same for one who must not wait: it may fill the queue a quarter further than others may.
   // REQUIRES: takes_at_once().
   void publish_at_once(const Draft& draft, ReceiptCallback done);
@@ -224,7 +226,7 @@ class Spool final : public Publisher {
   void answer(const Item& item, const Result<Receipt>& result);
   void answer_dedup(const Dedup& dedup, const Result<Receipt>& result);
   Chunk& open_chunk(bool for_message);
-  void publish(const Draft& draft, ReceiptCallback done, bool may_wait);
+  void put(const Draft& draft, ReceiptCallback done, bool may_wait);
   bool takes_more(std::unique_lock<std::mutex>& lock, bool may_wait);
   void run(CommitListener& listener);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);

@@ -338,7 +338,9 @@ void DispatcherCore::flush_deliveries(Session& session) {
   }
   actions_.submissions.push_back(std::move(submission));
   session.told_waiting = waiting_in(*groups_[session.group]);
-  send(session, encode(Deliver{options_.epoch, std::move(session.deliver), session.told_waiting}));
+  Deliver frame{options_.epoch, std::move(session.deliver), session.told_waiting};
+  send(session, encode(frame));
+  session.deliver = std::move(frame.deliveries);  // its room is used again
   session.deliver.clear();
   session.deliver_owners.clear();
   session.deliver_bytes = 0;

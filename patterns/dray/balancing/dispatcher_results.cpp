@@ -12,6 +12,8 @@ using spool::Submission;
 
 void DispatcherCore::on_result(Session& session, const ResultFrame& frame, Now now) {
   for (const auto& item : frame.items) {
+    auto& done = groups_[session.group]->done;
+    if (done.empty() && item.kind == ResultKind::kDone) done.reserve(item.tokens.sequences.size());
     for (const auto sequence : item.tokens.sequences) apply_result(session, item, sequence, now);
   }
   note_room(session);

@@ -60,8 +60,8 @@ void WorkerCore::retire_link(std::size_t link, SteadyTime now) {
   state.retired_at = now;
   loads_[link].open = false;
   if (state.welcomed) send(link, encode(Window{0, options_.window_bytes_max}), now);
-  for (const auto& [job, place] : jobs_) {
-    if (place.link == link) actions_.cancel.push_back(job);
+  for (const auto job : jobs_.ids()) {
+    if (jobs_.at(job).link == link) actions_.cancel.push_back(job);
   }
 }
 
@@ -88,10 +88,9 @@ bool WorkerCore::welcomed(std::size_t link) const {
 }
 
 std::optional<WorkerCore::Origin> WorkerCore::origin_of(std::uint64_t job) const {
-  const auto found = jobs_.find(job);
-  if (found == jobs_.end()) return std::nullopt;
-  const auto& held = links_[found->second.link].held.at(found->second.sequence);
-  return Origin{found->second.link, held.epoch, held.number};
+  const auto* found = jobs_.find(job);
+  if (found == nullptr) return std::nullopt;
+  return Origin{found->link, found->held->epoch, found->held->number};
 }
 
 void WorkerCore::send(std::size_t link, std::string frame, SteadyTime now) {
@@ -217,8 +216,8 @@ void WorkerCore::move_session(std::size_t from, std::size_t to, SteadyTime now) 
   fresh.spool = std::exchange(old.spool, Uuid{});
   old.unsent.clear();
   loads_[to].held = std::exchange(loads_[from].held, 0);
-  for (auto& [job, place] : jobs_) {
-    if (place.link == from) place.link = to;
+  for (const auto job : jobs_.ids()) {
+    if (auto& place = jobs_.at(job); place.link == from) place.link = to;
   }
   say_hello(to, now);
 }
@@ -300,8 +299,7 @@ void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
     }
     held.stage = Stage::kHeld;
     held.result.reset();
-    held.job = ++last_job_;
-    jobs_.emplace(held.job, JobPlace{link, delivered.sequence});
+    held.job = jobs_.add({link, delivered.sequence, &held});
     ++load.held;
     // Where each slot counts, what finds none waits elsewhere; and the cap is one.
     const bool too_many = jobs_.size() > (planner_.is_fine() ? room : cap);
@@ -345,9 +343,9 @@ void WorkerCore::answer(std::size_t link, Sequence sequence, Held& held,
 
 void WorkerCore::on_outcome(std::uint64_t job, const Outcome& outcome,
                             std::chrono::nanoseconds took, UtcTime now) {
-  const auto found = jobs_.find(job);
-  if (found == jobs_.end()) return;
-  const auto [link, sequence] = found->second;
+  const auto* found = jobs_.find(job);
+  if (found == nullptr) return;
+  const auto [link, sequence, held] = *found;
   planner_.on_outcome(took);
   progressed_ = true;
   std::unique_ptr<ResultItem> result;
@@ -372,21 +370,21 @@ void WorkerCore::on_outcome(std::uint64_t job, const Outcome& outcome,
       result->follow_ups.push_back(encode_envelope(draft, uuid_v7(now), now));
     }
   }
-  answer(link, sequence, links_[link].held.at(sequence), std::move(result));
+  answer(link, sequence, *held, std::move(result));
 }
 
 // Whoever waits for the answer to a step of it waits for nothing.
 void WorkerCore::forget_job(std::uint64_t job) {
-  const auto call = steps_.find(job);
+  const auto call = steps_.empty() ? steps_.end() : steps_.find(job);
   if (call == steps_.end()) {
     jobs_.erase(job);
     return;
   }
   // A beginning that was not answered, or was given up: it does not run.
   if (call->second.what != StepCall::kDone) {
-    const auto [link, sequence] = jobs_.at(job);
+    const auto [link, sequence, place] = jobs_.at(job);
     auto& state = links_[link];
-    const Held& held = state.held.at(sequence);
+    const Held& held = *place;
     Step undo{held.epoch,       held.number,       sequence, StepCall::kNotDone,
               call->second.run, call->second.step, ""};
     if (!state.welcomed) {
@@ -402,7 +400,7 @@ void WorkerCore::forget_job(std::uint64_t job) {
 }
 
 void WorkerCore::call_step(std::uint64_t job, JobStep call, SteadyTime now) {
-  if (jobs_.count(job) == 0) {
+  if (jobs_.find(job) == nullptr) {
     actions_.stepped.emplace_back(
         job, StepJournal::Reply{StepAnswer::kRefused, "this delivery was lost"});
     return;
@@ -412,8 +410,8 @@ void WorkerCore::call_step(std::uint64_t job, JobStep call, SteadyTime now) {
 }
 
 void WorkerCore::send_step(std::uint64_t job, const JobStep& call, SteadyTime now) {
-  const auto [link, sequence] = jobs_.at(job);
-  const Held& held = links_[link].held.at(sequence);
+  const auto [link, sequence, place] = jobs_.at(job);
+  const Held& held = *place;
   send(link,
        encode(Step{held.epoch, held.number, sequence, call.what, call.run, call.step, call.value}),
        now);
@@ -436,12 +434,12 @@ void WorkerCore::on_busy(std::size_t link, const Busy& busy, SteadyTime now) {
 }
 
 void WorkerCore::on_returned(std::uint64_t job) {
-  const auto found = jobs_.find(job);
-  if (found == jobs_.end()) return;
-  const auto [link, sequence] = found->second;
+  const auto* found = jobs_.find(job);
+  if (found == nullptr) return;
+  const auto [link, sequence, held] = *found;
   auto result = std::make_unique<ResultItem>();
   result->kind = ResultKind::kReturned;
-  answer(link, sequence, links_[link].held.at(sequence), std::move(result));
+  answer(link, sequence, *held, std::move(result));
   loads_[link].closed = true;  // the dispatcher takes it for a window of 0
 }
 
@@ -490,7 +488,7 @@ void WorkerCore::drain() {
     // Said at the next chance, with what may be sent now.
     farewells_.push_back(link);
   }
-  for (const auto& [job, place] : jobs_) actions_.cancel.push_back(job);
+  for (const auto job : jobs_.ids()) actions_.cancel.push_back(job);
 }
 
 bool WorkerCore::drained() const {
@@ -528,9 +526,7 @@ void WorkerCore::give_back_stalled(SteadyTime now) {
   planner_.on_stall(now - progress_at_);
   progress_at_ = now;
   // The oldest ones are those that run.
-  std::vector<std::uint64_t> ids;
-  for (const auto& [job, place] : jobs_) ids.push_back(job);
-  std::sort(ids.begin(), ids.end());
+  const auto ids = jobs_.ids();
   actions_.cancel.insert(actions_.cancel.end(),
                          ids.begin() + static_cast<std::ptrdiff_t>(options_.threads), ids.end());
 }
@@ -553,7 +549,9 @@ void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
     if (found == state.held.end() || found->second.stage != Stage::kAnswered) continue;
     const Held& held = found->second;
     if (!held.result) {
-      done[{held.epoch, held.number}].push_back(sequence);
+      auto& sequences = done[{held.epoch, held.number}];
+      if (sequences.empty()) sequences.reserve(state.unsent.size());
+      sequences.push_back(sequence);
       continue;
     }
     ResultItem item = *held.result;

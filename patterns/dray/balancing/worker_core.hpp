@@ -29,6 +29,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "dray/balancing/job_table.hpp"
 #include "dray/balancing/protocol.hpp"
 #include "dray/balancing/window_planner.hpp"
 #include "dray/handler.hpp"
@@ -159,8 +160,9 @@ class WorkerCore {
     std::vector<Step> given_up;    // beginnings, to be said when it is welcomed
   };
   struct JobPlace {
-    std::size_t link;
-    Sequence sequence;
+    std::size_t link = 0;
+    Sequence sequence = 0;
+    Held* held = nullptr;  // in that link's
   };
 
   void say_hello(std::size_t link, SteadyTime now);
@@ -185,16 +187,15 @@ class WorkerCore {
   void send(std::size_t link, std::string frame, SteadyTime now);
 
   const WorkerOptions options_;
-  // Of the maps below: a node is taken and given back for every delivery.
+  // Of the maps of what is held: a node is taken and given back for every delivery.
   std::unique_ptr<std::pmr::memory_resource> nodes_ =
       std::make_unique<std::pmr::unsynchronized_pool_resource>();
   std::vector<LinkState> links_;
   WindowPlanner planner_;
-  std::vector<WindowPlanner::Link> loads_;                               // by link
-  std::pmr::unordered_map<std::uint64_t, JobPlace> jobs_{nodes_.get()};  // not answered
-  std::map<std::uint64_t, JobStep> steps_;                               // by job: not answered
-  std::uint64_t last_job_ = 0;
-  SteadyTime progress_at_;  // a job ended, or more came than there are threads
+  std::vector<WindowPlanner::Link> loads_;  // by link
+  JobTable<JobPlace> jobs_;                 // not answered
+  std::map<std::uint64_t, JobStep> steps_;  // by job: not answered
+  SteadyTime progress_at_;                  // a job ended, or more came than there are threads
   bool progressed_ = false;
   bool draining_ = false;
   std::vector<std::size_t> farewells_;  // links to be told a window of 0
