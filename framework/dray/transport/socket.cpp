@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <zmq.hpp>
@@ -29,7 +30,19 @@ namespace {
 
 constexpr int kZapEnforceDomain = 93;
 constexpr std::size_t kWorthTaking = 16U << 10;  // bytes of a body: below, a copy costs less
-constexpr std::size_t kIpcPathMax = 107;         // sun_path less its final zero
+
+// What ZeroMQ's own thread deletes once it is sent.
+struct Taken {
+  std::string bytes;
+  std::atomic<bool> handed_over{false};  // ZeroMQ's queue says so too, but not to ThreadSanitizer
+
+  static void release(void*, void* self) {
+    auto* taken = static_cast<Taken*>(self);
+    (void)taken->handed_over.load(std::memory_order_acquire);
+    delete taken;
+  }
+};
+constexpr std::size_t kIpcPathMax = 107;  // sun_path less its final zero
 
 bool starts_with(const std::string& text, std::string_view prefix) {
   return text.compare(0, prefix.size(), prefix) == 0;
@@ -288,21 +301,19 @@ Sent RouterSocket::send_taking(std::string_view peer, std::string& body) {
   if (body.size() < kWorthTaking) return send(peer, body);
   const Sent first = send_body(impl_->socket, peer, zmq::send_flags::sndmore);
   if (first != Sent::kSent) return first;
-  // Deleted by ZeroMQ's own thread, when it is sent.
-  auto* taken = new std::string(std::move(body));
-  zmq::message_t message(
-      taken->data(), taken->size(),
-      [](void*, void* owner) { delete static_cast<std::string*>(owner); }, taken);
+  auto* taken = new Taken{std::move(body)};
+  zmq::message_t message(taken->bytes.data(), taken->bytes.size(), &Taken::release, taken);
+  taken->handed_over.store(true, std::memory_order_release);
   for (;;) {
     try {
       if (impl_->socket.send(message, zmq::send_flags::dontwait)) return Sent::kSent;
     } catch (const zmq::error_t& error) {
       if (error.num() == EINTR) continue;
-      body = std::move(*taken);
+      body = std::move(taken->bytes);
       if (error.num() == EHOSTUNREACH) return Sent::kUnreachable;
       throw;
     }
-    body = std::move(*taken);
+    body = std::move(taken->bytes);
     return Sent::kFull;
   }
 }
