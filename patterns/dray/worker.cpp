@@ -23,6 +23,7 @@ constexpr int kFramesPerTurnMax = 1'000;
 constexpr auto kTick = std::chrono::milliseconds(50);
 constexpr auto kConnectRetry = std::chrono::seconds(1);
 constexpr auto kConnectAnew = std::chrono::seconds(5);
+constexpr std::uint32_t kWindowMax = 1'000'000;
 constexpr std::size_t kJobsTakenMax = 32;  // by a thread at a time
 // After a job this long a thread keeps nothing to itself.
 constexpr auto kLongJob = std::chrono::milliseconds(1);
@@ -39,8 +40,8 @@ balancing::WorkerOptions core_options(const WorkerSettings& settings) {
   options.name = settings.name;
   options.group = settings.group;
   options.threads = settings.threads;
-  options.window_max = settings.window_max;
-  options.window_fixed = settings.window_fixed;
+  options.window_max = std::min(settings.window_max, kWindowMax);
+  options.window_fixed = std::min(settings.window_fixed, kWindowMax);
   options.seed = random_u64();
   options.retry = {settings.retry.max_attempts, settings.retry.initial, settings.retry.max,
                    settings.retry.jitter};

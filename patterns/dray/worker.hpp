@@ -52,7 +52,7 @@ struct WorkerSettings {
   // For tests: what resolves them, instead of the system.
   std::function<Result<std::vector<std::string>>(const std::string& endpoint)> resolve = {};
   std::uint32_t threads = 1;
-  std::uint32_t window_max = 8'192;
+  std::uint32_t window_max = 8'192;   // at most 1,000,000
   std::uint32_t window_fixed = 0;     // 0: sized by itself; for measuring what that costs
   Milliseconds timeout{30'000};       // of one handling; 0: none
   Milliseconds timeout_grace{5'000};  // from the stop request to being written off
