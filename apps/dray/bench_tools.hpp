@@ -17,16 +17,11 @@
 #include <vector>
 
 #include "dray/bench.hpp"
+#include "dray/process_usage.hpp"
 #include "dray/spooler.hpp"
 
 namespace dray::app {
 
-// Of this process, or of its children that have ended.
-double cpu_seconds(int who);
-double cpu_seconds_of(pid_t pid);  // a process that lives, in steps of 10 ms
-std::uint64_t rss_bytes();         // now
-std::uint64_t rss_bytes_peak();    // of this process
-std::uint64_t open_descriptors();
 double seconds_since(std::chrono::steady_clock::time_point started);
 
 // A fresh folder in `parent` (or here), removed at the end.

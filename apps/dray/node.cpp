@@ -14,8 +14,8 @@
 #include <thread>
 
 #include "dray/admin_server.hpp"
-#include "dray/bench_tools.hpp"
 #include "dray/plugin/plugin_library.hpp"
+#include "dray/process_usage.hpp"
 #include "dray/remote_publisher.hpp"
 #include "dray/spooler.hpp"
 #include "dray/text.hpp"

@@ -3,8 +3,8 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
-#include <set>
 #include <thread>
+#include <unordered_map>
 
 #include "dray/call_frames.hpp"
 #include "dray/plain_link.hpp"
@@ -77,7 +77,12 @@ struct BytesService::State {
   plain::Links links;
   transport::EdgePoller poller;
   bool links_changed = true;
-  std::deque<Reply> held;  // for which their client had no room
+  // Answers for which their client had no room, by client.
+  struct Line {
+    std::deque<Reply> replies;
+    std::size_t bytes = 0;
+  };
+  std::unordered_map<std::string, Line> held;
   std::size_t held_bytes = 0;
 
   transport::WakeUp wake_up;
@@ -99,29 +104,37 @@ struct BytesService::State {
   SteadyTime stop_by{};
 };
 
-// What finds no room at its client waits for it, as much as may, and as long as it is wanted.
+// What finds no room at its client waits for it, as long as it is wanted. A client may have as much
+// waiting as is left for all others, so that none uses up what is kept for them.
 void BytesService::State::reply(Reply ready) {
-  if (socket->send(ready.peer, ready.frame) != transport::Sent::kFull) return;
-  if (held_bytes + ready.frame.size() > options.waiting_bytes_max && !held.empty()) {
+  const auto mine = held.find(ready.peer);
+  if (mine == held.end() && socket->send(ready.peer, ready.frame) != transport::Sent::kFull) return;
+  const std::size_t size = ready.frame.size();
+  const std::size_t own_bytes = mine == held.end() ? 0 : mine->second.bytes;
+  if (own_bytes + held_bytes + size > options.waiting_bytes_max && held_bytes > 0) {
     ++dropped;
     return;
   }
-  held_bytes += ready.frame.size();
-  held.push_back(std::move(ready));
+  auto& line = mine == held.end() ? held[ready.peer] : mine->second;
+  line.replies.push_back(std::move(ready));
+  line.bytes += size;
+  held_bytes += size;
 }
 
+// In order, until the client is full again: what one takes too slowly costs the others no look.
 void BytesService::State::retry_held(SteadyTime now) {
-  std::set<std::string> full;
-  std::erase_if(held, [&](const Reply& each) {
-    bool gone = each.deadline <= now;
-    if (gone) ++dropped;
-    if (!gone && full.count(each.peer) == 0) {
-      gone = socket->send(each.peer, each.frame) != transport::Sent::kFull;
-      if (!gone) full.insert(each.peer);
+  for (auto line = held.begin(); line != held.end();) {
+    auto& [replies_left, bytes] = line->second;
+    for (; !replies_left.empty(); replies_left.pop_front()) {
+      const auto& first = replies_left.front();
+      const bool late = first.deadline <= now;
+      if (late) ++dropped;
+      if (!late && socket->send(first.peer, first.frame) == transport::Sent::kFull) break;
+      bytes -= first.frame.size();
+      held_bytes -= first.frame.size();
     }
-    if (gone) held_bytes -= each.frame.size();
-    return gone;
-  });
+    line = replies_left.empty() ? held.erase(line) : std::next(line);
+  }
 }
 
 void BytesService::State::refuse(const Request& request, const Error& error) {

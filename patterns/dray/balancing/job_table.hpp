@@ -1,7 +1,8 @@
 // JobTable: what is known of jobs, by an id that says where it stands. Ids grow, none is 0, and
 // none is given twice.
 //
-// Threading: one thread. Limits: 1,048,576 jobs at a time; ids for 2^44 of them.
+// Threading: one thread. Failure: none. Limits: 1,048,576 jobs at a time; ids for 2^44 of them.
+// Ownership: holds the values; an add() may move them.
 #pragma once
 
 #include <algorithm>

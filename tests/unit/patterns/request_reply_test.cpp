@@ -462,7 +462,9 @@ TEST_CASE("request/reply: every answer arrives, however slowly its client takes 
   }
   while (service.counters().answered < kCalls) std::this_thread::yield();
   std::set<std::uint64_t> answered;
+  const auto give_up = std::chrono::steady_clock::now() + 30s;
   while (answered.size() < kCalls) {
+    REQUIRE(std::chrono::steady_clock::now() < give_up);
     const auto frame = slow.receive();
     if (!frame) continue;
     const auto answer = plain::decode_call(frame->bytes);
@@ -470,4 +472,26 @@ TEST_CASE("request/reply: every answer arrives, however slowly its client takes 
     CHECK(answered.insert(answer->id).second);
   }
   CHECK(service.counters().dropped == 0);
+}
+
+TEST_CASE("request/reply: a client that reads nothing costs the others neither answers nor time") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  ServiceOptions options;
+  options.waiting_bytes_max = 4U << 20;
+  Service<std::string, std::string> service(
+      endpoint, [](const std::string& text) -> Result<std::string> { return text; }, options);
+  transport::Context context;
+  transport::DealerSocket mute(context, {});
+  REQUIRE(mute.connect(endpoint).ok());
+  const std::string body(4'000, 'x');
+  const auto give_up = std::chrono::steady_clock::now() + 30s;
+  for (std::uint64_t id = 1; service.counters().dropped == 0; ++id) {
+    REQUIRE(std::chrono::steady_clock::now() < give_up);
+    (void)mute.send(plain::encode_request(id, Milliseconds(60'000), body));
+  }
+  Client<std::string, std::string> other(endpoint);
+  const auto begun = std::chrono::steady_clock::now();
+  for (int i = 0; i < 100; ++i) REQUIRE(other.call("hello", 10s).ok());
+  CHECK(std::chrono::steady_clock::now() - begun < 5s);
 }
