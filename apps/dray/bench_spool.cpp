@@ -35,15 +35,17 @@ class StateOwner final : public spool::CommitListener {
 
   void on_committed(spool::Committed committed) override {
     spool::Lsn skip_from = committed.first;
-    for (const auto& message : committed.messages) {
-      state_->accept();
-      if (skip_from < message.sequence) state_->skip(skip_from, message.sequence - 1);
-      skip_from = message.sequence + 1;
-      open_.push_back(message.sequence);
+    std::uint64_t messages = 0;
+    for (const auto& run : committed.runs) {
+      messages += run.count;
+      state_->accept(run.count);
+      if (skip_from < run.first) state_->skip(skip_from, run.first - 1);
+      skip_from = run.first + run.count;
+      open_.add(run.first, run.count);
     }
     if (skip_from <= committed.last) state_->skip(skip_from, committed.last);
-    state_->pass(committed.last + 1, committed.messages.size());
-    for (const auto sequence : settling_) state_->settle(sequence, spool::Settlement::kDone);
+    state_->pass(committed.last + 1, messages);
+    for (const auto& run : settling_) state_->settle(run, spool::Settlement::kDone);
     settling_.clear();
     last_ = std::move(committed);
   }
@@ -74,8 +76,8 @@ class StateOwner final : public spool::CommitListener {
 
  private:
   std::unique_ptr<spool::GroupState> state_;
-  std::vector<Sequence> open_;
-  std::vector<Sequence> settling_;
+  SequenceRuns open_;
+  SequenceRuns settling_;
   spool::Committed last_;
 };
 
@@ -98,14 +100,15 @@ Result<Measured> append_once(const BenchOptions& options, const std::string& fol
   StateOwner owner(std::move((*spool)->take_groups().front()));
   (*spool)->start_upkeep(owner);
   const std::string body = to_bytes(Binary{std::string(options.size, 'x')});
+  const PublishOptions none;
   Latencies latencies;
   std::uint64_t receipts = 0;
   const auto append = [&](std::uint64_t messages) {
     for (std::uint64_t i = 0; i < messages; i += options.batch) {
       const auto before = std::chrono::steady_clock::now();
       for (std::uint64_t k = 0; k < options.batch; ++k) {
-        (*spool)->publish_draft(Draft{"bench", body, {}},
-                                [&](const auto& receipt) { receipts += receipt.ok() ? 1U : 0U; });
+        (*spool)->publish_view({"bench", body, none},
+                               [&](const auto& receipt) { receipts += receipt.ok() ? 1U : 0U; });
       }
       if (options.settle) owner.settle_open(**spool);
       (*spool)->commit_pending(owner);

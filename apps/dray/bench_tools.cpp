@@ -85,20 +85,29 @@ void Latencies::take(const std::string& text) {
 
 Status WindowedPublisher::run() {
   const std::string body = to_bytes(Binary{std::string(size_, 'x')});
-  const auto wait_for = [&](std::uint64_t below) {
+  const PublishOptions none;
+  std::uint64_t answered = 0;  // as it was when it was last looked at
+  const auto wait_for = [&](std::uint64_t wanted) {
+    answered = answered_.load(std::memory_order_acquire);
+    if (answered >= wanted) return;
     std::unique_lock lock(mutex_);
-    room_.wait(lock, [&] { return outstanding_ < below; });
+    // Rather some at a time than woken for each.
+    wanted_.store(std::min(messages_, wanted + window_ / 4), std::memory_order_seq_cst);
+    room_.wait(lock, [&] {
+      return answered_.load(std::memory_order_seq_cst) >= wanted_.load(std::memory_order_relaxed);
+    });
+    wanted_.store(kNobodyWaits, std::memory_order_relaxed);
+    answered = answered_.load(std::memory_order_acquire);
   };
   for (std::uint64_t i = 0; i < messages_; ++i) {
-    if (outstanding_ >= window_) wait_for(window_);
-    ++outstanding_;
-    const Draft draft{"bench", body, {}};
+    if (i - answered >= window_) wait_for(i + 1 - window_);
     if (i % kTimedEvery != 0) {
-      publisher_.publish_draft(draft, [this](const auto& receipt) { on_receipt(receipt); });
+      publisher_.publish_view({"bench", body, none},
+                              [this](const auto& receipt) { on_receipt(receipt); });
       continue;
     }
     const auto started = std::chrono::steady_clock::now();
-    publisher_.publish_draft(draft, [this, started](const auto& receipt) {
+    publisher_.publish_view({"bench", body, none}, [this, started](const auto& receipt) {
       {
         const std::lock_guard lock(mutex_);
         latencies_.add(std::chrono::steady_clock::now() - started);
@@ -106,7 +115,7 @@ Status WindowedPublisher::run() {
       on_receipt(receipt);
     });
   }
-  wait_for(1);
+  wait_for(messages_);
   const std::lock_guard lock(mutex_);
   return failed_;
 }
@@ -116,8 +125,8 @@ void WindowedPublisher::on_receipt(const Result<Receipt>& receipt) {
     const std::lock_guard lock(mutex_);
     failed_ = receipt.error();
   }
-  const std::uint64_t left = --outstanding_;
-  if (left != 0 && left != window_ - std::max<std::uint64_t>(1, window_ / 4)) return;
+  const std::uint64_t answered = answered_.fetch_add(1, std::memory_order_seq_cst) + 1;
+  if (answered < wanted_.load(std::memory_order_seq_cst)) return;
   const std::lock_guard lock(mutex_);  // the publisher is waiting, or has not looked yet
   room_.notify_one();
 }

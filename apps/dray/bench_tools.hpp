@@ -73,7 +73,9 @@ class WindowedPublisher {
 
   Publisher& publisher_;
   const std::uint64_t messages_, size_, window_;
-  std::atomic<std::uint64_t> outstanding_{0};
+  static constexpr std::uint64_t kNobodyWaits = UINT64_MAX;
+  alignas(64) std::atomic<std::uint64_t> answered_{0};
+  alignas(64) std::atomic<std::uint64_t> wanted_{kNobodyWaits};  // the publisher waits for so many
 
   // Guarded by mutex_.
   std::mutex mutex_;

@@ -19,7 +19,7 @@
 #include "dray/remote_publisher.hpp"
 #include "dray/spooler.hpp"
 #include "dray/text.hpp"
-#include "dray/thread_name.hpp"
+#include "dray/thread_traits.hpp"
 #include "dray/transport/curve.hpp"
 #include "dray/worker.hpp"
 

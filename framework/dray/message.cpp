@@ -13,6 +13,10 @@ namespace dray {
 namespace {
 
 constexpr std::size_t kEnvelopeFields = 10;
+// fixarray 10, bin 8 of 16 bytes: the id.
+constexpr std::string_view kEnvelopeBegin = "\x9a\xc4\x10";
+constexpr std::size_t kEnvelopeIdAt = 3;
+
 bool read_time(FlatReader& in, UtcTime& out) {
   std::uint64_t ms = 0;
   if (!in.natural(ms) || ms > static_cast<std::uint64_t>(kTimeMsMax)) return false;
@@ -96,14 +100,14 @@ std::optional<std::string> name_fault(std::string_view name, std::size_t bytes_m
   return std::nullopt;
 }
 
-Status check_draft(const Draft& draft, const MessageLimits& limits) {
+Status check_draft(const DraftView& draft, const MessageLimits& limits) {
   if (auto fault = name_fault(draft.topic, limits.topic_bytes_max)) {
-    return Error{ErrorCode::kInvalid, "topic '" + draft.topic + "': " + *fault, "", 0};
+    return Error{ErrorCode::kInvalid, "topic '" + std::string(draft.topic) + "': " + *fault, "", 0};
   }
   return check_options(draft, limits);
 }
 
-Status check_options(const Draft& draft, const MessageLimits& limits) {
+Status check_options(const DraftView& draft, const MessageLimits& limits) {
   const auto& options = draft.options;
   if (draft.body.size() > limits.body_bytes_max) {
     return over_limit("the body", draft.body.size(), limits.body_bytes_max);
@@ -142,19 +146,20 @@ Status check_options(const Draft& draft, const MessageLimits& limits) {
   return {};
 }
 
-std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at) {
+std::string encode_envelope(const DraftView& draft, const Uuid& id, UtcTime published_at) {
   std::string bytes;
-  bytes.resize(encode_envelope(draft, id, published_at, bytes).size());
+  bytes.resize(encode_envelope_head(draft, id, published_at, bytes).size());
+  bytes += draft.body;
   return bytes;
 }
 
-std::string_view encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at,
-                                 std::string& room) {
+std::string_view encode_envelope_head(const DraftView& draft, const Uuid& id, UtcTime published_at,
+                                      std::string& room) {
   const auto& options = draft.options;
   const std::string headers = encode_headers(options.headers);
   const std::size_t most = (kEnvelopeFields + 1) * kPrefixMax + id.bytes.size() +
                            draft.topic.size() + options.key.size() + options.dedup.size() +
-                           headers.size() + draft.body.size();
+                           headers.size();
   if (room.size() < most) room.resize(most);
   RoomSink sink{room.data()};
   Packer packer(sink);
@@ -168,14 +173,19 @@ std::string_view encode_envelope(const Draft& draft, const Uuid& id, UtcTime pub
   pack_time(packer, options.expires_at);
   pack_text_or_nil(packer, options.dedup);
   pack_binary(packer, headers);
-  pack_binary(packer, draft.body);
+  packer.pack_bin(static_cast<std::uint32_t>(draft.body.size()));
   return {room.data(), static_cast<std::size_t>(sink.at - room.data())};
 }
 
+Uuid envelope_id(std::string_view bytes) {
+  if (bytes.size() < kEnvelopeIdAt + 16 || !bytes.starts_with(kEnvelopeBegin)) return {};
+  return *Uuid::from_bytes(bytes.substr(kEnvelopeIdAt, 16));
+}
+
 std::string_view envelope_topic(std::string_view bytes) {
-  // fixarray 10, bin 8 of 16 bytes, then the topic as fixstr or str 8.
-  constexpr std::size_t kTopicAt = 19;
-  if (bytes.size() <= kTopicAt + 1 || !bytes.starts_with("\x9a\xc4\x10")) return {};
+  // Behind the id, as fixstr or str 8.
+  constexpr std::size_t kTopicAt = kEnvelopeIdAt + 16;
+  if (bytes.size() <= kTopicAt + 1 || !bytes.starts_with(kEnvelopeBegin)) return {};
   const auto first = static_cast<unsigned char>(bytes[kTopicAt]);
   std::size_t size = first & 0x1F;
   std::size_t at = kTopicAt + 1;

@@ -61,6 +61,18 @@ struct Draft {
   PublishOptions options;
 };
 
+// The same in somebody else's memory, for the length of a call.
+struct DraftView {
+  std::string_view topic;
+  std::string_view body;
+  const PublishOptions& options;
+
+  DraftView(std::string_view topic_in, std::string_view body_in, const PublishOptions& options_in)
+      : topic(topic_in), body(body_in), options(options_in) {}
+  DraftView(const Draft& draft)  // NOLINT: implicit by design
+      : topic(draft.topic), body(draft.body), options(draft.options) {}
+};
+
 // A message as read back; all views point into the envelope's bytes.
 struct EnvelopeView {
   Uuid id;
@@ -83,16 +95,18 @@ inline constexpr std::int64_t kTimeMsMax = 253402300799999;
 DRAY_API std::optional<std::string> name_fault(std::string_view name, std::size_t bytes_max = 128);
 
 // kInvalid, naming the limit, if the draft breaks one.
-DRAY_API Status check_draft(const Draft& draft, const MessageLimits& limits);
+DRAY_API Status check_draft(const DraftView& draft, const MessageLimits& limits);
 // The same without a look at the topic.
-DRAY_API Status check_options(const Draft& draft, const MessageLimits& limits);
+DRAY_API Status check_options(const DraftView& draft, const MessageLimits& limits);
 
-DRAY_API std::string encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at);
-// The same at the beginning of `room`, which grows as it must and may be used again: nothing is
-// allocated, nothing cleared.
-DRAY_API std::string_view encode_envelope(const Draft& draft, const Uuid& id, UtcTime published_at,
-                                          std::string& room);
+DRAY_API std::string encode_envelope(const DraftView& draft, const Uuid& id, UtcTime published_at);
+// All of it that stands before the body's bytes, which are its end. At the beginning of `room`,
+// which grows as it must and may be used again: nothing is allocated, nothing cleared.
+DRAY_API std::string_view encode_envelope_head(const DraftView& draft, const Uuid& id,
+                                               UtcTime published_at, std::string& room);
 
+// The id alone; nil if this is no envelope.
+DRAY_API Uuid envelope_id(std::string_view bytes);
 // The topic alone, at the cost of a few comparisons; empty if this is no envelope.
 DRAY_API std::string_view envelope_topic(std::string_view bytes);
 

@@ -33,20 +33,23 @@ class DRAY_API Publisher {
 
   // The body is MessagePack. The callback is called exactly once.
   virtual void publish_draft(Draft draft, ReceiptCallback done) = 0;
+  // The same; what it points to is read before this returns, and not taken.
+  virtual void publish_view(const DraftView& draft, ReceiptCallback done);
 
   template <typename T>
-  void publish_async(std::string_view topic, const T& body, PublishOptions options,
+  void publish_async(std::string_view topic, const T& body, const PublishOptions& options,
                      ReceiptCallback done) {
-    publish_draft(Draft{std::string(topic), to_bytes(body), std::move(options)}, std::move(done));
+    publish_view({topic, to_bytes(body), options}, std::move(done));
   }
 
   // Waits for the commit.
   template <typename T>
-  Result<Receipt> publish(std::string_view topic, const T& body, PublishOptions options = {}) {
-    return publish_and_wait(Draft{std::string(topic), to_bytes(body), std::move(options)});
+  Result<Receipt> publish(std::string_view topic, const T& body,
+                          const PublishOptions& options = {}) {
+    return publish_and_wait({topic, to_bytes(body), options});
   }
 
-  Result<Receipt> publish_and_wait(Draft draft);
+  Result<Receipt> publish_and_wait(const DraftView& draft);
 };
 
 }  // namespace dray

@@ -6,7 +6,7 @@
 #include <mutex>
 #include <thread>
 
-#include "dray/thread_name.hpp"
+#include "dray/thread_traits.hpp"
 #include "dray/transport/socket.hpp"
 
 namespace dray {

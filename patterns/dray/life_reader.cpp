@@ -7,10 +7,6 @@ namespace {
 
 constexpr std::size_t kEventsMax = 1'000;  // of a group
 
-bool has(const std::vector<Sequence>& sequences, Sequence wanted) {
-  return std::binary_search(sequences.begin(), sequences.end(), wanted);
-}
-
 const char* settlement_name(spool::Settlement settlement) {
   switch (settlement) {
     case spool::Settlement::kDone:
@@ -44,7 +40,7 @@ void LifeReader::add(spool::GroupId group, LifeEvent event) {
 }
 
 void LifeReader::on_delivery(const spool::DeliveryRecord& delivery) {
-  if (!has(delivery.sequences, sequence_)) return;
+  if (!delivery.sequences.contains(sequence_)) return;
   LifeEvent event;
   event.what = "delivered";
   event.at_ms = delivery.at_ms;
@@ -112,7 +108,7 @@ void LifeReader::take(const spool::Record& record) {
       return;
     case RecordType::kSettlement:
       if (auto settled = spool::decode_settlement(record.payload);
-          settled.ok() && has(settled->sequences, sequence_)) {
+          settled.ok() && settled->sequences.contains(sequence_)) {
         LifeEvent event;
         event.at_ms = settled->at_ms;
         event.what = settlement_name(settled->settlement);
@@ -133,7 +129,7 @@ void LifeReader::take(const spool::Record& record) {
       return;
     case RecordType::kRevive:
       if (auto revived = spool::decode_revive(record.payload);
-          revived.ok() && has(revived->sequences, sequence_)) {
+          revived.ok() && revived->sequences.contains(sequence_)) {
         LifeEvent event;
         event.what = "another chance";
         add(revived->group, std::move(event));

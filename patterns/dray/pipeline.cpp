@@ -8,7 +8,7 @@
 
 #include "dray/plain_link.hpp"
 #include "dray/spool/bytes.hpp"
-#include "dray/thread_name.hpp"
+#include "dray/thread_traits.hpp"
 
 namespace dray {
 namespace {

@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "dray/balancing/deposit_core.hpp"
-#include "dray/thread_name.hpp"
+#include "dray/thread_traits.hpp"
 #include "dray/transport/curve.hpp"
 #include "dray/transport/socket.hpp"
 

@@ -9,7 +9,7 @@
 #include "dray/call_frames.hpp"
 #include "dray/plain_link.hpp"
 #include "dray/request_reply.hpp"
-#include "dray/thread_name.hpp"
+#include "dray/thread_traits.hpp"
 #include "dray/transport/socket.hpp"
 
 namespace dray {

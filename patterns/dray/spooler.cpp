@@ -135,7 +135,11 @@ Status Spooler::confirm_clock() {
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): as the interface says
 void Spooler::publish_draft(Draft draft, ReceiptCallback done) {
-  state_->spool->publish(draft, std::move(done));
+  state_->spool->publish_view(draft, std::move(done));
+}
+
+void Spooler::publish_view(const DraftView& draft, ReceiptCallback done) {
+  state_->spool->publish_view(draft, std::move(done));
 }
 
 Result<SpoolStatus> Spooler::status() {

@@ -157,6 +157,7 @@ class DRAY_API Spooler final : public Publisher {
   static Status adopt(const std::string& directory);
 
   void publish_draft(Draft draft, ReceiptCallback done) override;
+  void publish_view(const DraftView& draft, ReceiptCallback done) override;
 
   // One more endpoint for workers.
   Status bind(const std::string& endpoint);

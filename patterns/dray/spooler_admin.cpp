@@ -60,7 +60,7 @@ DeadLetter read_dead_letter(spool::LogReader& messages, spool::LogReader& record
   DeadLetter letter;
   letter.sequence = sequence;
   if (auto message = spool::read_message(messages, sequence, &history); message.ok() && *message) {
-    const auto envelope = parse_envelope((*message)->envelope);
+    const auto envelope = parse_envelope((*message)->envelope());
     if (envelope.ok()) {
       letter.id = envelope->id.text();
       letter.topic = envelope->topic;

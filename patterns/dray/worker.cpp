@@ -6,12 +6,11 @@
 #include <deque>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <thread>
 
 #include "dray/balancing/worker_core.hpp"
 #include "dray/endpoint_watch.hpp"
-#include "dray/thread_name.hpp"
+#include "dray/thread_traits.hpp"
 #include "dray/transport/socket.hpp"
 
 namespace dray {
@@ -24,7 +23,6 @@ constexpr auto kTick = std::chrono::milliseconds(50);
 constexpr auto kConnectRetry = std::chrono::seconds(1);
 constexpr auto kConnectAnew = std::chrono::seconds(5);
 constexpr std::uint32_t kWindowMax = 1'000'000;
-constexpr std::size_t kJobsTakenMax = 32;  // by a thread at a time
 // After a job this long a thread keeps nothing to itself.
 constexpr auto kLongJob = std::chrono::milliseconds(1);
 
@@ -49,9 +47,33 @@ balancing::WorkerOptions core_options(const WorkerSettings& settings) {
 }
 
 struct Finished {
-  std::uint64_t job;
-  std::chrono::nanoseconds took;
-  std::unique_ptr<Outcome> outcome;  // nothing: plain done
+  SequenceRun jobs;
+  std::chrono::nanoseconds took;     // in all
+  std::unique_ptr<Outcome> outcome;  // of one job; nothing: plain done
+};
+
+// How far a thread is with jobs that are neighbours. It takes one after the other off the front
+// without a lock; who holds its slot's mutex may take what is not begun off the end, or ask for
+// attention: then the thread stops at its mutex before it goes on.
+struct Progress {
+  bool attention = false;
+  bool busy = false;       // with the one before `next`
+  std::uint32_t next = 0;  // begun, and of those all but the one that it is busy with ended
+  std::uint32_t end = 0;
+
+  static Progress of(std::uint64_t bits) {
+    return {(bits >> 63) != 0, (bits >> 62 & 1) != 0,
+            static_cast<std::uint32_t>(bits >> 31 & kMask),
+            static_cast<std::uint32_t>(bits & kMask)};
+  }
+  std::uint64_t bits() const {
+    return std::uint64_t{attention} << 63 | std::uint64_t{busy} << 62 | std::uint64_t{next} << 31 |
+           end;
+  }
+  std::uint32_t ended() const { return busy ? next - 1 : next; }
+
+ private:
+  static constexpr std::uint64_t kMask = (std::uint64_t{1} << 31) - 1;
 };
 
 bool is_plain(const Outcome& outcome) {
@@ -66,17 +88,28 @@ struct Worker::State {
   struct Slot {
     std::unique_ptr<Consumer> consumer;  // used by its thread only
 
+    std::atomic<std::uint64_t> progress{0};   // Progress, with `at`
+    std::atomic<std::int64_t> started_ns{0};  // the job that it is busy with
+    std::atomic<std::int64_t> took_ns{0};     // all jobs that were plainly done; only it writes
+
     // Guarded by mutex.
     std::mutex mutex;
-    std::deque<WorkerCore::Job> next;  // taken from the queue, not begun
-    std::vector<Finished> finished;    // ended, not told
-    std::uint64_t job = 0;             // 0: idle
-    SteadyTime started{};
+    WorkerCore::Jobs at;                // its thread reads it without a lock: nobody else writes
+    std::deque<WorkerCore::Jobs> next;  // taken from the queue, not begun
+    std::uint32_t told = 0;             // of `at`, so many from its beginning
+    std::int64_t took_told_ns = 0;      // of took_ns
     std::optional<SteadyTime> stop_asked;
     std::stop_source stop;
     bool written_off = false;
     std::optional<StepJournal::Reply> reply;  // to the job's call of its journal
     std::condition_variable replied;          // or nobody will
+
+    Progress where() const { return Progress::of(progress.load(std::memory_order_acquire)); }
+    // 0: none.
+    std::uint64_t running() const {
+      const auto is = where();
+      return is.busy ? at.first + is.next - 1 : 0;
+    }
   };
 
   State(WorkerSettings settings_in, ConsumerFactory factory_in)
@@ -112,13 +145,13 @@ struct Worker::State {
   std::atomic<std::uint64_t> handled{0}, done{0}, failed{0}, written_off{0};
   std::atomic<std::uint32_t> welcomed{0};
   std::atomic<std::uint32_t> dispatchers{0};
-  std::atomic<bool> short_jobs{false};
+  std::atomic<std::uint32_t> jobs_at_once{1};
 
   // Guarded by mutex.
   std::mutex mutex;
   std::condition_variable work;
   std::condition_variable changed;
-  std::deque<WorkerCore::Job> queue;
+  std::deque<WorkerCore::Jobs> queue;
   std::vector<Finished> finished;
   std::vector<std::pair<std::uint64_t, WorkerCore::JobStep>> step_calls;  // by job
   bool want_drain = false;
@@ -138,45 +171,121 @@ namespace worker_threads {
 
 // The free functions here see Worker::State through a template, so that it stays private.
 
+// What ended and was not told. REQUIRES: slot.mutex is held.
+template <typename S, typename Slot>
+void tell_ended(S& state, Slot& slot, std::unique_ptr<Outcome> outcome = nullptr,
+                std::chrono::nanoseconds outcome_took = {}) {
+  const auto is = slot.where();
+  std::vector<Finished> finished;
+  if (is.ended() > slot.told) {
+    const std::int64_t took = slot.took_ns.load(std::memory_order_relaxed);
+    finished.push_back({{slot.at.first + slot.told, is.ended() - slot.told},
+                        std::chrono::nanoseconds(took - slot.took_told_ns),
+                        nullptr});
+    slot.took_told_ns = took;
+    slot.told = is.ended();
+  }
+  if (outcome != nullptr) {
+    finished.push_back({{slot.running(), 1}, outcome_took, std::move(outcome)});
+    slot.told = is.next;
+  }
+  if (finished.empty()) return;
+  bool wake = false;
+  {
+    const std::lock_guard lock(state.mutex);
+    wake = state.finished.empty();
+    for (auto& each : finished) state.finished.push_back(std::move(each));
+  }
+  if (wake) state.wake_up.wake();
+}
+
+// Takes off what a thread did not begin of what it is at. REQUIRES: slot.mutex is held.
+template <typename Slot>
+std::optional<WorkerCore::Jobs> take_off(Slot& slot) {
+  std::uint64_t bits = slot.progress.load(std::memory_order_acquire);
+  Progress is = Progress::of(bits);
+  for (;; is = Progress::of(bits)) {
+    if (is.next == is.end) return std::nullopt;
+    Progress shortened = is;
+    shortened.end = is.next;
+    if (slot.progress.compare_exchange_weak(bits, shortened.bits(), std::memory_order_acq_rel)) {
+      break;
+    }
+  }
+  WorkerCore::Jobs rest = slot.at;
+  if (is.next > 0) (void)rest.split(is.next);
+  rest.count = is.end - is.next;
+  return rest;
+}
+
 // A thread keeps nothing to itself while it is at a long job: what it did not begin goes back to
 // the front of the queue, what it ended is told. REQUIRES: slot.mutex is held.
 template <typename S, typename Slot>
 void hand_over(S& state, Slot& slot) {
-  if (slot.next.empty() && slot.finished.empty()) return;
+  tell_ended(state, slot);
+  auto rest = take_off(slot);
+  if (!rest && slot.next.empty()) return;
   {
     const std::lock_guard lock(state.mutex);
     for (; !slot.next.empty(); slot.next.pop_back()) {
       state.queue.push_front(std::move(slot.next.back()));
     }
-    for (auto& each : slot.finished) state.finished.push_back(std::move(each));
-    slot.finished.clear();
+    if (rest) state.queue.push_front(std::move(*rest));
   }
   state.work.notify_all();
-  state.wake_up.wake();
+}
+
+// Goes on with the next job of what it has; false if there is none. REQUIRES: slot.mutex is held,
+// and it is busy with none.
+template <typename Slot>
+bool begin_next(Slot& slot) {
+  Progress is = slot.where();
+  if (is.next == is.end) {
+    if (slot.next.empty()) return false;
+    slot.at = std::move(slot.next.front());
+    slot.next.pop_front();
+    slot.told = 0;
+    is = {false, false, 0, slot.at.count};
+  }
+  slot.progress.store(Progress{false, true, is.next + 1, is.end}.bits(), std::memory_order_release);
+  return true;
+}
+
+// The same without a lock, in the usual case. False: the lock is needed; it is busy no more.
+template <typename Slot>
+bool go_on(Slot& slot) {
+  std::uint64_t bits = slot.progress.load(std::memory_order_relaxed);
+  for (;;) {
+    Progress is = Progress::of(bits);
+    const bool goes = !is.attention && is.next < is.end;
+    is.busy = goes;
+    is.next += goes ? 1 : 0;
+    if (slot.progress.compare_exchange_weak(bits, is.bits(), std::memory_order_acq_rel)) {
+      return goes;
+    }
+  }
 }
 
 // Tells what ended, waits for work and takes some of it: one job, or where jobs are so short that a
 // lock for each counts, a share of what there is. False at the end.
 template <typename S, typename Slot>
-bool take_jobs(S& state, Slot& slot) {
-  std::vector<Finished> finished;
+bool take_jobs(S& state, Slot& slot, std::stop_token& stop) {
   {
     const std::lock_guard lock(slot.mutex);
-    finished.swap(slot.finished);
+    // The attempt was ended by the clock, or nobody takes its outcome any more.
+    if (slot.written_off || state.closing) return false;
+    tell_ended(state, slot);
+    slot.stop_asked.reset();
+    if (slot.stop.stop_requested() || !stop.stop_possible()) {
+      slot.stop = std::stop_source();
+      stop = slot.stop.get_token();
+    }
+    if (begin_next(slot)) return true;
+    slot.progress.store(0, std::memory_order_release);
   }
   for (;;) {
     {
       std::unique_lock lock(state.mutex);
-      if (!finished.empty()) {
-        const bool wake = state.finished.empty();
-        for (auto& each : finished) state.finished.push_back(std::move(each));
-        finished.clear();
-        if (wake) {
-          lock.unlock();
-          state.wake_up.wake();
-          lock.lock();
-        }
-      }
       state.work.wait(lock, [&] { return state.closing || !state.queue.empty(); });
     }
     // Jobs are always in the queue or with a slot, where a cancel finds them.
@@ -184,14 +293,24 @@ bool take_jobs(S& state, Slot& slot) {
     const std::lock_guard lock(state.mutex);
     if (state.closing) return false;
     if (state.queue.empty()) continue;  // another thread was first
-    const std::size_t share = state.queue.size() / (2 * state.settings.threads);
-    const std::size_t count =
-        state.short_jobs ? std::clamp<std::size_t>(share, 1, kJobsTakenMax) : 1;
-    for (std::size_t i = 0; i < count; ++i) {
-      slot.next.push_back(std::move(state.queue.front()));
+    std::size_t queued = 0;
+    const std::size_t most = state.jobs_at_once;
+    for (const auto& each : state.queue) {
+      queued += each.count;
+      if (queued >= 2 * most * state.settings.threads) break;
+    }
+    auto share = std::clamp<std::size_t>(queued / (2 * state.settings.threads), 1, most);
+    while (share > 0 && !state.queue.empty()) {
+      auto& front = state.queue.front();
+      if (front.count > share) {
+        slot.next.push_back(front.split(static_cast<std::uint32_t>(share)));
+        break;
+      }
+      share -= front.count;
+      slot.next.push_back(std::move(front));
       state.queue.pop_front();
     }
-    return true;
+    return begin_next(slot);
   }
 }
 
@@ -244,39 +363,41 @@ class Journal final : public StepJournal {
   bool over_ = false;
 };
 
+// Its outcome is told at once. False if nobody takes it any more.
+template <typename S, typename Slot>
+bool tell_outcome(S& state, Slot& slot, Outcome outcome, std::chrono::nanoseconds took) {
+  const std::lock_guard lock(slot.mutex);
+  if (slot.written_off || state.closing) return false;
+  tell_ended(state, slot, std::make_unique<Outcome>(std::move(outcome)), took);
+  return true;
+}
+
 template <typename S, typename Slot>
 void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& slot) {
   std::stop_token stop;  // of slot->stop, which this thread alone renews
-  while (take_jobs(*state, *slot)) {
+  while (take_jobs(*state, *slot, stop)) {
     auto started = state->clock.steady();
-    std::optional<Finished> ended;
-    for (;;) {
-      WorkerCore::Job job;
-      {
-        const std::lock_guard lock(slot->mutex);
-        // The attempt was ended by the clock, or nobody takes its outcome any more.
-        if (slot->written_off || state->closing) return;
-        if (ended) slot->finished.push_back(std::move(*ended));
-        if (ended && ended->took >= kLongJob) hand_over(*state, *slot);
-        slot->job = 0;
-        slot->stop_asked.reset();
-        if (slot->stop.stop_requested() || !stop.stop_possible()) {
-          slot->stop = std::stop_source();
-          stop = slot->stop.get_token();
-        }
-        if (slot->next.empty()) break;
-        job = std::move(slot->next.front());
-        slot->next.pop_front();
-        slot->job = job.id;
-        slot->started = started;
-      }
-      Journal<S, Slot> journal(*state, *slot, job.id, stop);
-      Outcome outcome = slot->consumer->consume(
-          {job.envelope, state->settings.group, job.sequence, job.attempt, &journal}, stop);
+    for (bool more = true; more;) {
+      const std::uint32_t index = slot->where().next - 1;
+      slot->started_ns.store(started.time_since_epoch().count(), std::memory_order_relaxed);
+      Journal<S, Slot> journal(*state, *slot, slot->at.first + index, stop);
+      Outcome outcome =
+          slot->consumer->consume({slot->at.envelope(index), state->settings.group,
+                                   slot->at.sequence + index, slot->at.attempt, &journal},
+                                  stop);
       const auto now = state->clock.steady();
-      ended = Finished{job.id, now - started, nullptr};
-      if (!is_plain(outcome)) ended->outcome = std::make_unique<Outcome>(std::move(outcome));
+      const std::chrono::nanoseconds took = now - started;
       started = now;
+      if (is_plain(outcome)) {
+        slot->took_ns.store(slot->took_ns.load(std::memory_order_relaxed) + took.count(),
+                            std::memory_order_relaxed);
+      } else if (!tell_outcome(*state, *slot, std::move(outcome), took)) {
+        return;
+      }
+      more = go_on(*slot);
+      if (took < kLongJob) continue;
+      const std::lock_guard lock(slot->mutex);
+      hand_over(*state, *slot);
     }
   }
 }
@@ -315,6 +436,21 @@ void write_off(const std::shared_ptr<S>& state, std::size_t index, std::uint64_t
   if (state->settings.on_exhausted) state->settings.on_exhausted();
 }
 
+// The thread stops at the slot's mutex before it goes on. False if it is not busy with this job any
+// more. REQUIRES: slot.mutex is held.
+template <typename Slot>
+bool ask_attention(Slot& slot, std::uint64_t job) {
+  std::uint64_t bits = slot.progress.load(std::memory_order_acquire);
+  for (;;) {
+    Progress is = Progress::of(bits);
+    if (!is.busy || slot.at.first + is.next - 1 != job) return false;
+    is.attention = true;
+    if (slot.progress.compare_exchange_weak(bits, is.bits(), std::memory_order_acq_rel)) {
+      return true;
+    }
+  }
+}
+
 template <typename S>
 void watch_timeouts(const std::shared_ptr<S>& state) {
   const auto& settings = state->settings;
@@ -324,17 +460,21 @@ void watch_timeouts(const std::shared_ptr<S>& state) {
     std::uint64_t late = 0;
     {
       const std::lock_guard lock(slot.mutex);
-      if (slot.job != 0 && now - slot.started >= kLongJob) hand_over(*state, slot);
-      if (settings.timeout.count() == 0 || slot.job == 0 || now - slot.started < settings.timeout) {
-        continue;
-      }
+      const std::uint64_t job = slot.running();
+      const SteadyTime started(
+          std::chrono::nanoseconds(slot.started_ns.load(std::memory_order_relaxed)));
+      // What it says of a job that has just begun is of the one before.
+      if (job == 0 || job != slot.running()) continue;
+      if (now - started >= kLongJob) hand_over(*state, slot);
+      if (settings.timeout.count() == 0 || now - started < settings.timeout) continue;
       if (!slot.stop_asked) {
+        if (!ask_attention(slot, job)) continue;
         slot.stop_asked = now;
         slot.stop.request_stop();
       } else if (now - *slot.stop_asked >= settings.timeout_grace) {
         slot.written_off = true;
         slot.replied.notify_all();
-        late = slot.job;
+        late = job;
       }
     }
     if (late == 0) continue;
@@ -346,15 +486,15 @@ void watch_timeouts(const std::shared_ptr<S>& state) {
 template <typename S>
 void read_frames(const std::shared_ptr<S>& state, std::size_t link) {
   for (int i = 0; i < kFramesPerTurnMax; ++i) {
-    auto received = state->connections[link].socket->receive();
+    auto received = state->connections[link].socket->receive_pair();
     if (!received) return;
-    auto frame = balancing::decode_frame(received->bytes);
+    auto frame = balancing::decode_frame(received->first.bytes, received->second.bytes);
     if (!frame.ok()) {
       state->settings.log.warning("bad frame from a dispatcher: " + frame.error().text(),
                                   {{"endpoint", state->connections[link].endpoint}});
       continue;
     }
-    state->core.on_frame(link, std::move(*frame), received->owner, state->clock.steady());
+    state->core.on_frame(link, std::move(*frame), received->second.owner, state->clock.steady());
   }
 }
 
@@ -405,19 +545,24 @@ void read_finished(const std::shared_ptr<S>& state) {
     drain = state->want_drain;
   }
   const UtcTime now = state->clock.utc();
-  const Outcome plain = done();
+  std::uint64_t handled = 0;
   std::uint64_t ended_well = 0;
   std::uint64_t failed = 0;
   for (const auto& each : finished) {
-    const Outcome& outcome = each.outcome != nullptr ? *each.outcome : plain;
-    state->core.on_outcome(each.job, outcome, each.took, now);
-    if (outcome.kind() == Outcome::Kind::kDone) {
+    handled += each.jobs.count;
+    if (each.outcome == nullptr) {
+      state->core.on_done(each.jobs, each.took);
+      ended_well += each.jobs.count;
+      continue;
+    }
+    state->core.on_outcome(each.jobs.first, *each.outcome, each.took, now);
+    if (each.outcome->kind() == Outcome::Kind::kDone) {
       ++ended_well;
-    } else if (outcome.kind() != Outcome::Kind::kSnooze) {
+    } else if (each.outcome->kind() != Outcome::Kind::kSnooze) {
       ++failed;
     }
   }
-  state->handled.fetch_add(finished.size(), std::memory_order_relaxed);
+  state->handled.fetch_add(handled, std::memory_order_relaxed);
   state->done.fetch_add(ended_well, std::memory_order_relaxed);
   state->failed.fetch_add(failed, std::memory_order_relaxed);
   if (drain) state->core.drain();
@@ -437,7 +582,7 @@ template <typename S>
 void answer_step(S& state, std::uint64_t job, const StepJournal::Reply& reply) {
   for (const auto& slot : state.slots) {
     const std::lock_guard lock(slot->mutex);
-    if (slot->job != job) continue;
+    if (slot->running() != job) continue;
     slot->reply = reply;
     slot->replied.notify_all();
     return;
@@ -511,37 +656,59 @@ Status follow_addresses(const std::shared_ptr<S>& state) {
   return status;
 }
 
+// Takes those that are not wanted out of a list.
+inline void sort_out(std::deque<WorkerCore::Jobs>& list, const SequenceRuns& unwanted,
+                     SequenceRuns& taken) {
+  std::deque<WorkerCore::Jobs> kept;
+  for (auto& jobs : list) {
+    for (const auto& run : unwanted) {
+      if (jobs.count == 0 || run.first >= jobs.first + jobs.count) break;
+      if (run.end() <= jobs.first) continue;
+      if (run.first > jobs.first) {
+        kept.push_back(jobs.split(static_cast<std::uint32_t>(run.first - jobs.first)));
+      }
+      const auto gone = std::min<std::uint64_t>(run.end() - jobs.first, jobs.count);
+      taken.add(jobs.first, gone);
+      if (gone == jobs.count) {
+        jobs.count = 0;
+      } else {
+        (void)jobs.split(static_cast<std::uint32_t>(gone));
+      }
+    }
+    if (jobs.count > 0) kept.push_back(std::move(jobs));
+  }
+  list = std::move(kept);
+}
+
 template <typename S>
 void perform(const std::shared_ptr<S>& state) {
   auto actions = state->core.take_actions(state->clock.steady());
   if (!actions.start.empty()) {
+    const bool one = actions.start.size() == 1 && actions.start.front().count == 1;
     {
       const std::lock_guard lock(state->mutex);
-      for (auto& job : actions.start) state->queue.push_back(std::move(job));
+      for (auto& jobs : actions.start) state->queue.push_back(std::move(jobs));
     }
-    if (actions.start.size() == 1) {
+    if (one) {
       state->work.notify_one();
     } else {
       state->work.notify_all();
     }
   }
   if (!actions.cancel.empty()) {
-    const std::set<std::uint64_t> unwanted(actions.cancel.begin(), actions.cancel.end());
-    std::vector<std::uint64_t> returned;
-    const auto is_unwanted = [&](const WorkerCore::Job& job) {
-      const bool remove = unwanted.count(job.id) != 0;
-      if (remove) returned.push_back(job.id);
-      return remove;
-    };
+    SequenceRuns returned;
     {
       // All at once: a job may be on its way from one to the other.
       std::vector<std::unique_lock<std::mutex>> locks;
       for (const auto& slot : state->slots) locks.emplace_back(slot->mutex);
       const std::lock_guard lock(state->mutex);
-      for (const auto& slot : state->slots) std::erase_if(slot->next, is_unwanted);
-      std::erase_if(state->queue, is_unwanted);
+      for (const auto& slot : state->slots) {
+        if (auto rest = take_off(*slot)) slot->next.push_front(std::move(*rest));
+        sort_out(slot->next, actions.cancel, returned);
+      }
+      sort_out(state->queue, actions.cancel, returned);
     }
-    for (const auto job : returned) state->core.on_returned(job);
+    for (const auto& jobs : returned) state->core.on_returned(jobs);
     if (!returned.empty()) state->wake_up.wake();
   }
   for (const auto& [job, reply] : actions.stepped) answer_step(*state, job, reply);
@@ -612,7 +779,7 @@ void run(const std::shared_ptr<S>& state) {
       welcomed += state->core.welcomed(link) ? 1U : 0U;
     }
     state->welcomed = welcomed;
-    state->short_jobs = !state->core.takes_each_slot();
+    state->jobs_at_once = state->core.jobs_at_once();
     read_step_calls(*state);
     read_finished(state);
     watch_timeouts(state);
@@ -666,6 +833,7 @@ Result<std::unique_ptr<Worker>> Worker::start(WorkerSettings settings, ConsumerF
   DRAY_TRY(worker_threads::follow_addresses(state));
   state->socket_thread = std::thread([state] {
     name_thread("dray-worker");
+    take_short_slices();
     worker_threads::run(state);
   });
   return worker;
@@ -694,6 +862,7 @@ void Worker::stop() {
   for (auto& slot : state.slots) {
     const std::lock_guard lock(slot->mutex);
     slot->next.clear();
+    (void)worker_threads::take_off(*slot);
     slot->stop.request_stop();
     slot->replied.notify_all();  // if it was requested before
   }

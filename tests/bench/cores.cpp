@@ -43,6 +43,7 @@ enum Leg : std::size_t {
 constexpr std::array<const char*, kLegs> kNames{"accept",  "grant",  "decode", "job",
                                                 "outcome", "result", "settle", "confirm"};
 constexpr std::uint32_t kWindow = 8'192;
+constexpr std::uint32_t kAtOnce = 128;  // jobs that end together
 
 class Bench {
  public:
@@ -53,10 +54,7 @@ class Bench {
     worker_ = std::make_unique<WorkerCore>(options, 1, clock_.steady());
     const Draft draft{"t", std::string(bytes, 'x'), {}};
     for (std::size_t i = 0; i < in_commit; ++i) {
-      const std::size_t at = bytes_->size();
-      *bytes_ += encode_envelope(draft, uuid_v4(), clock_.utc());
-      places_.emplace_back(at, bytes_->size() - at);
-      bytes_->append(32, '\0');  // the next record's header
+      envelopes_.push_back(encode_envelope(draft, uuid_v4(), clock_.utc()));
     }
     worker_->on_connected(0, clock_.steady());
     exchange();
@@ -102,12 +100,12 @@ class Bench {
   void commit_messages() {
     spool::Committed committed;
     committed.first = next_;
-    committed.bytes = bytes_;
-    for (const auto& [at, size] : places_) {
-      committed.messages.push_back(
-          {next_++, 1, Priority::kNormal, 0, 0, std::string_view(*bytes_).substr(at, size), false});
-    }
+    auto records = std::make_shared<spool::Records>();
+    for (const auto& envelope : envelopes_) records->add_loose(next_++, envelope);
+    committed.records = std::move(records);
     committed.last = next_ - 1;
+    committed.runs.push_back(
+        {committed.first, static_cast<std::uint32_t>(envelopes_.size()), 0, 1});
     timed(kAccept, [&] { core_->on_committed(committed, now()); });
   }
 
@@ -117,21 +115,19 @@ class Bench {
       more = false;
       DispatcherCore::Actions actions;
       timed(kGrant, [&] { actions = core_->take_actions(now()); });
-      for (auto& each : actions.sends) to_worker(std::move(each.frame));
+      for (auto& each : actions.sends) to_worker(each);
       if (!actions.submissions.empty()) commit(actions.submissions);
       more = !actions.empty();
       WorkerCore::Actions said;
       timed(kOutcome, [&] { said = worker_->take_actions(clock_.steady()); });
-      for (const auto& job : said.start) jobs_.push_back(job.id);
-      said.start.clear();
-      if (!jobs_.empty()) {
+      for (const auto& jobs : said.start) {
+        more = true;
         timed(kOutcome, [&] {
-          for (const auto job : jobs_) {
-            worker_->on_outcome(job, done(), std::chrono::nanoseconds(200), clock_.utc());
+          for (std::uint32_t i = 0; i < jobs.count; i += kAtOnce) {
+            const auto count = std::min(kAtOnce, jobs.count - i);
+            worker_->on_done({jobs.first + i, count}, count * std::chrono::nanoseconds(200));
           }
         });
-        jobs_.clear();
-        more = true;
       }
       for (auto& each : said.sends) {
         more = true;
@@ -144,15 +140,14 @@ class Bench {
     }
   }
 
-  void to_worker(std::string bytes) {
-    const auto owner = std::make_shared<const std::string>(std::move(bytes));
+  void to_worker(const DispatcherCore::Send& sent) {
     std::optional<Result<ProtocolFrame>> frame;
     const auto begun = std::chrono::steady_clock::now();
-    frame.emplace(decode_frame(*owner));
+    frame.emplace(decode_frame(sent.frame, sent.records));
     const auto decoded = std::chrono::steady_clock::now();
     if (!frame->ok()) std::abort();
     const bool confirm = std::holds_alternative<Confirm>(**frame);
-    worker_->on_frame(0, std::move(**frame), owner, clock_.steady());
+    worker_->on_frame(0, std::move(**frame), sent.owner, clock_.steady());
     const auto taken = std::chrono::steady_clock::now();
     spent_.at(confirm ? kConfirm : kDecode) += decoded - begun;
     spent_.at(confirm ? kConfirm : kJob) += taken - decoded;
@@ -161,7 +156,6 @@ class Bench {
   void commit(const std::vector<spool::Submission>& submissions) {
     spool::Committed committed;
     committed.first = next_;
-    committed.bytes = bytes_;
     for (const auto& each : submissions) {
       if (each.ticket != 0) committed.tickets.emplace_back(each.ticket, next_);
       next_ += each.entries.size();
@@ -173,11 +167,9 @@ class Bench {
   const std::size_t in_commit_;
   SystemClock clock_;
   Sequence next_ = 2;
-  std::shared_ptr<std::string> bytes_ = std::make_shared<std::string>();
-  std::vector<std::pair<std::size_t, std::size_t>> places_;
+  std::vector<std::string> envelopes_;
   std::unique_ptr<DispatcherCore> core_;
   std::unique_ptr<WorkerCore> worker_;
-  std::vector<std::uint64_t> jobs_;
   std::array<std::chrono::nanoseconds, kLegs> spent_{};
 };
 

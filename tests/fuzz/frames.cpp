@@ -2,7 +2,7 @@
 // worker, and to those of remote publishing.
 //
 // Input: any number of (2 bytes length, then a frame); a leading bit of the length chooses the
-// peer.
+// peer. What follows a DELIVER is its second frame.
 #include <cstdlib>
 #include <memory>
 
@@ -47,12 +47,18 @@ class Dispatching {
  private:
   Now now() const { return {clock_.steady(), clock_.utc()}; }
 
+  static std::shared_ptr<const spool::Records> record_of(Sequence sequence,
+                                                         std::string_view envelope) {
+    auto records = std::make_shared<spool::Records>();
+    records->add_loose(sequence, envelope);
+    return records;
+  }
+
   void publish(const std::string& envelope) {
     spool::Committed committed;
-    auto bytes = std::make_shared<std::string>(envelope);
     committed.first = committed.last = next_++;
-    committed.messages.push_back({committed.first, 1, Priority::kNormal, 0, 0, *bytes, true});
-    committed.bytes = bytes;
+    committed.records = record_of(committed.first, envelope);
+    committed.runs.push_back({committed.first, 1, 0, 1, Priority::kNormal, true});
     core_->on_committed(committed, now());
     perform();
   }
@@ -73,9 +79,8 @@ class Dispatching {
       }
       for (const auto& each : actions.key_reads) core_->on_key(each.group, each.sequence, 0, now());
       for (const auto& each : actions.fetches) {
-        auto bytes = std::make_shared<std::string>("x");
         core_->on_fetched(each.group, each.sequence,
-                          ReadyMessage{each.sequence, 0, 0, bytes, *bytes});
+                          spool::StoredRun{each.sequence, 1, 0, record_of(each.sequence, "x")});
       }
       for (const auto& each : actions.refills) {
         spool::BacklogSlice slice;
@@ -109,13 +114,22 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   DepositCore publisher(*Uuid::from_text("00000000-0000-4000-8000-000000000001"), "p",
                         std::chrono::seconds(1));
   publisher.on_connected(clock.steady());
-  while (input.size() > 2) {
+  const auto next = [&input] {
+    if (input.size() <= 2) return std::string();
     const auto head = static_cast<unsigned char>(input[0]);
     const std::size_t length = std::min<std::size_t>(
         input.size() - 2, (head & 0x3FU) * 256U + static_cast<unsigned char>(input[1]));
-    const auto bytes = std::make_shared<std::string>(input.substr(2, length));
+    std::string bytes(input.substr(2, length));
     input.remove_prefix(2 + length);
-    auto frame = decode_frame(*bytes);
+    return bytes;
+  };
+  while (input.size() > 2) {
+    const auto head = static_cast<unsigned char>(input[0]);
+    const std::string bytes = next();
+    constexpr char kDeliver = 18;
+    const bool has_second = bytes.size() > 3 && bytes[3] == kDeliver;
+    const auto records = std::make_shared<std::string>(has_second ? next() : "");
+    auto frame = decode_frame(bytes, *records);
     if (!frame.ok()) continue;
     dispatching.take((head & 0x80U) != 0 ? "a" : "b", *frame);
     desk.on_frame((head & 0x80U) != 0 ? "a" : "b", *frame, clock.steady());
@@ -130,11 +144,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     for (auto& answer : publisher.take_actions(clock.steady()).answers) {
       answer.done(std::move(answer.receipt));
     }
-    worker.on_frame((head & 0x40U) != 0 ? 1 : 0, std::move(*frame), bytes, clock.steady());
+    worker.on_frame((head & 0x40U) != 0 ? 1 : 0, std::move(*frame), records, clock.steady());
     clock.advance(std::chrono::milliseconds(40));
     worker.tick(clock.steady());
-    for (const auto& job : worker.take_actions(clock.steady()).start) {
-      worker.on_outcome(job.id, done(), std::chrono::microseconds(5), clock.utc());
+    for (const auto& jobs : worker.take_actions(clock.steady()).start) {
+      for (std::uint32_t i = 0; i < jobs.count; ++i) (void)parse_envelope(jobs.envelope(i));
+      worker.on_done({jobs.first, jobs.count}, std::chrono::microseconds(5));
     }
     (void)worker.take_actions(clock.steady());
   }

@@ -127,12 +127,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   request.messages_max = request.bytes_max = 1U << 20;
   const auto slice = read_backlog(reader, *groups[0], request);
   if (!slice.ok()) return 0;
-  for (const auto& message : slice->messages) {
-    const auto envelope = parse_envelope(message.envelope);
+  slice->for_each_message([](Sequence, const StoredRun&, std::string_view bytes) {
+    const auto envelope = parse_envelope(bytes);
     if (!envelope.ok() || envelope->body.size() != 300) std::abort();  // P6
     for (const char c : envelope->body) {
       if (c != envelope->body.front()) std::abort();
     }
-  }
+  });
   return 0;
 }

@@ -6,6 +6,7 @@ import msgpack
 import zmq
 
 MAGIC = b"DR\x00"
+DELIVER = 18     # the one kind with a second frame
 
 
 def read_keys(path):
@@ -62,10 +63,12 @@ class Peer:
         if connected:
             self.say_hello()         # first of all
         while self.socket.poll(0):
-            frames = self.socket.recv_multipart()
+            first, *rest = self.socket.recv_multipart()
             self.heard_at = time.monotonic()
-            if len(frames) == 1 and frames[0][:3] == MAGIC:
-                self.on_frame(frames[0][3], msgpack.unpackb(frames[0][4:], strict_map_key=False))
+            kind = first[3] if first[:3] == MAGIC else None
+            if kind is not None and len(rest) == (1 if kind == DELIVER else 0):
+                body = msgpack.unpackb(first[4:], strict_map_key=False)
+                self.on_frame(kind, [*body, *rest])
 
     def keep_session(self, heartbeat):
         now = time.monotonic()

@@ -8,6 +8,7 @@ attempt, "reject" always; all others are done. SIGTERM drains.
 """
 import argparse
 import signal
+import struct
 import sys
 import time
 import uuid
@@ -40,6 +41,15 @@ def unpack_runs(runs):
         at += gap
         yield from range(at, at + length)
         at += length
+
+
+def unpack_records(records):
+    """Sequence and envelope of each: a header of 32 bytes, the envelope, zeros up to a multiple of 8."""
+    at = 0
+    while at < len(records):
+        size, sequence = struct.unpack_from("<IQ", records, at + 4)
+        yield sequence, records[at + 32:at + 32 + size]
+        at += (32 + size + 7) // 8 * 8
 
 
 class Worker(Peer):
@@ -96,8 +106,8 @@ class Worker(Peer):
             self.send(RESULT, [list(self.answers.values())])
 
     def on_deliver(self, body):
-        epoch, deliveries = body[:2]
-        for sequence, number, attempt, envelope, *_ in deliveries:
+        epoch, number, attempt, *_, records = body
+        for sequence, envelope in unpack_records(records):
             known = next((job for job in self.jobs if job[2] == sequence), None)
             if known:
                 self.jobs.remove(known)

@@ -82,7 +82,7 @@ class World {
   struct WorkerNode {
     std::string peer;
     std::unique_ptr<WorkerCore> core;
-    std::deque<WorkerCore::Job> queue;
+    std::deque<WorkerCore::Jobs> queue;  // single ones
     std::uint32_t busy = 0;
     bool awake = false;
     SteadyTime timer{};
@@ -169,10 +169,17 @@ class World {
     dispatcher.arrivals[sequence] = number;
     spool::Committed committed;
     committed.first = committed.last = sequence;
-    committed.bytes = envelope_;
-    committed.messages.push_back({sequence, 1, Priority::kNormal, 0, 0, *envelope_});
+    committed.records = records_of(sequence);
+    committed.runs.push_back({sequence, 1, 0, 1});
     measure(dispatcher_cpu_, [&] { dispatcher.core->on_committed(committed, stamp()); });
     wake_dispatcher(arrivals_[number].dispatcher);
+  }
+
+  static std::shared_ptr<const spool::Records> records_of(Sequence sequence) {
+    auto records = std::make_shared<spool::Records>();
+    records->reserve(64);
+    records->add_loose(sequence, "envelope");
+    return records;
   }
 
   template <typename Work>
@@ -200,11 +207,11 @@ class World {
         const std::size_t worker = std::stoul(each.peer);
         ++frames_;
         at(now_ + options_.one_way,
-           [this, index, worker, bytes = std::make_shared<std::string>(std::move(each.frame))] {
-             auto frame = balancing::decode_frame(*bytes);
+           [this, index, worker, sent = std::make_shared<DispatcherCore::Send>(std::move(each))] {
+             auto frame = balancing::decode_frame(sent->frame, sent->records);
              DRAY_ASSERT(frame.ok());
              measure(worker_cpu_, [&] {
-               workers_[worker].core->on_frame(index, std::move(*frame), bytes, now_);
+               workers_[worker].core->on_frame(index, std::move(*frame), sent->owner, now_);
              });
              wake_worker(worker);
            });
@@ -215,7 +222,7 @@ class World {
         measure(dispatcher_cpu_, [&] {
           dispatcher.core->on_fetched(
               each.group, each.sequence,
-              balancing::ReadyMessage{each.sequence, 0, 0, envelope_, *envelope_});
+              spool::StoredRun{each.sequence, 1, 0, records_of(each.sequence)});
         });
       }
     }
@@ -233,7 +240,6 @@ class World {
     committed.first = dispatcher.next;
     dispatcher.next += submission.entries.size();
     committed.last = dispatcher.next - 1;
-    committed.bytes = envelope_;
     if (submission.ticket != 0) committed.tickets.emplace_back(submission.ticket, committed.first);
     measure(dispatcher_cpu_, [&] { dispatcher.core->on_committed(committed, stamp()); });
   }
@@ -252,16 +258,19 @@ class World {
       worker.core->tick(now_);
       actions = worker.core->take_actions(now_);
     });
-    for (auto& job : actions.start) worker.queue.push_back(std::move(job));
-    bool again = false;
-    for (const auto job : actions.cancel) {
-      const auto queued = std::find_if(worker.queue.begin(), worker.queue.end(),
-                                       [&](const auto& each) { return each.id == job; });
-      if (queued == worker.queue.end()) continue;
-      worker.queue.erase(queued);
-      measure(worker_cpu_, [&] { worker.core->on_returned(job); });
-      again = true;
+    for (const auto& jobs : actions.start) {
+      for (auto& job : jobs.apart()) worker.queue.push_back(std::move(job));
     }
+    SequenceRuns given_back;
+    std::erase_if(worker.queue, [&](const auto& job) {
+      if (!actions.cancel.contains(job.first)) return false;
+      given_back.add(job.first);
+      return true;
+    });
+    for (const auto& jobs : given_back) {
+      measure(worker_cpu_, [&] { worker.core->on_returned(jobs); });
+    }
+    const bool again = !given_back.empty();
     for (auto& each : actions.sends) {
       ++frames_;
       at(now_ + options_.one_way, [this, index, link = each.link,
@@ -295,12 +304,12 @@ class World {
     while (worker.busy < options_.threads && !worker.queue.empty()) {
       const auto job = std::move(worker.queue.front());
       worker.queue.pop_front();
-      const auto origin = worker.core->origin_of(job.id);
+      const auto origin = worker.core->origin_of(job.first);
       if (!origin) continue;
       ++worker.busy;
       const auto number = dispatchers_[origin->link].arrivals.at(job.sequence);
       const Nanoseconds took = of_seconds(arrivals_[number].service);
-      at(now_ + took, [this, index, id = job.id, number, took] {
+      at(now_ + took, [this, index, id = job.first, number, took] {
         auto& node = workers_[index];
         --node.busy;
         ++node.handled;
@@ -375,7 +384,6 @@ class World {
   std::uint64_t returns_ = 0;
   double dispatcher_cpu_ = 0;
   double worker_cpu_ = 0;
-  const std::shared_ptr<const std::string> envelope_ = std::make_shared<std::string>("envelope");
 };
 
 }  // namespace

@@ -66,8 +66,8 @@ void ClusterWorld::drain(WorkerNode& worker) {
 
 // P3, and the window.
 void ClusterWorld::check_delivery(Producer& producer, std::size_t worker,
-                                  const std::string& bytes) {
-  const auto frame = balancing::decode_frame(bytes);
+                                  const DispatcherCore::Send& sent) {
+  const auto frame = balancing::decode_frame(sent.frame, sent.records);
   require(frame.ok(), "a bad frame");
   if (const auto* stepped = std::get_if<balancing::Stepped>(&*frame)) {
     return check_stepped(producer, worker, *stepped);
@@ -83,18 +83,21 @@ void ClusterWorld::check_delivery(Producer& producer, std::size_t worker,
   }
   const Sequence durable = producer.spool->segments().durable_lsn();
   const auto group = static_cast<GroupId>(worker % kGroups.size());
-  check_limits(producer, group, deliver->deliveries.size());
-  for (const auto& each : deliver->deliveries) {
-    Task& task = tasks_[{producer.index, group, each.sequence}];
-    if (task.grants.empty()) check_priority(producer, group, task);
-    task.grants.try_emplace({worker, workers_[worker]->life, deliver->epoch, each.number},
+  check_limits(producer, group, deliver->records.offsets.size());
+  SequenceRuns sequences;
+  for (const auto& run : deliver->records.runs) sequences.add(run.first, run.count);
+  for (const auto sequence : sequences.list()) {
+    Task& task = tasks_[{producer.index, group, sequence}];
+    // One that was not sent has a history too.
+    if (task.grants.empty() && deliver->number == 1) check_priority(producer, group, task);
+    task.grants.try_emplace({worker, workers_[worker]->life, deliver->epoch, deliver->number},
                             Task::GrantEnd{});
-    trace("message " + std::to_string(each.sequence) + " of producer " +
-          std::to_string(producer.index) + " goes to worker " + std::to_string(worker) +
-          ", number " + std::to_string(each.number));
-    require(each.sequence <= durable, "a message is delivered before it is durable");
-    require(!task.settled, "message " + std::to_string(each.sequence) + " for group " +
-                               kGroups[group] + " is delivered though it is settled");
+    trace("message " + std::to_string(sequence) + " of producer " + std::to_string(producer.index) +
+          " goes to worker " + std::to_string(worker) + ", number " +
+          std::to_string(deliver->number));
+    require(sequence <= durable, "a message is delivered before it is durable");
+    require(!task.settled, "message " + std::to_string(sequence) + " for group " + kGroups[group] +
+                               " is delivered though it is settled");
   }
 }
 
@@ -119,8 +122,8 @@ void ClusterWorld::check_stepped(Producer& producer, std::size_t worker,
 }
 
 // The dispatcher told it, as far as it knows.
-void ClusterWorld::note_unsent(const Producer& producer, const std::string& bytes) {
-  const auto frame = balancing::decode_frame(bytes);
+void ClusterWorld::note_unsent(const Producer& producer, const DispatcherCore::Send& send) {
+  const auto frame = balancing::decode_frame(send.frame, send.records);
   const auto* stepped = frame.ok() ? std::get_if<balancing::Stepped>(&*frame) : nullptr;
   if (stepped == nullptr) return;
   for (GroupId group = 0; group < kGroups.size(); ++group) {
@@ -269,7 +272,7 @@ void ClusterWorld::replay_something() {
   ++producer.replays_asked[group];
   const auto message = spool::read_message(*producer.look_up, sequence, nullptr);
   require(message.ok() && message->has_value(), "a settled message cannot be read");
-  const auto ticket = producer.core->replay(group, sequence, std::string((*message)->envelope));
+  const auto ticket = producer.core->replay(group, sequence, std::string((*message)->envelope()));
   producer.replaying[ticket].push_back(chosen);
   wake(producer);
 }

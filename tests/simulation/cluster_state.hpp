@@ -77,7 +77,8 @@ struct ClusterWorld::WorkerNode {
   std::uint32_t threads = 1;
   std::uint32_t busy = 0;
   std::unique_ptr<WorkerCore> core;
-  std::deque<WorkerCore::Job> queue;
+  std::deque<WorkerCore::Jobs> queue;  // single ones
+  SequenceRuns untold;                 // jobs that are done, which the core does not know yet
   struct Stepping {
     TaskKey key;
     std::size_t run = 0;

@@ -226,11 +226,29 @@ void ClusterWorld::publish(std::size_t index) {
   constexpr std::string_view kKinds = "ddddddddddd112sspkxgaa";
   const std::string body =
       kKinds[draw(kKinds.size())] + std::to_string(++last_message_) + std::string(draw(300), '.');
-  ++producer.published;
   Draft draft{draw(2) == 0 ? "t" : "u", body, {}};
   if (draw(8) == 0) draft.options.deliver_at = clock_.utc() + Milliseconds(draw(800));
   if (draw(3) == 0) draft.options.key = "key " + std::to_string(draw(3));
   draft.options.priority = static_cast<Priority>(draw(3));
+  publish_draft(producer, draft);
+  if (draw(12) == 0) {  // a burst: neighbours of one kind
+    draft.options = {};
+    if (draw(4) == 0) draft.options.priority = Priority::kLow;
+    for (std::uint64_t i = 1 + draw(8); i > 0; --i) {
+      draft.body =
+          (draw(6) == 0 ? kKinds[draw(kKinds.size())] : 'd') + std::to_string(++last_message_);
+      publish_draft(producer, draft);
+    }
+  }
+  request_commit(producer);
+  if (!calm_ && draw(12) == 0) {
+    // The delivery crosses a worker's BYE.
+    after(between(100us, 4ms), [this] { drain(*workers_[draw(workers_.size())]); });
+  }
+}
+
+void ClusterWorld::publish_draft(Producer& producer, const Draft& draft) {
+  ++producer.published;
   producer.spool->publish_draft(draft, [this, &producer, draft](const Result<Receipt>& receipt) {
     if (!receipt.ok()) return;
     ++producer.received;
@@ -245,11 +263,6 @@ void ClusterWorld::publish(std::size_t index) {
       task.accepted_at = clock_.steady();
     }
   });
-  request_commit(producer);
-  if (!calm_ && draw(12) == 0) {
-    // The delivery crosses a worker's BYE.
-    after(between(100us, 4ms), [this] { drain(*workers_[draw(workers_.size())]); });
-  }
 }
 
 void ClusterWorld::request_commit(Producer& producer) {
@@ -344,7 +357,7 @@ void ClusterWorld::submit(Producer& producer, spool::Submission submission) {
     if (entry.type == RecordType::kSettlement) {
       const auto record = spool::decode_settlement(entry.payload);
       require(record.ok(), "a settlement cannot be read");
-      for (const auto sequence : record->sequences) {
+      for (const auto sequence : record->sequences.list()) {
         keys.emplace_back(producer.index, record->group, sequence);
         check_cause(keys.back());
       }
@@ -431,25 +444,24 @@ void ClusterWorld::on_session_end(Producer& producer, const std::string& session
 void ClusterWorld::send(Producer& producer, const DispatcherCore::Send& send) {
   const auto peer = producer.peers.find(send.peer);
   if (peer == producer.peers.end()) {
-    note_unsent(producer, send.frame);
+    note_unsent(producer, send);
     return producer.core->on_unsent(send, now());
   }
   const auto [worker_index, connection] = peer->second;
-  check_delivery(producer, worker_index, send.frame);
+  check_delivery(producer, worker_index, send);
   Link& via = link(producer.index, worker_index);
   if (!via.up || via.connection != connection) return;  // taken, and lost
   const auto at = arrival(via, via.to_worker);
   events_.push(
       {at, ++event_serial_,
-       [this, &via, connection = connection, bytes = std::make_shared<std::string>(send.frame),
-        life = workers_[worker_index]->life] {
+       [this, &via, connection = connection, send, life = workers_[worker_index]->life] {
          WorkerNode& worker = *workers_[via.worker];
          if (!via.up || via.connection != connection || !worker.up || worker.life != life) {
            return;
          }
-         auto frame = balancing::decode_frame(*bytes);
+         auto frame = balancing::decode_frame(send.frame, send.records);
          require(frame.ok(), "a dispatcher sent a bad frame");
-         worker.core->on_frame(via.producer, std::move(*frame), bytes, clock_.steady());
+         worker.core->on_frame(via.producer, std::move(*frame), send.owner, clock_.steady());
          wake(worker);
        }});
 }
@@ -482,6 +494,7 @@ void ClusterWorld::start_worker(std::size_t index) {
   worker.draining = false;
   worker.busy = 0;
   worker.queue.clear();
+  worker.untold.clear();
   worker.stepping.clear();
   worker.step_wanted = false;
   for (std::size_t p = 0; p < producers_.size(); ++p) {
@@ -515,16 +528,17 @@ void ClusterWorld::step(WorkerNode& worker) {
   auto& core = *worker.core;
   core.tick(clock_.steady());
   auto actions = core.take_actions(clock_.steady());
-  for (auto& job : actions.start) worker.queue.push_back(std::move(job));
-  bool returned = false;
-  for (const auto job : actions.cancel) {
-    const auto queued = std::find_if(worker.queue.begin(), worker.queue.end(),
-                                     [&](const auto& each) { return each.id == job; });
-    if (queued == worker.queue.end()) continue;
-    worker.queue.erase(queued);
-    core.on_returned(job);
-    returned = true;
+  for (const auto& jobs : actions.start) {
+    for (auto& job : jobs.apart()) worker.queue.push_back(std::move(job));
   }
+  SequenceRuns given_back;
+  std::erase_if(worker.queue, [&](const auto& job) {
+    if (!actions.cancel.contains(job.first)) return false;
+    given_back.add(job.first);
+    return true;
+  });
+  for (const auto& jobs : given_back) core.on_returned(jobs);
+  const bool returned = !given_back.empty();
   for (const auto& [job, reply] : actions.stepped) on_stepped(worker, job, reply);
   for (const auto& each : actions.sends) {
     Link& via = link(each.link, worker.index);
@@ -585,13 +599,13 @@ void ClusterWorld::start_jobs(WorkerNode& worker) {
   }
 }
 
-void ClusterWorld::begin(WorkerNode& worker, const WorkerCore::Job& job) {
-  const auto origin = worker.core->origin_of(job.id);
+void ClusterWorld::begin(WorkerNode& worker, const WorkerCore::Jobs& job) {
+  const auto origin = worker.core->origin_of(job.first);
   if (!origin) return;  // forgotten meanwhile
   const GroupId group = static_cast<GroupId>(worker.index % kGroups.size());
   const TaskKey key{origin->link, group, job.sequence};
   Task& task = tasks_[key];
-  const auto envelope = parse_envelope(job.envelope);
+  const auto envelope = parse_envelope(job.envelope(0));
   require(envelope.ok(), "a delivery has no envelope");
   task.behaviour = static_cast<Behaviour>(envelope->body[0]);
   const std::string name = "message " + std::to_string(job.sequence) + " of producer " +
@@ -618,7 +632,7 @@ void ClusterWorld::begin(WorkerNode& worker, const WorkerCore::Job& job) {
   task.runs.push_back({worker.index, worker.life, false, Outcome::Kind::kDone, lost, grant.fenced});
   ++worker.busy;
   const Nanoseconds took = draw(12) == 0 ? between(100ms, 600ms) : between(100us, 15ms);
-  after(took, [this, &worker, id = job.id, key, run = task.runs.size() - 1, took,
+  after(took, [this, &worker, id = job.first, key, run = task.runs.size() - 1, took,
                life = worker.life, replays = task.replays] {
     if (worker.up && worker.life == life) finish(worker, id, key, run, replays, took);
   });
@@ -707,7 +721,15 @@ void ClusterWorld::end(WorkerNode& worker, std::uint64_t job, const TaskKey& key
         " of " + std::to_string(std::get<0>(key)) + " with " +
         std::to_string(static_cast<int>(outcome.kind())));
   --worker.busy;
-  worker.core->on_outcome(job, outcome, took, clock_.utc());
+  if (outcome.kind() == Outcome::Kind::kDone && draw(2) == 0) {
+    // Told with others, as handler threads do that take several at a time.
+    worker.untold.add(job);
+    after(between(0ns, 3ms), [this, &worker, life = worker.life] {
+      if (worker.up && worker.life == life) tell_done(worker);
+    });
+  } else {
+    worker.core->on_outcome(job, outcome, took, clock_.utc());
+  }
   if (outcome.kind() != Outcome::Kind::kDone && !calm_ && draw(6) == 0) {
     // The answer arrives, and its CONFIRM does not.
     after(between(1ms, 4ms), [this, &worker, producer = std::get<0>(key)] {
@@ -715,6 +737,15 @@ void ClusterWorld::end(WorkerNode& worker, std::uint64_t job, const TaskKey& key
     });
   }
   start_jobs(worker);
+  wake(worker);
+}
+
+void ClusterWorld::tell_done(WorkerNode& worker) {
+  auto jobs = std::exchange(worker.untold, {});
+  jobs.sort();
+  for (const auto& run : jobs) {
+    worker.core->on_done(run, static_cast<std::int64_t>(run.count) * Nanoseconds(1ms));
+  }
   wake(worker);
 }
 

@@ -113,6 +113,8 @@ class ClusterWorld {
   // Producers.
   void start_producer(std::size_t index);
   void crash_producer(std::size_t index, bool power_cut);
+  void publish_draft(Producer& producer, const Draft& draft);
+  void tell_done(WorkerNode& worker);
   void publish(std::size_t index);
   void wake(Producer& producer);
   void step(Producer& producer);
@@ -131,7 +133,7 @@ class ClusterWorld {
   void wake(WorkerNode& worker);
   void step(WorkerNode& worker);
   void start_jobs(WorkerNode& worker);
-  void begin(WorkerNode& worker, const balancing::WorkerCore::Job& job);
+  void begin(WorkerNode& worker, const balancing::WorkerCore::Jobs& job);
   void finish(WorkerNode& worker, std::uint64_t job, const TaskKey& key, std::size_t run,
               std::uint64_t replays, Nanoseconds took);
   Outcome outcome_of(Task& task) const;
@@ -150,8 +152,9 @@ class ClusterWorld {
 
   // Faults and checks.
   void break_something();
-  void check_delivery(Producer& producer, std::size_t worker, const std::string& frame);
-  void note_unsent(const Producer& producer, const std::string& frame);
+  void check_delivery(Producer& producer, std::size_t worker,
+                      const balancing::DispatcherCore::Send& sent);
+  void note_unsent(const Producer& producer, const balancing::DispatcherCore::Send& send);
   void check_cause(const TaskKey& key);
   void check_turn(const TaskKey& key, const std::string& name);
   void note_settled(const Producer& producer);

@@ -229,12 +229,12 @@ void SpoolWorld::publish() {
 
 void SpoolWorld::on_committed(Committed committed) {
   require(committed.first == last_ + 1, "a commit does not follow the one before");
-  for (const auto& message : committed.messages) {
-    require(parse_envelope(message.envelope).ok(), "a committed message has no envelope");
+  committed.for_each_message([&](Sequence, const AcceptedRun& run, std::string_view envelope) {
+    require(parse_envelope(envelope).ok(), "a committed message has no envelope");
     for (std::size_t group = 0; group < groups_.size(); ++group) {
-      if ((message.groups >> group & 1) != 0) groups_[group]->state->accept();
+      if ((run.groups >> group & 1) != 0) groups_[group]->state->accept();
     }
-  }
+  });
   commits_.emplace_back(std::min(durable_, committed.first - 1), committed.last);
   last_ = committed.last;
   position_ = committed.position;
@@ -450,9 +450,9 @@ void SpoolWorld::read_all(std::size_t messages_max) {
                         std::to_string(request.known) + " passed " +
                         std::to_string(request.passed));
       for (const auto& [first, last] : slice->skips) state.skip(first, last);
-      for (const auto& message : slice->messages) {
-        group->plain[message.sequence] = parse_envelope(message.envelope)->body;
-      }
+      slice->for_each_message([&](Sequence sequence, const StoredRun&, std::string_view envelope) {
+        group->plain[sequence] = parse_envelope(envelope)->body;
+      });
       for (const auto sequence : slice->lost) {
         state.settle(sequence, Settlement::kDamaged);
         reported_.emplace_back(sequence, sequence);
@@ -577,7 +577,7 @@ void SpoolWorld::check_message(Sequence sequence, ModelMessage& message) {
       auto read = read_message(*reader_, sequence, state.history(sequence));
       require(read.ok() && (read->has_value() || rotted_), name + " cannot be read");
       if (read->has_value()) {
-        require(parse_envelope((*read)->envelope)->body == message.body, name + " reads wrong");
+        require(parse_envelope((*read)->envelope())->body == message.body, name + " reads wrong");
       }
       const auto* history = state.history(sequence);
       if (history != nullptr && history->record_lsn() != 0 && !rotted_) {

@@ -38,9 +38,9 @@ class SpoolOwner final : public spool::CommitListener {
   std::optional<Error> failure;
 
   void on_committed(spool::Committed committed) override {
-    for (const auto& message : committed.messages) {
+    for (const auto& run : committed.runs) {
       for (std::size_t i = 0; i < groups_.size(); ++i) {
-        if ((message.groups >> i & 1) != 0) groups_[i]->accept();
+        if ((run.groups >> i & 1) != 0) groups_[i]->accept(run.count);
       }
     }
     last_ = committed.last;
@@ -84,9 +84,10 @@ class SpoolOwner final : public spool::CommitListener {
     auto slice = spool::read_backlog(reader, state, request);
     REQUIRE(slice.ok());
     for (const auto& [first, last] : slice->skips) state.skip(first, last);
-    for (const auto& message : slice->messages) {
-      out[message.sequence] = parse_envelope(message.envelope)->body;
-    }
+    slice->for_each_message(
+        [&](Sequence sequence, const spool::StoredRun&, std::string_view envelope) {
+          out[sequence] = parse_envelope(envelope)->body;
+        });
     for (const auto sequence : slice->lost) state.settle(sequence, spool::Settlement::kDamaged);
     if (slice->next > state.known()) state.pass(slice->next, slice->passed);
     for (const auto& part : slice->damaged) state.damage(part);

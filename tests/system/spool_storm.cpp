@@ -116,20 +116,23 @@ class Storm final : public CommitListener {
     if (!slice.ok() || !slice->lost.empty() || !slice->damaged.empty()) _exit(5);
     for (const auto& [first, last] : slice->skips) group_->skip(first, last);
     if (slice->next > group_->known()) group_->pass(slice->next, slice->passed);
-    for (const auto& message : slice->messages) open_.push_back(message.sequence);
+    slice->for_each_message(
+        [&](Sequence sequence, const StoredRun&, std::string_view) { open_.push_back(sequence); });
     for (const auto& [sequence, history] : group_->entries()) open_.push_back(sequence);
   }
 
   void on_committed(Committed committed) override {
     Lsn skip_from = committed.first;
-    for (const auto& message : committed.messages) {
+    std::uint64_t messages = 0;
+    committed.for_each_message([&](Sequence sequence, const AcceptedRun&, std::string_view) {
+      ++messages;
       group_->accept();
-      if (skip_from < message.sequence) group_->skip(skip_from, message.sequence - 1);
-      skip_from = message.sequence + 1;
-      open_.push_back(message.sequence);
-    }
+      if (skip_from < sequence) group_->skip(skip_from, sequence - 1);
+      skip_from = sequence + 1;
+      open_.push_back(sequence);
+    });
     if (skip_from <= committed.last) group_->skip(skip_from, committed.last);
-    group_->pass(committed.last + 1, committed.messages.size());
+    group_->pass(committed.last + 1, messages);
     std::string lines;
     for (std::size_t i = 0; i < committed.tickets.size(); ++i) {
       for (const auto sequence : settling_.front()) {
@@ -169,7 +172,8 @@ class Storm final : public CommitListener {
     say(lines);
     Submission submission;
     submission.entries.push_back(
-        {RecordType::kSettlement, 0, encode(SettlementRecord{0, Settlement::kDone, some}), 0});
+        {RecordType::kSettlement, 0,
+         encode(SettlementRecord{0, Settlement::kDone, SequenceRuns::of(some)}), 0});
     submission.ticket = 1;
     submission.lazy = true;
     settling_.push_back(std::move(some));
@@ -241,18 +245,22 @@ int run_reader(Directory& directory) {
     return 1;
   }
   std::string lines;
-  for (const auto& message : slice->messages) {
-    if (!body_is_right(parse_envelope(message.envelope)->body)) {
-      std::fprintf(stderr, "a body is wrong\n");
-      return 1;
-    }
-    lines += "O " + std::to_string(message.sequence) + "\n";
+  std::uint64_t messages = 0;
+  bool right = true;
+  slice->for_each_message([&](Sequence sequence, const StoredRun&, std::string_view envelope) {
+    ++messages;
+    right = right && body_is_right(parse_envelope(envelope)->body);
+    lines += "O " + std::to_string(sequence) + "\n";
+  });
+  if (!right) {
+    std::fprintf(stderr, "a body is wrong\n");
+    return 1;
   }
   const auto& counts = group->counts();
   lines += "C " + std::to_string(counts.accepted) + " " + std::to_string(counts.pending) + " " +
            std::to_string(counts.done) + "\n";
   say(lines);
-  return counts.balanced() && counts.pending == slice->messages.size() ? 0 : 1;
+  return counts.balanced() && counts.pending == messages ? 0 : 1;
 }
 
 }  // namespace

@@ -92,7 +92,7 @@ class Stranger(unittest.TestCase):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if peer.poll(50):
-                frame = peer.recv()
+                frame = peer.recv_multipart()[0]
                 if frame[3] == kind:
                     return msgpack.unpackb(frame[4:])
         raise AssertionError(f"no frame of kind {kind} within {seconds} s")

@@ -19,10 +19,10 @@ std::int64_t to_ms(const std::optional<UtcTime>& time) {
 class GroupReader {
  public:
   GroupReader(const GroupState& group, const BacklogRequest& request,
-              std::shared_ptr<std::string> buffer)
+              std::shared_ptr<Records> buffer)
       : group_(group),
         request_(request),
-        bytes_(std::move(buffer)),
+        records_(std::move(buffer)),
         gaps_(request.gaps),
         skip_from_(request.from) {
     slice_.next = request.from;
@@ -58,8 +58,8 @@ class GroupReader {
     if (record.header.type == RecordType::kLost) on_gap(lsn, lsn);
     if (!held_.empty()) return true;
     slice_.next = lsn + 1;
-    return slice_.messages.size() < request_.messages_max && bytes_->size() < request_.bytes_max &&
-           ++records_ < request_.records_max;
+    return records_->size() < request_.messages_max && records_->bytes() < request_.bytes_max &&
+           ++looked_at_ < request_.records_max;
   }
 
   void on_gap(Lsn first, Lsn last) {
@@ -83,12 +83,7 @@ class GroupReader {
       count(request_.before, *request_.accepted_at_end);
     skip_to(slice_.next);
     slice_.gaps = std::move(gaps_);
-    const std::shared_ptr<const std::string> owner = bytes_;
-    for (std::size_t i = 0; i < slice_.messages.size(); ++i) {
-      slice_.messages[i].owner = owner;
-      slice_.messages[i].envelope =
-          std::string_view(*owner).substr(places_[i].first, places_[i].second);
-    }
+    for (auto& run : slice_.runs) run.records = records_;
     return std::move(slice_);
   }
 
@@ -111,15 +106,26 @@ class GroupReader {
     if (!group_.is_plain(lsn)) return;  // settled, or it has an entry
     const auto priority = priority_of(record.header.flags);
     if (priority != request_.priority) return;
-    places_.emplace_back(bytes_->size(), record.payload.size());
-    bytes_->append(record.payload);
-    slice_.messages.push_back({lsn,
-                               view ? to_ms(view->deliver_at) : 0,
-                               view ? to_ms(view->expires_at) : 0,
-                               nullptr,
-                               {},
-                               priority,
-                               view ? key_hash(view->key) : 0});
+    const auto index = static_cast<std::uint32_t>(records_->size());
+    records_->add_loose(lsn, record.header.flags, record.payload, record.header.payload_crc);
+    StoredRun run{lsn, 1, index, nullptr, priority};
+    if (view) {
+      run.deliver_at_ms = to_ms(view->deliver_at);
+      run.expires_at_ms = to_ms(view->expires_at);
+      run.key = key_hash(view->key);
+    }
+    if (!slice_.runs.empty() && follows(slice_.runs.back(), run)) {
+      ++slice_.runs.back().count;
+    } else {
+      slice_.runs.push_back(std::move(run));
+    }
+  }
+
+  static bool follows(const StoredRun& before, const StoredRun& run) {
+    const auto plain = [](const StoredRun& each) {
+      return each.deliver_at_ms == 0 && each.expires_at_ms == 0 && each.key == 0;
+    };
+    return before.first + before.count == run.first && plain(before) && plain(run);
   }
 
   void skip_to(Lsn lsn) {
@@ -148,12 +154,11 @@ class GroupReader {
   const GroupState& group_;
   const BacklogRequest& request_;
   BacklogSlice slice_;
-  std::shared_ptr<std::string> bytes_;
-  std::vector<std::pair<std::size_t, std::size_t>> places_;  // offset and size in bytes_
-  std::vector<DamagedPart> gaps_;                            // since the last count
-  std::vector<std::pair<RecordHeader, std::string>> held_;   // of a unit that is not complete yet
+  std::shared_ptr<Records> records_;
+  std::vector<DamagedPart> gaps_;                           // since the last count
+  std::vector<std::pair<RecordHeader, std::string>> held_;  // of a unit that is not complete yet
   Lsn skip_from_;
-  std::size_t records_ = 0;
+  std::size_t looked_at_ = 0;
 };
 
 }  // namespace
@@ -173,29 +178,29 @@ Result<BacklogSlice> read_backlog(LogReader& reader, const GroupState& group,
   return follow.take(whole);
 }
 
-Result<std::optional<StoredMessage>> read_message(LogReader& reader, Sequence sequence,
-                                                  const History* history) {
+Result<std::optional<StoredRun>> read_message(LogReader& reader, Sequence sequence,
+                                              const History* history) {
   const Lsn lsn = history != nullptr && history->copy_lsn() != 0 ? history->copy_lsn() : sequence;
   auto record = reader.at(lsn);
   if (!record.ok()) return record.error();
-  if (!record->has_value()) return std::optional<StoredMessage>{};
-  auto bytes = std::make_shared<std::string>();
+  if (!record->has_value()) return std::optional<StoredRun>{};
+  std::string copied;
+  std::string_view bytes;
   if ((*record)->header.type == RecordType::kMessage) {
-    bytes->assign((*record)->payload);
+    bytes = (*record)->payload;
   } else if ((*record)->header.type == RecordType::kCopy) {
     auto copy = from_bytes<CopyRecord>((*record)->payload);
-    if (copy.ok() && copy->sequence == sequence) *bytes = std::move(copy->envelope.bytes);
+    if (copy.ok() && copy->sequence == sequence) copied = std::move(copy->envelope.bytes);
+    bytes = copied;
   }
-  const auto envelope = parse_envelope(*bytes);
-  if (!envelope.ok()) return std::optional<StoredMessage>{};
-  StoredMessage message{sequence,
-                        to_ms(envelope->deliver_at),
-                        to_ms(envelope->expires_at),
-                        bytes,
-                        *bytes,
-                        envelope->key.empty() ? envelope->priority : Priority::kNormal,
-                        key_hash(envelope->key)};
-  return std::optional<StoredMessage>(std::move(message));
+  const auto envelope = parse_envelope(bytes);
+  if (!envelope.ok()) return std::optional<StoredRun>{};
+  auto records = std::make_shared<Records>();
+  records->reserve(record_size(bytes.size()));
+  records->add_loose(sequence, bytes);
+  return std::optional<StoredRun>(
+      {sequence, 1, 0, records, envelope->key.empty() ? envelope->priority : Priority::kNormal,
+       to_ms(envelope->deliver_at), to_ms(envelope->expires_at), key_hash(envelope->key)});
 }
 
 Result<KeyHash> read_key(LogReader& reader, Sequence sequence, const History* history) {
@@ -292,7 +297,7 @@ Result<std::optional<CopyRecord>> make_copy(LogReader& reader, Sequence sequence
   auto message = read_message(reader, sequence, any);
   if (!message.ok()) return message.error();
   if (!message->has_value()) return std::optional<CopyRecord>{};
-  copy.envelope.bytes = std::string((*message)->envelope);
+  copy.envelope.bytes = std::string((*message)->envelope());
   return std::optional<CopyRecord>(std::move(copy));
 }
 

@@ -25,19 +25,39 @@ using KeyHash = std::uint64_t;
 inline constexpr int kKeyHashBits = 40;
 KeyHash key_hash(std::string_view key);
 
-// A message with its bytes at hand.
-struct StoredMessage {
-  Sequence sequence = 0;
+// Messages with their bytes at hand: neighbours in the log and in memory that wait for the same.
+struct StoredRun {
+  Sequence first = 0;
+  std::uint32_t count = 1;
+  std::uint32_t index = 0;  // of the first, in records
+  std::shared_ptr<const Records> records = nullptr;
+  Priority priority = Priority::kNormal;
+  // With one of these it is one message.
   std::int64_t deliver_at_ms = 0;
   std::int64_t expires_at_ms = 0;
-  std::shared_ptr<const std::string> owner = nullptr;
-  std::string_view envelope = {};
-  Priority priority = Priority::kNormal;
   KeyHash key = 0;
+
+  // REQUIRES: at < count.
+  std::string_view envelope(std::uint32_t at = 0) const { return records->payload(index + at); }
+  // Of its records, with headers and padding.
+  std::size_t bytes() const { return records->offset(index + count) - records->offset(index); }
+  // `next` lies right behind it, in the log and in memory.
+  bool goes_on(const StoredRun& next) const {
+    return first + count == next.first && records == next.records && index + count == next.index;
+  }
+  // The first `wanted` of them, which it loses. REQUIRES: 0 < wanted < count.
+  StoredRun split(std::uint32_t wanted) {
+    StoredRun front = *this;
+    front.count = wanted;
+    first += wanted;
+    index += wanted;
+    count -= wanted;
+    return front;
+  }
 };
 
 struct BacklogSlice {
-  std::vector<StoredMessage> messages;  // plain ones (GroupState::is_plain), ascending
+  std::vector<StoredRun> runs;  // of plain messages (GroupState::is_plain), ascending
   // Positions in [from, next) that are no message of this group.
   std::vector<std::pair<Lsn, Lsn>> skips;
   Sequence next = 0;         // where reading stopped
@@ -48,6 +68,14 @@ struct BacklogSlice {
   std::vector<DamagedPart> damaged;
   // Positions that are missing, since the log last said how many messages there were.
   std::vector<DamagedPart> gaps;
+
+  // Calls `visit(sequence, run, envelope)` for each message.
+  template <typename Visit>
+  void for_each_message(const Visit& visit) const {
+    for (const auto& run : runs) {
+      for (std::uint32_t i = 0; i < run.count; ++i) visit(run.first + i, run, run.envelope(i));
+    }
+  }
 };
 
 struct BacklogRequest {
@@ -72,8 +100,8 @@ Result<BacklogSlice> read_backlog(LogReader& reader, const GroupState& group,
                                   const BacklogRequest& request);
 
 // One message, wherever it lies now. Nothing: it can no longer be read.
-Result<std::optional<StoredMessage>> read_message(LogReader& reader, Sequence sequence,
-                                                  const History* history);
+Result<std::optional<StoredRun>> read_message(LogReader& reader, Sequence sequence,
+                                              const History* history);
 
 // How its deliveries ended, newest first, at most `count_max`. What cannot be read ends the list.
 std::vector<AttemptRecord> read_attempts(LogReader& reader, const History& history, GroupId group,

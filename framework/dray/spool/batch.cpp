@@ -1,36 +1,59 @@
 #include "dray/spool/batch.hpp"
 
+#include <algorithm>
+
 #include "dray/result.hpp"
 
 namespace dray::spool {
-void Batch::add(Frame frame, std::string_view payload, std::uint32_t payload_crc) {
-  if (bytes_ == nullptr) bytes_ = buffers_->take();
-  DRAY_ASSERT(padding_ == 0);
-  DRAY_ASSERT(bytes_->size() + record_size(payload.size()) <= UINT32_MAX);
-  frame.offset = static_cast<std::uint32_t>(bytes_->size());
-  frame.payload_size = static_cast<std::uint32_t>(payload.size());
-  frame_record(*bytes_, frame.type, frame.flags, payload, payload_crc);
-  frames_.push_back(frame);
+namespace {
+
+bool may_have_neighbours(const RecordKind& kind) {
+  return kind.type == RecordType::kMessage && (kind.flags & kContinues) == 0 &&
+         kind.deliver_at_ms == 0 && kind.expires_at_ms == 0;
 }
 
-void Batch::add_from(const Batch& other, const Frame& frame) {
-  add(frame, other.payload(frame), crc32c(0, other.payload(frame)));
+}  // namespace
+
+void Batch::begin(const RecordKind& kind) {
+  if (records_ == nullptr) records_ = buffers_->take();
+  if (!stretches_.empty() && stretches_.back().kind == kind && may_have_neighbours(kind)) {
+    ++stretches_.back().count;
+  } else {
+    stretches_.push_back({kind, static_cast<std::uint32_t>(records_->size())});
+  }
 }
 
-void Batch::pad(std::size_t zeros) {
-  bytes_->resize(bytes_->size() - padding_ + zeros, '\0');
-  padding_ = zeros;
+void Batch::add(const RecordKind& kind, std::string_view head, std::string_view tail,
+                std::uint32_t payload_crc) {
+  begin(kind);
+  records_->add(kind.type, kind.flags, head, tail, payload_crc);
+}
+
+void Batch::add_from(const Batch& other, const Stretch& stretch, std::uint32_t from,
+                     std::uint32_t until) {
+  for (std::uint32_t i = std::max(from, stretch.from); i < std::min(until, stretch.until()); ++i) {
+    begin(stretch.kind);
+    records_->add_from(*other.records_, i);
+  }
 }
 
 void Batch::clear() {
-  bytes_.reset();
-  frames_.clear();
-  padding_ = 0;
+  records_.reset();
+  stretches_.clear();
 }
 
-std::size_t Batch::extent(std::size_t from, std::size_t until) const {
-  const std::size_t end = until == frames_.size() ? bytes() : frames_[until].offset;
-  return end - frames_[from].offset;
+void Batch::split(std::uint32_t index) {
+  const auto after = std::upper_bound(
+      stretches_.begin(), stretches_.end(), index,
+      [](std::uint32_t wanted, const Stretch& each) { return wanted < each.from; });
+  if (after == stretches_.begin()) return;
+  auto& before = *std::prev(after);
+  if (before.from == index || index >= before.until()) return;
+  Stretch rest = before;
+  rest.from = index;
+  rest.count = before.until() - index;
+  before.count -= rest.count;
+  stretches_.insert(after, rest);
 }
 
 }  // namespace dray::spool

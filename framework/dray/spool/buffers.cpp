@@ -9,8 +9,8 @@ constexpr std::size_t kBufferBytesMax = 8U << 20;
 
 }  // namespace
 
-std::shared_ptr<std::string> Buffers::take() {
-  std::unique_ptr<std::string> buffer;
+std::shared_ptr<Records> Buffers::take() {
+  std::unique_ptr<Records> buffer;
   {
     const std::lock_guard lock(mutex_);
     if (!free_.empty()) {
@@ -19,13 +19,12 @@ std::shared_ptr<std::string> Buffers::take() {
       bytes_ -= buffer->capacity();
     }
   }
-  if (buffer == nullptr) buffer = std::make_unique<std::string>();
-  return {buffer.release(),
-          [self = shared_from_this()](std::string* used) { self->give_back(used); }};
+  if (buffer == nullptr) buffer = std::make_unique<Records>();
+  return {buffer.release(), [self = shared_from_this()](Records* used) { self->give_back(used); }};
 }
 
-void Buffers::give_back(std::string* used) {
-  std::unique_ptr<std::string> back(used);
+void Buffers::give_back(Records* used) {
+  std::unique_ptr<Records> back(used);
   back->clear();
   const std::size_t bytes = back->capacity();
   if (bytes > kBufferBytesMax) return;

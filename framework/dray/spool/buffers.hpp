@@ -1,5 +1,5 @@
-// Buffers: those that nobody reads any more are used again. A fresh one of this size costs the
-// kernel's work for each of its pages, which is more than what is put into it.
+// Buffers: room for records that nobody reads any more is used again. A fresh one of this size
+// costs the kernel's work for each of its pages, which is more than what is put into it.
 //
 // Threading: any. Failure: none.
 // Ownership: a buffer comes back when its last reader lets go, or is freed if the Buffers are gone
@@ -8,22 +8,23 @@
 
 #include <memory>
 #include <mutex>
-#include <string>
 #include <vector>
+
+#include "dray/spool/records.hpp"
 
 namespace dray::spool {
 
 class Buffers : public std::enable_shared_from_this<Buffers> {
  public:
-  // An empty one; its capacity may be that of an earlier use.
-  std::shared_ptr<std::string> take();
+  // Empty; its capacity may be that of an earlier use.
+  std::shared_ptr<Records> take();
 
  private:
-  void give_back(std::string* used);
+  void give_back(Records* used);
 
   std::mutex mutex_;
   // Guarded by mutex_.
-  std::vector<std::unique_ptr<std::string>> free_;
+  std::vector<std::unique_ptr<Records>> free_;
   std::size_t bytes_ = 0;  // their capacities
 };
 

@@ -146,32 +146,45 @@ bool GroupState::settle(Sequence sequence, Settlement settlement) {
     closed_.add(sequence);
   }
   steps_.forget(sequence);
-  leave_pending();
+  count_settled(settlement, 1);
+  return true;
+}
+
+void GroupState::settle(const SequenceRun& run, Settlement settlement) {
+  if (any_history(run) || steps_.any(run)) {
+    for (Sequence sequence = run.first; sequence < run.end(); ++sequence) {
+      settle(sequence, settlement);
+    }
+    return;
+  }
+  count_settled(settlement, closed_.add_counting(run.first, run.last()));
+}
+
+void GroupState::count_settled(Settlement settlement, std::uint64_t messages) {
+  leave_pending(messages);
   switch (settlement) {
     case Settlement::kDone:
-      ++counts_.done;
+      counts_.done += messages;
       break;
     case Settlement::kExpired:
-      ++counts_.expired;
+      counts_.expired += messages;
       break;
     case Settlement::kDropped:
-      ++counts_.dropped;
+      counts_.dropped += messages;
       break;
     case Settlement::kDamaged:
-      ++counts_.damaged;
+      counts_.damaged += messages;
       break;
   }
-  return true;
 }
 
 // Lost messages are known by number only: one that was settled in the log before it was lost may
 // have been counted as lost too, and then it is another that is still here.
-void GroupState::leave_pending() {
-  if (counts_.pending == 0 && counts_.damaged > 0) {
-    --counts_.damaged;
-  } else {
-    --counts_.pending;
-  }
+void GroupState::leave_pending(std::uint64_t messages) {
+  const auto lost = messages - std::min(messages, counts_.pending);
+  const auto miscounted = std::min(lost, counts_.damaged);
+  counts_.damaged -= miscounted;
+  counts_.pending -= messages - miscounted;
 }
 
 void GroupState::delay(Sequence sequence, std::int64_t due_ms) {

@@ -167,6 +167,8 @@ class GroupState {
   // These positions of the log are no open messages of this group.
   void skip(Lsn first, Lsn last) { closed_.add(first, last); }
   bool settle(Sequence sequence, Settlement settlement);
+  // The same for each of them.
+  void settle(const SequenceRun& run, Settlement settlement);
   // Not to be delivered before `due_ms`.
   void delay(Sequence sequence, std::int64_t due_ms);
   void delivered(Sequence sequence, std::uint32_t number, std::uint32_t epoch);
@@ -204,6 +206,12 @@ class GroupState {
   const Entries& entries() const { return entries_; }
   // The first dead letter behind `after`, 0 if there is none.
   Sequence next_dead(Sequence after) const;
+  // One of them has a history.
+  bool any_history(const SequenceRun& run) const {
+    if (entries_.empty()) return false;
+    const auto found = entries_.lower_bound(run.first);
+    return found != entries_.end() && found->first < run.end();
+  }
   // The lowest position from `from` on that is_plain().
   Sequence first_plain(Sequence from = 1) const { return closed_.first_gap(from); }
 
@@ -224,7 +232,8 @@ class GroupState {
   std::uint64_t damaged_between(Lsn from, Lsn before) const;
 
  private:
-  void leave_pending();
+  void leave_pending(std::uint64_t messages = 1);
+  void count_settled(Settlement settlement, std::uint64_t messages);
 
   GroupId id_;
   std::string name_;

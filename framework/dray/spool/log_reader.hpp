@@ -52,7 +52,7 @@ class LogReader {
   explicit LogReader(const SegmentLog& log, std::size_t window_bytes = 1U << 20)
       : log_(log), window_bytes_(window_bytes) {}
   // For what is kept of the records that are read.
-  std::shared_ptr<std::string> take_buffer() { return buffers_->take(); }
+  std::shared_ptr<Records> take_buffer() { return buffers_->take(); }
   // Another reader of the same log, for look-ups that must not move this one.
   LogReader look_up() const { return LogReader(log_, 64U << 10); }
 

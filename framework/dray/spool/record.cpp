@@ -84,20 +84,15 @@ std::uint32_t segment_seed(const SegmentHeader& header) {
   return crc32c(0, bytes);
 }
 
-void frame_record(std::string& out, RecordType type, std::uint8_t flags, std::string_view payload,
+void frame_header(char* out, RecordType type, std::uint8_t flags, std::uint32_t payload_size,
                   std::uint32_t payload_crc) {
-  DRAY_ASSERT(payload.size() <= kPayloadSizeMax);
-  std::array<char, kRecordHeaderSize> bytes{};
-  bytes[0] = kRecordMagic[0];
-  bytes[1] = kRecordMagic[1];
-  bytes[2] = static_cast<char>(type);
-  bytes[3] = static_cast<char>(flags);
-  put_le_at(bytes.data() + 4, static_cast<std::uint32_t>(payload.size()));
-  put_le_at(bytes.data() + kPayloadCrcAt, payload_crc);
-  constexpr std::array<char, kRecordAlignment> kPadding{};
-  out.append(bytes.data(), bytes.size());
-  out.append(payload);
-  out.append(kPadding.data(), record_size(payload.size()) - kRecordHeaderSize - payload.size());
+  DRAY_ASSERT(payload_size <= kPayloadSizeMax);
+  out[0] = kRecordMagic[0];
+  out[1] = kRecordMagic[1];
+  out[2] = static_cast<char>(type);
+  out[3] = static_cast<char>(flags);
+  put_le_at(out + 4, payload_size);
+  put_le_at(out + kPayloadCrcAt, payload_crc);
 }
 
 void seal_record(char* header, std::uint32_t seed, std::uint64_t offset, Lsn lsn, Lsn durable_lsn) {
@@ -106,24 +101,26 @@ void seal_record(char* header, std::uint32_t seed, std::uint64_t offset, Lsn lsn
   put_le_at(header + kHeaderCrcAt, crc32c(offset_seed(seed, offset), {header, kHeaderCrcAt}));
 }
 
+void number_loose_record(char* header, Lsn lsn) {
+  put_le_at(header + kLsnAt, lsn);
+  put_le_at(header + kDurableLsnAt, Lsn{0});
+  put_le_at(header + kHeaderCrcAt, std::uint32_t{0});
+}
+
 void append_record(std::string& out, std::uint32_t seed, std::uint64_t offset,
                    const RecordHeader& header, std::string_view payload) {
   const std::size_t at = out.size();
-  frame_record(out, header.type, header.flags, payload, crc32c(0, payload));
+  out.append(kRecordHeaderSize, '\0');
+  out.append(payload);
+  out.append(record_size(payload.size()) - (out.size() - at), '\0');
+  frame_header(out.data() + at, header.type, header.flags,
+               static_cast<std::uint32_t>(payload.size()), crc32c(0, payload));
   seal_record(out.data() + at, seed, offset, header.lsn, header.durable_lsn);
 }
 
-std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::uint32_t seed,
-                                                 std::uint64_t offset) {
-  if (bytes.size() < kRecordHeaderSize || bytes[0] != kRecordMagic[0] ||
-      bytes[1] != kRecordMagic[1]) {
-    return std::nullopt;
-  }
-  const char* in = bytes.data();
-  const auto wanted = crc32c(offset_seed(seed, offset), bytes.substr(0, kHeaderCrcAt));
-  if (get_le<std::uint32_t>(in + kHeaderCrcAt) != wanted) {
-    return std::nullopt;
-  }
+namespace {
+
+RecordHeader read_header(const char* in) {
   RecordHeader header;
   header.type = static_cast<RecordType>(in[2]);
   header.flags = static_cast<std::uint8_t>(in[3]);
@@ -131,7 +128,33 @@ std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::ui
   header.lsn = get_le<std::uint64_t>(in + kLsnAt);
   header.durable_lsn = get_le<std::uint64_t>(in + kDurableLsnAt);
   header.payload_crc = get_le<std::uint32_t>(in + kPayloadCrcAt);
+  return header;
+}
+
+bool has_magic(std::string_view bytes) {
+  return bytes.size() >= kRecordHeaderSize && bytes[0] == kRecordMagic[0] &&
+         bytes[1] == kRecordMagic[1];
+}
+
+}  // namespace
+
+std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::uint32_t seed,
+                                                 std::uint64_t offset) {
+  if (!has_magic(bytes)) return std::nullopt;
+  const auto wanted = crc32c(offset_seed(seed, offset), bytes.substr(0, kHeaderCrcAt));
+  if (get_le<std::uint32_t>(bytes.data() + kHeaderCrcAt) != wanted) return std::nullopt;
+  const RecordHeader header = read_header(bytes.data());
   if (header.payload_size > kPayloadSizeMax) return std::nullopt;
+  return header;
+}
+
+std::optional<RecordHeader> parse_loose_record(std::string_view bytes) {
+  if (!has_magic(bytes)) return std::nullopt;
+  const RecordHeader header = read_header(bytes.data());
+  if (header.type != RecordType::kMessage || header.payload_size > kPayloadSizeMax ||
+      record_size(header.payload_size) > bytes.size()) {
+    return std::nullopt;
+  }
   return header;
 }
 

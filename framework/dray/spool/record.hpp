@@ -104,13 +104,15 @@ constexpr std::size_t record_size(std::size_t payload_size) {
   return (size + kRecordAlignment - 1) / kRecordAlignment * kRecordAlignment;
 }
 
-// Appends the record without its seal: what its place in the log decides is still missing.
-// `payload_crc` is crc32c(0, payload). REQUIRES: payload.size() <= kPayloadSizeMax.
-void frame_record(std::string& out, RecordType type, std::uint8_t flags, std::string_view payload,
+// Writes a header without its seal: what its place in the log decides is still missing.
+// `payload_crc` is crc32c(0, payload). REQUIRES: payload_size <= kPayloadSizeMax.
+void frame_header(char* out, RecordType type, std::uint8_t flags, std::uint32_t payload_size,
                   std::uint32_t payload_crc);
 // Completes the header at `header`; `offset` is where it will lie in the segment. May be repeated
 // for another place.
 void seal_record(char* header, std::uint32_t seed, std::uint64_t offset, Lsn lsn, Lsn durable_lsn);
+// The same for a record that lies in no segment: its header's CRC is 0 and vouches for nothing.
+void number_loose_record(char* header, Lsn lsn);
 
 // Both at once. REQUIRES: payload.size() <= kPayloadSizeMax.
 void append_record(std::string& out, std::uint32_t seed, std::uint64_t offset,
@@ -119,6 +121,9 @@ void append_record(std::string& out, std::uint32_t seed, std::uint64_t offset,
 // The header at `offset` of a segment, if its bytes pass their CRC. Trust payload_size only then.
 std::optional<RecordHeader> decode_record_header(std::string_view bytes, std::uint32_t seed,
                                                  std::uint64_t offset);
+// A message's record at the beginning of `bytes`, by itself: what its place would vouch for is not
+// looked at. Nothing if it is none, or its bytes are not all there.
+std::optional<RecordHeader> parse_loose_record(std::string_view bytes);
 bool payload_passes(const RecordHeader& header, std::string_view payload);
 
 // First two bytes of every record, for finding records behind damage.

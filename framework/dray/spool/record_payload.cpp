@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "dray/sequence_runs.hpp"
-
 namespace dray::spool {
 namespace {
 

@@ -11,6 +11,7 @@
 #include "dray/fields.hpp"
 #include "dray/message.hpp"
 #include "dray/result.hpp"
+#include "dray/sequence_runs.hpp"
 #include "dray/spool/record.hpp"
 #include "dray/step_journal.hpp"
 
@@ -59,7 +60,7 @@ struct DeliveryRecord {
   GroupId group = 0;
   Uuid session;
   std::uint32_t number = 1;  // the delivery number of each of them
-  std::vector<Sequence> sequences;
+  SequenceRuns sequences;
   std::int64_t at_ms = 0;  // UTC
 };
 std::string encode(const DeliveryRecord& record);
@@ -68,7 +69,7 @@ Result<DeliveryRecord> decode_delivery(std::string_view payload);
 struct SettlementRecord {
   GroupId group = 0;
   Settlement settlement = Settlement::kDone;
-  std::vector<Sequence> sequences;
+  SequenceRuns sequences;
   std::int64_t at_ms = 0;  // UTC; when the answers were taken
 };
 std::string encode(const SettlementRecord& record);
@@ -171,7 +172,7 @@ struct StepRecord {
 // Dead letters become pending again, with their attempts at 0.
 struct ReviveRecord {
   GroupId group = 0;
-  std::vector<Sequence> sequences;
+  SequenceRuns sequences;
 };
 std::string encode(const ReviveRecord& record);
 Result<ReviveRecord> decode_revive(std::string_view payload);

@@ -177,7 +177,7 @@ Result<std::size_t> SegmentLog::write(Batch& batch, std::size_t from, bool sync)
         if (!done.ok()) return fail(done.error()).error();
         continue;
       }
-      done = write_frames(batch, from, until, sync && until == batch.size());
+      done = write_records(batch, from, until, sync && until == batch.size());
       if (done.ok()) return until;
     }
     if (done.error().code != ErrorCode::kFull || in_reserve) return fail(done.error()).error();
@@ -198,13 +198,11 @@ Status SegmentLog::start_next() {
 }
 
 Result<Lsn> SegmentLog::write_record(RecordType type, std::string_view payload) {
-  Frame frame;
-  frame.type = type;
   single_.clear();
-  single_.add(frame, payload, crc32c(0, payload));
+  single_.add({type}, payload);
   const auto written = write(single_, 0, false);
   if (!written.ok()) return written.error();
-  return single_.frames().front().lsn;
+  return single_.stretches().front().lsn;
 }
 
 Status SegmentLog::sync() {
@@ -242,43 +240,58 @@ bool SegmentLog::better_segment_ready() const {
 // How far the records from `from` on go into this segment, in whole units. One that is larger than
 // a segment gets a segment of its own.
 std::size_t SegmentLog::fit(const Batch& batch, std::size_t from) const {
-  const auto& frames = batch.frames();
+  const auto& records = batch.records();
+  const auto extent = [&](std::size_t until) {
+    return records.offset(until) - records.offset(from);
+  };
   const std::uint64_t room = capacity_ > end_ ? capacity_ - end_ : 0;
-  if (batch.extent(from, frames.size()) <= room) return frames.size();
+  if (extent(records.size()) <= room) return records.size();
   std::size_t until = from;
-  for (std::size_t unit = from; unit < frames.size(); until = unit) {
-    while ((frames[unit].flags & kContinues) != 0 && unit + 1 < frames.size()) ++unit;
+  for (std::size_t unit = from; unit < records.size(); until = unit) {
+    while ((records.flags(unit) & kContinues) != 0 && unit + 1 < records.size()) ++unit;
     ++unit;
     const bool alone = blank_ && until == from;
-    if (batch.extent(from, unit) > room && !alone) break;
+    if (extent(unit) > room && !alone) break;
   }
   return until;
 }
 
-Status SegmentLog::write_frames(Batch& batch, std::size_t from, std::size_t until, bool sync) {
+Status SegmentLog::write_records(Batch& batch, std::size_t from, std::size_t until, bool sync) {
+  auto& records = *batch.records_;
+  const std::size_t begin = records.offset(from);
+  const std::size_t size = records.offset(until) - begin;
   // A page is written whole when it is begun, so that none need be read: what was filled ahead is
   // not in memory.
-  const std::uint64_t behind = end_ + batch.extent(from, until);
+  const std::uint64_t behind = end_ + size;
   const std::uint64_t page_end =
       std::min((behind + kPageSize - 1) / kPageSize * kPageSize, capacity_);
   const std::size_t padding =
       until == batch.size() && page_end > behind ? static_cast<std::size_t>(page_end - behind) : 0;
-  batch.pad(padding);
-  char* const bytes = batch.bytes_->data();
-  const std::uint32_t begin = batch.frames_[from].offset;
+  records.pad(padding);
+  char* const bytes = records.data();
   Lsn lsn = next_lsn_;
   for (std::size_t i = from; i < until; ++i, ++lsn) {
-    Frame& frame = batch.frames_[i];
-    const std::uint64_t offset = end_ + frame.offset - begin;
-    frame.lsn = lsn;
-    seal_record(bytes + frame.offset, current_->seed, offset, lsn, durable_lsn_);
+    const std::uint64_t offset = end_ + records.offset(i) - begin;
+    seal_record(bytes + records.offset(i), current_->seed, offset, lsn, durable_lsn_);
     if (offset < indexed_until_) continue;
     fresh_index_.push_back({lsn, offset});
     indexed_until_ = offset + kIndexSpacing;
   }
-  DRAY_TRY(put({bytes + begin, batch.extent(from, until) + padding}, padding, lsn - 1, sync));
+  number_stretches(batch, static_cast<std::uint32_t>(from), static_cast<std::uint32_t>(until));
+  DRAY_TRY(put({bytes + begin, size + padding}, padding, lsn - 1, sync));
   blank_ = false;
   return {};
+}
+
+// The records [from, until) get the next numbers; those behind them get theirs in another segment.
+void SegmentLog::number_stretches(Batch& batch, std::uint32_t from, std::uint32_t until) const {
+  batch.split(from);
+  batch.split(until);
+  for (auto& stretch : batch.stretches_) {
+    if (stretch.from >= from && stretch.from < until) {
+      stretch.lsn = next_lsn_ + stretch.from - from;
+    }
+  }
 }
 
 // What will be read back soon goes through the page cache. For a reader that is far behind it would

@@ -172,7 +172,8 @@ class SegmentLog {
   Status write_opening();
   bool better_segment_ready() const;
   std::size_t fit(const Batch& batch, std::size_t from) const;
-  Status write_frames(Batch& batch, std::size_t from, std::size_t until, bool sync);
+  Status write_records(Batch& batch, std::size_t from, std::size_t until, bool sync);
+  void number_stretches(Batch& batch, std::uint32_t from, std::uint32_t until) const;
   Caching caching();
   Status put(std::string_view bytes, std::size_t padding, Lsn last, bool sync);
   Status fail(Error error);

@@ -19,7 +19,8 @@ constexpr std::uint64_t ones(std::uint64_t first, std::uint64_t last) {
 
 }  // namespace
 
-void SequenceSet::Bits::set(std::uint64_t first, std::uint64_t last) {
+std::uint32_t SequenceSet::Bits::set(std::uint64_t first, std::uint64_t last) {
+  const std::uint32_t before = count;
   for (std::uint64_t word = first / 64; word <= last / 64; ++word) {
     const std::uint64_t from = word == first / 64 ? first % 64 : 0;
     const std::uint64_t until = word == last / 64 ? last % 64 : 63;
@@ -27,6 +28,7 @@ void SequenceSet::Bits::set(std::uint64_t first, std::uint64_t last) {
     words[word] |= added;
     count += static_cast<std::uint32_t>(std::popcount(added));
   }
+  return count - before;
 }
 
 std::uint64_t SequenceSet::Bits::first_unset(std::uint64_t from) const {
@@ -75,10 +77,11 @@ void SequenceSet::add_full(std::uint64_t first_block, std::uint64_t last_block) 
   full_.emplace_hint(after, first_block, last_block);
 }
 
-void SequenceSet::add_in_block(std::uint64_t block, std::uint64_t first, std::uint64_t last) {
+std::uint32_t SequenceSet::add_in_block(std::uint64_t block, std::uint64_t first,
+                                        std::uint64_t last) {
   Bits* bits = find(block);
   if (bits == nullptr) {
-    if (is_full(block)) return;
+    if (is_full(block)) return 0;
     auto fresh = std::make_unique<Bits>();
     if (block == 0) fresh->set(0, 0);
     bits = fresh.get();
@@ -86,8 +89,9 @@ void SequenceSet::add_in_block(std::uint64_t block, std::uint64_t first, std::ui
     near_block_ = block;
     near_ = bits;
   }
-  bits->set(first, last);
+  const std::uint32_t added = bits->set(first, last);
   if (bits->count == kBlockSize) add_full(block, block);
+  return added;
 }
 
 void SequenceSet::add(std::uint64_t first, std::uint64_t last) {
@@ -96,10 +100,24 @@ void SequenceSet::add(std::uint64_t first, std::uint64_t last) {
   const std::uint64_t last_block = last >> kBlockBits;
   const std::uint64_t from = first % kBlockSize;
   const std::uint64_t until = last % kBlockSize;
-  if (first_block == last_block) return add_in_block(first_block, from, until);
+  if (first_block == last_block) {
+    add_in_block(first_block, from, until);
+    return;
+  }
   add_in_block(first_block, from, kBlockSize - 1);
   if (first_block + 1 < last_block) add_full(first_block + 1, last_block - 1);
   add_in_block(last_block, 0, until);
+}
+
+std::uint64_t SequenceSet::add_counting(std::uint64_t first, std::uint64_t last) {
+  DRAY_ASSERT(first <= last);
+  std::uint64_t added = 0;
+  for (std::uint64_t block = first >> kBlockBits; block <= last >> kBlockBits; ++block) {
+    const std::uint64_t begin = block << kBlockBits;
+    added += add_in_block(block, std::max(first, begin) - begin,
+                          std::min(last, begin + kBlockSize - 1) - begin);
+  }
+  return added;
 }
 
 void SequenceSet::remove(std::uint64_t value) {

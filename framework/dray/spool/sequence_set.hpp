@@ -23,6 +23,8 @@ class SequenceSet {
   // REQUIRES: first <= last. Position 0 names no message; it comes in with its block.
   void add(std::uint64_t first, std::uint64_t last);
   void add(std::uint64_t value) { add(value, value); }
+  // The same; how many of them were not in the set. For a few blocks of positions: looks at each.
+  std::uint64_t add_counting(std::uint64_t first, std::uint64_t last);
   void remove(std::uint64_t value);
   bool contains(std::uint64_t value) const;
   // The smallest value >= `from` that is not in the set.
@@ -44,14 +46,15 @@ class SequenceSet {
     std::uint32_t count = 0;
 
     bool has(std::uint64_t at) const { return ((words[at / 64] >> (at % 64)) & 1U) != 0; }
-    void set(std::uint64_t first, std::uint64_t last);
+    // How many were not set.
+    std::uint32_t set(std::uint64_t first, std::uint64_t last);
     // kBlockSize if there is none.
     std::uint64_t first_unset(std::uint64_t from) const;
   };
 
   bool is_full(std::uint64_t block) const;
   void add_full(std::uint64_t first_block, std::uint64_t last_block);
-  void add_in_block(std::uint64_t block, std::uint64_t first, std::uint64_t last);
+  std::uint32_t add_in_block(std::uint64_t block, std::uint64_t first, std::uint64_t last);
   Bits* find(std::uint64_t block) const;
   bool decode_part(std::string_view& bytes);
 

@@ -4,7 +4,7 @@
 #include <bit>
 
 #include "dray/spool/planted_fault.hpp"
-#include "dray/thread_name.hpp"
+#include "dray/thread_traits.hpp"
 
 namespace dray::spool {
 namespace {
@@ -30,7 +30,8 @@ std::int64_t to_ms(const std::optional<UtcTime>& time) {
 
 void Spool::Chunk::clear() {
   batch.clear();
-  items.clear();
+  publishes.clear();
+  submitted.clear();
   sync = false;
   bytes = urgent = lazy_entries = 0;
 }
@@ -55,7 +56,7 @@ std::optional<GroupMask> Spool::route(std::string_view topic) const {
   return found->second;
 }
 
-std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const {
+std::optional<Error> Spool::refusal(const DraftView& draft, GroupMask& groups) const {
   if (failed_) {
     return Error{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
                  directory_.path(), 0};
@@ -67,10 +68,10 @@ std::optional<Error> Spool::refusal(const Draft& draft, GroupMask& groups) const
   if (!checked.ok()) return checked.error();
   if (known) groups = route->second;
   if (!known) {
-    return Error{
-        ErrorCode::kUnroutable,
-        "no group of this spool takes topic '" + draft.topic + "'; add it to a group's topics",
-        directory_.path(), 0};
+    return Error{ErrorCode::kUnroutable,
+                 "no group of this spool takes topic '" + std::string(draft.topic) +
+                     "'; add it to a group's topics",
+                 directory_.path(), 0};
   }
   if (draft.options.deliver_at && held_full_) {
     return Error{ErrorCode::kFull,
@@ -99,11 +100,11 @@ void Spool::publish_draft(Draft draft, ReceiptCallback done) {
   put(draft, std::move(done), true);
 }
 
-void Spool::publish(const Draft& draft, ReceiptCallback done) {
+void Spool::publish_view(const DraftView& draft, ReceiptCallback done) {
   put(draft, std::move(done), true);
 }
 
-void Spool::publish_at_once(const Draft& draft, ReceiptCallback done) {
+void Spool::publish_at_once(const DraftView& draft, ReceiptCallback done) {
   put(draft, std::move(done), false);
 }
 
@@ -118,41 +119,41 @@ Milliseconds Spool::dedup_reach() const {
   return dedup_.reach(to_ms(clock_.utc()));
 }
 
-void Spool::put(const Draft& draft, ReceiptCallback done, bool may_wait) {
+void Spool::put(const DraftView& draft, ReceiptCallback done, bool may_wait) {
   GroupMask groups = 0;
   if (auto refused = refusal(draft, groups)) return done(*refused);
   const UtcTime now = clock_.utc();
-  Item item;
-  item.is_publish = true;
-  item.id = uuid_v7(now);
   const auto& options = draft.options;
-  if (!options.dedup.empty() && !admit_dedup(draft, now, done, item.dedup)) return;
-  item.done = std::move(done);
-  const bool has_options = item.dedup || options.deliver_at || options.expires_at;
-  Frame frame;
-  frame.type = RecordType::kMessage;
-  frame.flags = message_flags(options.priority, has_options, !options.key.empty());
-  frame.groups = groups;
-  frame.deliver_at_ms = to_ms(options.deliver_at);
-  frame.expires_at_ms = to_ms(options.expires_at);
+  Publish publish;
+  if (!options.dedup.empty() && !admit_dedup(draft, now, done, publish.dedup)) return;
+  publish.done = std::move(done);
+  const bool has_options = publish.dedup || options.deliver_at || options.expires_at;
+  RecordKind kind;
+  kind.type = RecordType::kMessage;
+  kind.flags = message_flags(options.priority, has_options, !options.key.empty());
+  kind.groups = groups;
+  kind.deliver_at_ms = to_ms(options.deliver_at);
+  kind.expires_at_ms = to_ms(options.expires_at);
   const bool wants_disk = options.durability.value_or(options_.durability) == Durability::kDisk;
   // Everything but the copy into the chunk is done outside the lock.
   thread_local std::string room;
-  const std::string_view envelope = encode_envelope(draft, item.id, now, room);
-  const std::uint32_t crc = crc32c(0, envelope);
+  const std::string_view head = encode_envelope_head(draft, uuid_v7(now), now, room);
+  const std::uint32_t crc = crc32c(crc32c(0, head), draft.body);
+  const std::size_t bytes = head.size() + draft.body.size();
   std::unique_lock lock(mutex_);
   if (!takes_more(lock, may_wait)) {
     lock.unlock();
-    return answer(item, Error{ErrorCode::kClosed, "the spool is stopped", directory_.path(), 0});
+    return answer(publish, Error{ErrorCode::kClosed, "the spool is stopped", directory_.path(), 0});
   }
   Chunk& chunk = open_chunk(true);
-  chunk.batch.add(frame, envelope, crc);
-  chunk.items.push_back(std::move(item));
+  publish.record = static_cast<std::uint32_t>(chunk.batch.size());
+  chunk.batch.add(kind, head, draft.body, crc);
+  chunk.publishes.push_back(std::move(publish));
   chunk.sync = chunk.sync || wants_disk;
   ++chunk.urgent;
   ++queue_items_;
-  chunk.bytes += envelope.size();
-  queue_bytes_ += envelope.size();
+  chunk.bytes += bytes;
+  queue_bytes_ += bytes;
   const bool wake = ++queue_urgent_ == 1;
   lock.unlock();
   if (wake) work_.notify_one();
@@ -160,7 +161,7 @@ void Spool::put(const Draft& draft, ReceiptCallback done, bool may_wait) {
 }
 
 // False if the publish was answered, or waits for another's commit.
-bool Spool::admit_dedup(const Draft& draft, UtcTime now, ReceiptCallback& done,
+bool Spool::admit_dedup(const DraftView& draft, UtcTime now, ReceiptCallback& done,
                         std::unique_ptr<Dedup>& dedup) {
   const std::string& name = draft.options.dedup;
   const std::int64_t now_ms = to_ms(now);
@@ -194,9 +195,9 @@ bool Spool::admit_dedup(const Draft& draft, UtcTime now, ReceiptCallback& done,
   return false;
 }
 
-void Spool::answer(const Item& item, const Result<Receipt>& result) {
-  if (item.dedup) answer_dedup(*item.dedup, result);
-  if (item.done) item.done(result);
+void Spool::answer(const Publish& publish, const Result<Receipt>& result) {
+  if (publish.dedup) answer_dedup(*publish.dedup, result);
+  if (publish.done) publish.done(result);
 }
 
 void Spool::answer_dedup(const Dedup& dedup, const Result<Receipt>& result) {
@@ -231,28 +232,24 @@ bool Spool::takes_follow_ups() const {
 
 void Spool::submit(const Submission& submission) {
   if (submission.entries.empty()) return;
-  Item item;
-  item.records = static_cast<std::uint32_t>(submission.entries.size());
-  item.ticket = submission.ticket;
   bool wake = false;
   {
     std::unique_lock lock(mutex_);
     if (!takes_more(lock, false)) return;
     Chunk& chunk = open_chunk(false);
+    chunk.submitted.push_back({static_cast<std::uint32_t>(chunk.batch.size()),
+                               static_cast<std::uint32_t>(submission.entries.size()),
+                               submission.ticket});
     for (const auto& entry : submission.entries) {
-      Frame frame;
-      frame.type = entry.type;
-      frame.flags = entry.flags;
-      frame.groups = entry.groups;
+      RecordKind kind{entry.type, entry.flags, entry.groups};
       if (entry.type == RecordType::kMessage) {
         const auto envelope = parse_envelope(entry.payload);
         DRAY_ASSERT(envelope.ok());  // the dispatcher made it
-        frame.deliver_at_ms = to_ms(envelope->deliver_at);
-        frame.expires_at_ms = to_ms(envelope->expires_at);
+        kind.deliver_at_ms = to_ms(envelope->deliver_at);
+        kind.expires_at_ms = to_ms(envelope->expires_at);
       }
-      chunk.batch.add(frame, entry.payload, crc32c(0, entry.payload));
+      chunk.batch.add(kind, entry.payload);
     }
-    chunk.items.push_back(std::move(item));
     // A step is as durable as the message may be.
     chunk.sync = chunk.sync || options_.durability == Durability::kDisk ||
                  submission.entries.front().type == RecordType::kStep;
@@ -308,6 +305,7 @@ void Spool::start(CommitListener& listener) {
   DRAY_ASSERT(!committer_.joinable());
   committer_ = std::thread([this, &listener] {
     name_thread("dray-commit");
+    take_short_slices();
     run(listener);
   });
   start_upkeep(listener);
@@ -401,7 +399,7 @@ std::unique_ptr<Spool::Chunk> Spool::take_chunk() {
   if (queue_.empty()) return nullptr;
   auto chunk = std::move(queue_.front());
   queue_.pop_front();
-  queue_items_ -= chunk->items.size();
+  queue_items_ -= chunk->items();
   queue_bytes_ -= chunk->bytes;
   queue_urgent_ -= chunk->urgent;
   queue_lazy_entries_ -= chunk->lazy_entries;
@@ -435,26 +433,31 @@ void Spool::commit(Chunk& chunk, CommitListener& listener) {
   durable_lsn_ = segments_->durable_lsn();
   const bool durable = durable_lsn_ + 1 == segments_->next_lsn();
   listener.on_committed(describe(chunk, first));
-  const Frame* frame = chunk.batch.frames().data();
-  for (const auto& item : chunk.items) {
-    if (item.is_publish) {
-      answer(item,
-             Receipt{item.id, frame->lsn, durable ? Durability::kDisk : Durability::kOs, false});
-    }
-    frame += item.records;
+  answer_all(chunk, durable ? Durability::kDisk : Durability::kOs);
+}
+
+void Spool::answer_all(const Chunk& chunk, Durability durability) {
+  const auto* stretch = chunk.batch.stretches().data();
+  for (const auto& publish : chunk.publishes) {
+    while (publish.record >= stretch->until()) ++stretch;
+    answer(publish, Receipt{envelope_id(chunk.batch.records().payload(publish.record)),
+                            stretch->lsn + (publish.record - stretch->from), durability, false});
   }
 }
 
 Status Spool::write(Chunk& chunk) {
-  const auto& frames = chunk.batch.frames();
-  for (std::size_t from = 0; from < frames.size();) {
+  for (std::size_t from = 0; from < chunk.batch.size();) {
     const auto until = segments_->write(chunk.batch, from, chunk.sync);
     if (!until.ok()) return until.error();
     // The next segment's opening says what was accepted before it.
-    for (; from < *until; ++from) {
-      count_accepted(frames[from].groups);
-      if (frames[from].type == RecordType::kGroup) note_declared(chunk.batch.payload(frames[from]));
+    for (const auto& stretch : chunk.batch.stretches()) {
+      if (stretch.from < from || stretch.from >= *until) continue;
+      count_accepted(stretch.kind.groups, stretch.count);
+      if (stretch.kind.type == RecordType::kGroup) {
+        note_declared(chunk.batch.records().payload(stretch.from));
+      }
     }
+    from = *until;
   }
   return {};
 }
@@ -472,19 +475,18 @@ Committed Spool::describe(const Chunk& chunk, Lsn first) const {
   committed.first = first;
   committed.last = segments_->next_lsn() - 1;
   committed.position = segments_->position();
-  committed.bytes = chunk.batch.share();
-  const auto& frames = chunk.batch.frames();
-  committed.messages.reserve(frames.size());
-  for (const auto& frame : frames) {
-    if (frame.type != RecordType::kMessage) continue;
-    committed.messages.push_back({frame.lsn, frame.groups, priority_of(frame.flags),
-                                  frame.deliver_at_ms, frame.expires_at_ms,
-                                  chunk.batch.payload(frame), (frame.flags & kHasKey) != 0});
+  committed.records = chunk.batch.share();
+  const auto& stretches = chunk.batch.stretches();
+  for (const auto& [kind, from, count, lsn] : stretches) {
+    if (kind.type != RecordType::kMessage) continue;
+    committed.runs.push_back({lsn, count, from, kind.groups, priority_of(kind.flags),
+                              (kind.flags & kHasKey) != 0, kind.deliver_at_ms, kind.expires_at_ms});
   }
-  const Frame* frame = frames.data();
-  for (const auto& item : chunk.items) {
-    if (item.ticket != 0) committed.tickets.emplace_back(item.ticket, frame->lsn);
-    frame += item.records;
+  const auto* stretch = stretches.data();
+  for (const auto& each : chunk.submitted) {
+    if (each.ticket == 0) continue;
+    while (each.record >= stretch->until()) ++stretch;
+    committed.tickets.emplace_back(each.ticket, stretch->lsn + (each.record - stretch->from));
   }
   const std::uint64_t interval =
       std::max<std::uint64_t>(options_.log.segment_size, checkpoint_bytes_ * kCheckpointShare);
@@ -498,26 +500,27 @@ bool Spool::refuse_for_room(Chunk& chunk) {
   if (segments_->spares().has_reserve() && segments_->bytes_total() < options_.max_size) {
     return true;
   }
+  const Error full{ErrorCode::kFull, "the disk or the spool is full", directory_.path(), 0};
+  for (const auto& publish : chunk.publishes) answer(publish, full);
   Chunk kept(buffers_);
   kept.sync = chunk.sync;
-  const Frame* frame = chunk.batch.frames().data();
-  for (auto& item : chunk.items) {
-    const Frame* const end = frame + item.records;
-    if (item.is_publish) {
-      answer(item, Error{ErrorCode::kFull, "the disk or the spool is full", directory_.path(), 0});
-    } else {
-      for (const Frame* each = frame; each != end; ++each) kept.batch.add_from(chunk.batch, *each);
-      kept.items.push_back(std::move(item));
+  auto stretch = chunk.batch.stretches().begin();
+  for (const auto& each : chunk.submitted) {
+    const std::uint32_t until = each.record + each.count;
+    kept.submitted.push_back(
+        {static_cast<std::uint32_t>(kept.batch.size()), each.count, each.ticket});
+    while (each.record >= stretch->until()) ++stretch;
+    for (auto part = stretch; part != chunk.batch.stretches().end() && part->from < until; ++part) {
+      kept.batch.add_from(chunk.batch, *part, each.record, until);
     }
-    frame = end;
   }
   chunk = std::move(kept);
-  return !chunk.items.empty();
+  return chunk.items() != 0;
 }
 
-void Spool::count_accepted(GroupMask groups) {
+void Spool::count_accepted(GroupMask groups, std::uint64_t messages) {
   for (; groups != 0; groups &= groups - 1) {
-    ++accepted_[static_cast<std::size_t>(std::countr_zero(groups))];
+    accepted_[static_cast<std::size_t>(std::countr_zero(groups))] += messages;
   }
 }
 
@@ -530,9 +533,7 @@ void Spool::fail(const Error& error, CommitListener& listener) {
 }
 
 void Spool::fail_publishes(Chunk& chunk, const Error& error) {
-  for (const auto& item : chunk.items) {
-    if (item.is_publish) answer(item, error);
-  }
+  for (const auto& publish : chunk.publishes) answer(publish, error);
 }
 
 // S3: without it, rot in the last batch could not be told from a torn tail.

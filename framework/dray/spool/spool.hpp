@@ -53,15 +53,17 @@ struct SpoolOptions {
   bool allow_volatile = false;  // accept `disk` durability on tmpfs or NFS
 };
 
-// A message that is now as durable as its receipt says.
-struct AcceptedMessage {
-  Sequence sequence = 0;
+// Messages that are now as durable as their receipts say: neighbours in the log, of one kind.
+struct AcceptedRun {
+  Sequence first = 0;
+  std::uint32_t count = 1;
+  std::uint32_t index = 0;  // of the first, in Committed::records
   GroupMask groups = 0;
   Priority priority = Priority::kNormal;
+  bool has_key = false;
+  // Then it is one message.
   std::int64_t deliver_at_ms = 0;
   std::int64_t expires_at_ms = 0;
-  std::string_view envelope;  // in Committed::bytes
-  bool has_key = false;
 };
 
 // One record that the dispatcher wants in the log.
@@ -84,10 +86,20 @@ struct Committed {
   Lsn first = 0;  // all records of this commit: [first, last]
   Lsn last = 0;
   LogPosition position;                                // behind the last one
-  std::vector<AcceptedMessage> messages;               // ascending
-  std::shared_ptr<const std::string> bytes;            // what the envelopes point into
+  std::vector<AcceptedRun> runs;                       // ascending
+  std::shared_ptr<const Records> records;              // nothing without runs
   std::vector<std::pair<std::uint64_t, Lsn>> tickets;  // ticket, lsn of its first entry
   bool checkpoint_due = false;                         // enough was written since the last one
+
+  // Calls `visit(sequence, run, envelope)` for each message.
+  template <typename Visit>
+  void for_each_message(const Visit& visit) const {
+    for (const auto& run : runs) {
+      for (std::uint32_t i = 0; i < run.count; ++i) {
+        visit(run.first + i, run, records->payload(run.index + i));
+      }
+    }
+  }
 };
 
 // What the owner of the state says at a checkpoint: all of it as of `lsn`, the last record of a
@@ -130,11 +142,10 @@ class Spool final : public Publisher {
   void upkeep(CommitListener& listener);  // one round
 
   void publish_draft(Draft draft, ReceiptCallback done) override;
-  // The same, without taking the draft.
-  void publish(const Draft& draft, ReceiptCallback done);
+  void publish_view(const DraftView& draft, ReceiptCallback done) override;
   // The same for one who must not wait: it may fill the queue a quarter further than others may.
   // REQUIRES: takes_at_once().
-  void publish_at_once(const Draft& draft, ReceiptCallback done);
+  void publish_at_once(const DraftView& draft, ReceiptCallback done);
   bool takes_at_once() const;
   // For so long a dedup id is known now.
   Milliseconds dedup_reach() const;
@@ -177,25 +188,30 @@ class Spool final : public Publisher {
     std::uint64_t hash = 0;
     std::int64_t published_at_ms = 0;
   };
-  // A publish or a submission, and how many of its chunk's records are its own.
-  struct Item {
-    std::uint32_t records = 1;
-    bool is_publish = false;
-    Uuid id;
-    std::uint64_t ticket = 0;
+  // One message, and who waits for its receipt.
+  struct Publish {
+    std::uint32_t record = 0;  // its index in the chunk
     ReceiptCallback done;
     std::unique_ptr<Dedup> dedup;
+  };
+  // One submission's records in the chunk.
+  struct Submitted {
+    std::uint32_t record = 0;
+    std::uint32_t count = 1;
+    std::uint64_t ticket = 0;
   };
   // What goes into one commit: it takes messages until it has 1,024 records or 512 KiB, and
   // submissions, whole, until it has twice that.
   struct Chunk {
     explicit Chunk(std::shared_ptr<Buffers> buffers) : batch(std::move(buffers)) {}
     Batch batch;
-    std::vector<Item> items;  // in the order of their records
+    std::vector<Publish> publishes;    // ascending
+    std::vector<Submitted> submitted;  // the same
     bool sync = false;
     std::size_t bytes = 0;   // of queue_bytes_
-    std::size_t urgent = 0;  // items that are not lazy
+    std::size_t urgent = 0;  // publishes, and submissions that are not lazy
     std::size_t lazy_entries = 0;
+    std::size_t items() const { return publishes.size() + submitted.size(); }
     void clear();
   };
   struct PendingDedup {
@@ -220,13 +236,14 @@ class Spool final : public Publisher {
   std::string opening() const;
 
   // spool.cpp
-  std::optional<Error> refusal(const Draft& draft, GroupMask& groups) const;
-  bool admit_dedup(const Draft& draft, UtcTime now, ReceiptCallback& done,
+  std::optional<Error> refusal(const DraftView& draft, GroupMask& groups) const;
+  bool admit_dedup(const DraftView& draft, UtcTime now, ReceiptCallback& done,
                    std::unique_ptr<Dedup>& dedup);
-  void answer(const Item& item, const Result<Receipt>& result);
+  void answer(const Publish& publish, const Result<Receipt>& result);
+  void answer_all(const Chunk& chunk, Durability durability);
   void answer_dedup(const Dedup& dedup, const Result<Receipt>& result);
   Chunk& open_chunk(bool for_message);
-  void put(const Draft& draft, ReceiptCallback done, bool may_wait);
+  void put(const DraftView& draft, ReceiptCallback done, bool may_wait);
   bool takes_more(std::unique_lock<std::mutex>& lock, bool may_wait);
   void run(CommitListener& listener);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
@@ -239,7 +256,7 @@ class Spool final : public Publisher {
   void fail_publishes(Chunk& chunk, const Error& error);
   void write_marker(CommitListener& listener);
   bool wants_room() const;
-  void count_accepted(GroupMask groups);
+  void count_accepted(GroupMask groups, std::uint64_t messages);
   void note_declared(std::string_view payload);
   void fail(const Error& error, CommitListener& listener);
 

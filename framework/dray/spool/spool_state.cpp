@@ -181,7 +181,7 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
       auto delivery = decode_delivery(payload);
       if (!delivery.ok()) return delivery.error();
       return in_group(delivery->group, [&](GroupState& state) {
-        for (const auto sequence : delivery->sequences) {
+        for (const auto sequence : delivery->sequences.list()) {
           state.delivered(sequence, delivery->number, static_cast<std::uint32_t>(epoch_));
         }
       });
@@ -190,7 +190,7 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
       auto settled = decode_settlement(payload);
       if (!settled.ok()) return settled.error();
       return in_group(settled->group, [&](GroupState& state) {
-        for (const auto sequence : settled->sequences) state.settle(sequence, settled->settlement);
+        for (const auto& run : settled->sequences) state.settle(run, settled->settlement);
       });
     }
     case RecordType::kRetry:
@@ -205,7 +205,7 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
       auto revived = decode_revive(payload);
       if (!revived.ok()) return revived.error();
       return in_group(revived->group, [&](GroupState& state) {
-        for (const auto sequence : revived->sequences) state.revive(sequence);
+        for (const auto sequence : revived->sequences.list()) state.revive(sequence);
       });
     }
     case RecordType::kCopy:

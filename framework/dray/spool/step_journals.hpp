@@ -29,6 +29,10 @@ class StepJournals {
   // In the order of their beginnings; nothing for a message without steps.
   const std::vector<StepState>* find(Sequence sequence) const;
   const StepState* find(Sequence sequence, std::string_view step) const;
+  bool any(const SequenceRun& run) const {
+    const auto found = journals_.lower_bound(run.first);
+    return found != journals_.end() && found->first < run.end();
+  }
   void forget(Sequence sequence);
   // In [first, last], but for those that `keep` says.
   template <typename Keep>

@@ -10,7 +10,7 @@
 #include <thread>
 #include <tuple>
 
-#include "dray/thread_name.hpp"
+#include "dray/thread_traits.hpp"
 #include "dray/transport/context_impl.hpp"
 #include "dray/transport/curve.hpp"
 #include "dray/uuid.hpp"

@@ -8,14 +8,23 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <thread>
 #include <zmq.hpp>
 
+#include "dray/thread_traits.hpp"
 #include "dray/transport/context_impl.hpp"
 #include "dray/uuid.hpp"
 
 namespace dray::transport {
 
-Context::Context() : impl_(std::make_unique<Impl>()) {}
+Context::Context() {
+  // ZeroMQ's own threads begin with the first socket, and take after the thread that makes it.
+  std::thread([this] {
+    take_short_slices();
+    impl_ = std::make_unique<Impl>();
+    const zmq::socket_t first(impl_->context, zmq::socket_type::pair);
+  }).join();
+}
 Context::~Context() = default;
 
 struct Socket::Impl {
@@ -29,17 +38,16 @@ struct Socket::Impl {
 namespace {
 
 constexpr int kZapEnforceDomain = 93;
-constexpr std::size_t kWorthTaking = 16U << 10;  // bytes of a body: below, a copy costs less
 
-// What ZeroMQ's own thread deletes once it is sent.
-struct Taken {
-  std::string bytes;
+// What ZeroMQ's own thread lets go once it is sent.
+struct Kept {
+  std::shared_ptr<const void> owner;
   std::atomic<bool> handed_over{false};  // ZeroMQ's queue says so too, but not to ThreadSanitizer
 
   static void release(void*, void* self) {
-    auto* taken = static_cast<Taken*>(self);
-    (void)taken->handed_over.load(std::memory_order_acquire);
-    delete taken;
+    auto* kept = static_cast<Kept*>(self);
+    (void)kept->handed_over.load(std::memory_order_acquire);
+    delete kept;
   }
 };
 constexpr std::size_t kIpcPathMax = 107;  // sun_path less its final zero
@@ -234,9 +242,9 @@ Sent send_body(zmq::socket_t& socket, std::string_view body, zmq::send_flags fla
   }
 }
 
-// Reads one message of `count` frames; drops messages of any other shape.
-std::optional<std::vector<zmq::message_t>> receive_frames(zmq::socket_t& socket,
-                                                          std::size_t count) {
+// Reads one message of `least` to `most` frames; drops messages of any other shape.
+std::optional<std::vector<zmq::message_t>> receive_frames(zmq::socket_t& socket, std::size_t least,
+                                                          std::size_t most) {
   for (;;) {
     std::vector<zmq::message_t> frames;
     std::size_t seen = 0;
@@ -251,9 +259,9 @@ std::optional<std::vector<zmq::message_t>> receive_frames(zmq::socket_t& socket,
       }
       more = frame.more();
       ++seen;
-      if (seen <= count) frames.push_back(std::move(frame));
+      if (seen <= most) frames.push_back(std::move(frame));
     }
-    if (seen == count) return frames;
+    if (seen >= least && seen <= most) return frames;
   }
 }
 
@@ -261,12 +269,6 @@ Frame frame_of(zmq::message_t message) {
   auto owner = std::make_shared<zmq::message_t>(std::move(message));
   const std::string_view bytes(static_cast<const char*>(owner->data()), owner->size());
   return Frame{std::move(owner), bytes};
-}
-
-std::optional<Frame> receive_one(zmq::socket_t& socket) {
-  auto frames = receive_frames(socket, 1);
-  if (!frames) return std::nullopt;
-  return frame_of(std::move(frames->front()));
 }
 
 }  // namespace
@@ -280,7 +282,7 @@ Sent PushSocket::send(std::string_view body) {
 PullSocket::PullSocket(Context& context, const SocketOptions& options)
     : Socket(context, ZMQ_PULL, options) {}
 std::optional<PullSocket::Received> PullSocket::receive_from() {
-  auto frames = receive_frames(impl_->socket, 1);
+  auto frames = receive_frames(impl_->socket, 1, 1);
   if (!frames) return std::nullopt;
   std::string user;
   if (impl_->secured) {
@@ -297,28 +299,30 @@ Sent RouterSocket::send(std::string_view peer, std::string_view body) {
   if (first != Sent::kSent) return first;
   return send_body(impl_->socket, body, zmq::send_flags::none);
 }
-Sent RouterSocket::send_taking(std::string_view peer, std::string& body) {
-  if (body.size() < kWorthTaking) return send(peer, body);
+Sent RouterSocket::send(std::string_view peer, std::string_view body, std::string_view second,
+                        const std::shared_ptr<const void>& owner) {
   const Sent first = send_body(impl_->socket, peer, zmq::send_flags::sndmore);
   if (first != Sent::kSent) return first;
-  auto* taken = new Taken{std::move(body)};
-  zmq::message_t message(taken->bytes.data(), taken->bytes.size(), &Taken::release, taken);
-  taken->handed_over.store(true, std::memory_order_release);
+  const Sent head = send_body(impl_->socket, body, zmq::send_flags::sndmore);
+  if (head != Sent::kSent) return head;
+  auto* kept = new Kept{owner};
+  // ZeroMQ takes a mutable pointer, and changes nothing.
+  zmq::message_t message(const_cast<char*>(second.data()), second.size(),  // NOLINT
+                         &Kept::release, kept);
+  kept->handed_over.store(true, std::memory_order_release);
   for (;;) {
     try {
-      if (impl_->socket.send(message, zmq::send_flags::dontwait)) return Sent::kSent;
+      const auto sent = impl_->socket.send(message, zmq::send_flags::dontwait);
+      return sent ? Sent::kSent : Sent::kFull;
     } catch (const zmq::error_t& error) {
       if (error.num() == EINTR) continue;
-      body = std::move(taken->bytes);
       if (error.num() == EHOSTUNREACH) return Sent::kUnreachable;
       throw;
     }
-    body = std::move(taken->bytes);
-    return Sent::kFull;
   }
 }
 std::optional<RouterSocket::Received> RouterSocket::receive() {
-  auto frames = receive_frames(impl_->socket, 2);
+  auto frames = receive_frames(impl_->socket, 2, 2);
   if (!frames) return std::nullopt;
   std::string user;
   if (impl_->secured) {
@@ -335,7 +339,16 @@ Sent DealerSocket::send(std::string_view body) {
   return send_body(impl_->socket, body, zmq::send_flags::none);
 }
 std::optional<Frame> DealerSocket::receive() {
-  return receive_one(impl_->socket);
+  auto frames = receive_frames(impl_->socket, 1, 1);
+  if (!frames) return std::nullopt;
+  return frame_of(std::move(frames->front()));
+}
+std::optional<DealerSocket::Pair> DealerSocket::receive_pair() {
+  auto frames = receive_frames(impl_->socket, 1, 2);
+  if (!frames) return std::nullopt;
+  Pair pair{frame_of(std::move(frames->front())), {}};
+  if (frames->size() > 1) pair.second = frame_of(std::move(frames->back()));
+  return pair;
 }
 
 WakeUp::WakeUp() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {

@@ -3,8 +3,8 @@
 // No ZeroMQ type leaves this room. Every socket has: LINGER 0, on a DEALER 500 ms (drain before
 // closing), explicit high-water marks, MAXMSGSIZE, IPV6, TCP keep-alive, HANDSHAKE_IVL; ROUTER has
 // ROUTER_MANDATORY and ROUTER_HANDOVER stays off (ids are automatic); PUSH and DEALER have
-// IMMEDIATE. Messages have a fixed number of frames: one, plus the routing id on a ROUTER. Others
-// are dropped and counted.
+// IMMEDIATE. Messages have one frame, plus the routing id on a ROUTER; what a DEALER receives may
+// have a second one. Others are dropped.
 //
 // Threading: a socket belongs to the thread that uses it; it may be made on another one first.
 // Failure: bind and connect return errors that name the endpoint. Sends never block: kFull and
@@ -119,8 +119,9 @@ class RouterSocket final : public Socket {
  public:
   RouterSocket(Context& context, const SocketOptions& options);
   Sent send(std::string_view peer, std::string_view body);
-  // A long body is taken, not copied, if it is sent.
-  Sent send_taking(std::string_view peer, std::string& body);
+  // With a second frame, which is kept by `owner` and not copied.
+  Sent send(std::string_view peer, std::string_view body, std::string_view second,
+            const std::shared_ptr<const void>& owner);
   struct Received {
     std::string peer;
     Frame frame;
@@ -134,6 +135,12 @@ class DealerSocket final : public Socket {
   DealerSocket(Context& context, const SocketOptions& options);
   Sent send(std::string_view body);
   std::optional<Frame> receive();
+  struct Pair {
+    Frame first;
+    Frame second;  // without bytes if there was none
+  };
+  // A message may have a second frame.
+  std::optional<Pair> receive_pair();
 };
 
 // Wakes a thread that polls; any thread may call wake().

@@ -1,5 +1,5 @@
 #include "dray/balancing/dispatcher.hpp"
-#include "dray/thread_name.hpp"
+#include "dray/thread_traits.hpp"
 
 #include <sys/stat.h>
 
@@ -131,6 +131,7 @@ void Dispatcher::start() {
   }
   state_->thread = std::thread([this] {
     name_thread("dray-dispatch");
+    take_short_slices();
     run();
   });
 }
@@ -550,7 +551,10 @@ spool::Snapshot Dispatcher::last_snapshot() {
 
 void Dispatcher::send(DispatcherCore::Send send) {
   auto& state = *state_;
-  switch (state.socket.send_taking(send.peer, send.frame)) {
+  const auto sent = send.records.empty()
+                        ? state.socket.send(send.peer, send.frame)
+                        : state.socket.send(send.peer, send.frame, send.records, send.owner);
+  switch (sent) {
     case transport::Sent::kSent:
       return;
     case transport::Sent::kUnreachable:

@@ -200,7 +200,7 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
     }
     if (group->waiting.empty()) continue;
     // What finds no room now is moved by an answer, not by the time.
-    if (group->again.size() + group->suspects.size() >= options_.ready_messages_max) continue;
+    if (group->again.size() + group->suspects.size() >= due_max()) continue;
     const auto wait =
         Milliseconds(std::max<std::int64_t>(0, group->waiting.top().first - to_ms(now.utc)));
     if (wait < options_.lease) next = std::min(next, now.steady + wait);
@@ -257,7 +257,7 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
   if (ticket.kind == Ticket::Kind::kCopy) {
     --copying_;
     for (const auto& [group, record_lsn] : ticket.copied) {
-      groups_[group]->state->copied(ticket.sequences.front().second, first, record_lsn);
+      groups_[group]->state->copied(ticket.sequences.front().run.first, first, record_lsn);
     }
     return;
   }
@@ -268,61 +268,86 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
     --damage_pending_;
     return group.state->damage(ticket.damage);
   }
-  Session* session = nullptr;  // of the one before: most are one session's
-  for (const auto& [session_id, sequence] : ticket.sequences) {
-    switch (ticket.kind) {
-      case Ticket::Kind::kSettled:
-        group.state->settle(sequence, ticket.settlement);
-        break;
-      case Ticket::Kind::kRetry:
-        group.state->retry(ticket.retry, first);
-        group.state->delivered(sequence, ticket.retry.number,
-                               static_cast<std::uint32_t>(options_.epoch));
-        schedule(group, sequence, ticket.retry.due_ms);
-        break;
-      case Ticket::Kind::kDead:
-        group.state->dead(ticket.dead, first);
-        break;
-      case Ticket::Kind::kRevive:
-        if (group.state->revive(sequence)) schedule(group, sequence, 0);
-        break;
-      case Ticket::Kind::kEdited:
-        group.state->copied(sequence, first, ticket.copied.front().second);
-        if (group.state->revive(sequence)) schedule(group, sequence, 0);
-        break;
-      case Ticket::Kind::kReplay:
-        if (!group.state->replay(sequence, first)) break;
-        group.state->copied(sequence, first, 0);
-        if (!planted(Fault::kReplayForgotten)) schedule(group, sequence, 0);
-        break;
-      case Ticket::Kind::kSession:
-      case Ticket::Kind::kDamage:
-      case Ticket::Kind::kCopy:
-      case Ticket::Kind::kGroup:
-      case Ticket::Kind::kStep:
-        break;
+  if (ticket.kind == Ticket::Kind::kSettled) {
+    for (const auto& each : ticket.sequences) group.state->settle(each.run, ticket.settlement);
+    return end_grants(group, ticket);
+  }
+  for (const auto& each : ticket.sequences) {
+    for (Sequence sequence = each.run.first; sequence < each.run.end(); ++sequence) {
+      apply_ticket(group, ticket, sequence, first);
     }
-    const bool ends_turn = ticket.kind == Ticket::Kind::kSettled ||
-                           ticket.kind == Ticket::Kind::kDead ||
-                           (ticket.kind == Ticket::Kind::kRetry && planted(Fault::kRetryFreesKey));
-    KeyHash key = 0;
+  }
+  end_grants(group, ticket);
+}
+
+// Of all kinds but settlements.
+void DispatcherCore::apply_ticket(Group& group, const Ticket& ticket, Sequence sequence,
+                                  spool::Lsn first) {
+  switch (ticket.kind) {
+    case Ticket::Kind::kRetry:
+      group.state->retry(ticket.retry, first);
+      group.state->delivered(sequence, ticket.retry.number,
+                             static_cast<std::uint32_t>(options_.epoch));
+      return schedule(group, sequence, ticket.retry.due_ms);
+    case Ticket::Kind::kDead:
+      group.state->dead(ticket.dead, first);
+      return;
+    case Ticket::Kind::kRevive:
+      if (group.state->revive(sequence)) schedule(group, sequence, 0);
+      return;
+    case Ticket::Kind::kEdited:
+      group.state->copied(sequence, first, ticket.copied.front().second);
+      if (group.state->revive(sequence)) schedule(group, sequence, 0);
+      return;
+    case Ticket::Kind::kReplay:
+      if (!group.state->replay(sequence, first)) return;
+      group.state->copied(sequence, first, 0);
+      if (!planted(Fault::kReplayForgotten)) schedule(group, sequence, 0);
+      return;
+    case Ticket::Kind::kSettled:
+    case Ticket::Kind::kSession:
+    case Ticket::Kind::kDamage:
+    case Ticket::Kind::kCopy:
+    case Ticket::Kind::kGroup:
+    case Ticket::Kind::kStep:
+      return;
+  }
+}
+
+// What was answered is durable: the sessions hear of it, and keys' turns may end.
+void DispatcherCore::end_grants(Group& group, const Ticket& ticket) {
+  const bool ends_turn = ticket.kind == Ticket::Kind::kSettled ||
+                         ticket.kind == Ticket::Kind::kDead ||
+                         (ticket.kind == Ticket::Kind::kRetry && planted(Fault::kRetryFreesKey));
+  const bool damaged =
+      ticket.kind == Ticket::Kind::kSettled && ticket.settlement == spool::Settlement::kDamaged;
+  Session* session = nullptr;  // of the one before: most are one session's
+  for (const auto& [session_id, run] : ticket.sequences) {
     if (session == nullptr || session->id != session_id) {
       const auto found = sessions_.find(session_id);
       session = found == sessions_.end() ? nullptr : found->second.get();
     }
+    const bool look_at_keys = ends_turn && !group.lines.empty();
+    std::map<Sequence, KeyHash> keys;
     if (session != nullptr) {
-      const auto grant = session->grants.find(sequence);
-      if (grant != session->grants.end()) {
-        key = grant->second.key;
-        confirm(*session, grant->second.epoch, grant->second.number, sequence);
-        session->grants.erase(grant);
-      }
+      session->grants.for_parts(
+          run, [&](Session::Grants::Run& grants, Sequence from, Sequence until) {
+            const Grant& grant = grants.common;
+            Session::Grants::for_here(grants, from, until, [&](const SequenceRun& part) {
+              confirm(*session, grant.epoch, grant.number, part);
+            });
+            if (look_at_keys && grant.key != 0) keys[from] = grant.key;  // it is alone
+            session->grants.erase(grants, from, until);
+          });
     }
-    if (!ends_turn || group.lines.empty()) continue;
-    const bool damaged =
-        ticket.kind == Ticket::Kind::kSettled && ticket.settlement == spool::Settlement::kDamaged;
-    if (damaged && key == 0) key = group.lines.find(sequence);  // nothing else knows it any more
-    release_key(group, sequence, key);
+    if (!look_at_keys) continue;
+    for (Sequence sequence = run.first; sequence < run.end(); ++sequence) {
+      const auto known = keys.find(sequence);
+      KeyHash key = known == keys.end() ? 0 : known->second;
+      // Nothing else knows it any more.
+      if (damaged && key == 0) key = group.lines.find(sequence);
+      release_key(group, sequence, key);
+    }
   }
 }
 

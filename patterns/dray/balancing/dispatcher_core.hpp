@@ -32,7 +32,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <memory_resource>
 #include <optional>
 #include <queue>
 #include <random>
@@ -56,7 +55,7 @@ struct DispatcherOptions {
   Sequence boundary = 1;  // first sequence of this epoch
   Milliseconds lease{10'000};
   Milliseconds reconnect_grace{2'000};
-  std::size_t ready_messages_max = 8'192;   // per group and lane, in memory
+  std::size_t ready_messages_max = 65'536;  // per group and lane, in memory
   std::size_t ready_bytes_max = 16U << 20;  // the same in bytes
   Milliseconds snooze_age_max = std::chrono::hours(24 * 30);
   std::size_t sessions_max = 4'096;
@@ -71,8 +70,6 @@ struct DispatcherOptions {
   Milliseconds publisher_memory{0};           // for so long the spool knows dedup ids
   std::uint64_t seed = 1;                     // of the jitter
 };
-
-using ReadyMessage = spool::StoredMessage;
 
 // Messages from before this epoch wait behind the restart gate; those of this epoch do not.
 enum class Lane : std::uint8_t { kOld, kLive };
@@ -111,6 +108,9 @@ class DispatcherCore {
   struct Send {
     std::string peer;
     std::string frame;
+    // The second frame of a DELIVER, and who keeps its bytes.
+    std::string_view records = {};
+    std::shared_ptr<const void> owner = nullptr;
   };
   // Read messages of `group` from the log; answer with on_refilled.
   struct Refill {
@@ -156,7 +156,7 @@ class DispatcherCore {
   // 0: no key, or the message cannot be read.
   void on_key(spool::GroupId group, Sequence sequence, KeyHash key, Now now);
   // Nothing: the record is damaged.
-  void on_fetched(spool::GroupId group, Sequence sequence, std::optional<ReadyMessage> message);
+  void on_fetched(spool::GroupId group, Sequence sequence, std::optional<spool::StoredRun> message);
   void tick(Now now);
 
   // Grants what can be granted and hands over all that is to be done.
@@ -222,6 +222,8 @@ class DispatcherCore {
 
  private:
   struct Grant;
+  struct Delivery;
+  struct Answered;
   struct Session;
   struct LaneState;
   struct Group;
@@ -236,9 +238,12 @@ class DispatcherCore {
                  Now now);
   void welcome(Session& session);
   void on_result(Session& session, const ResultFrame& frame, Now now);
+  void apply_done(Session& session, const ResultItem& item, const SequenceRun& run, Now now);
   void apply_result(Session& session, const ResultItem& item, Sequence sequence, Now now);
-  void finish_done(Session& session, Group& group, Grant& grant, Sequence sequence,
+  void refuse_stale(Session& session, const ResultItem& item, const SequenceRun& run);
+  void finish_done(Session& session, Group& group, const Grant& grant, Sequence sequence,
                    const ResultItem& item, Now now);
+  void note_done(Group& group, const Uuid& session, const SequenceRun& run);
   void on_step(Session& session, const Step& step, Now now);
   std::string step_fault() const;
   bool has_step_room(const Group& group, const Step& step) const;
@@ -246,10 +251,10 @@ class DispatcherCore {
   void on_step_recorded(const Ticket& ticket, Now now);
   void undo_step(const spool::StepRecord& begun, Now now);
   bool holds(const Session& session, Sequence sequence) const;
-  void fail_attempt(Session& session, Group& group, Grant& grant, Sequence sequence,
+  void fail_attempt(Session& session, Group& group, const Grant& grant, Sequence sequence,
                     const std::string& cause, const std::string& reason,
                     std::optional<Milliseconds> delay, Now now);
-  void snooze(Session& session, Group& group, Grant& grant, Sequence sequence,
+  void snooze(Session& session, Group& group, const Grant& grant, Sequence sequence,
               const ResultItem& item, Now now);
   void write_dead(Group& group, Session& session, const Grant& grant, Sequence sequence,
                   std::uint32_t attempts, const std::string& cause, const std::string& reason,
@@ -259,6 +264,7 @@ class DispatcherCore {
                    const std::string& reason, Now now);
   void give_back(Group& group, Sequence sequence, const Grant& grant, Now now);
   void end_session(Session& session, const std::string& reason, bool lost, Now now);
+  void take_back(Session& session, Sequence sequence, Now now);
   void lose_grants(Session& session, const std::string& reason, Now now);
 
   void accept(Group& group, const spool::Committed& committed);
@@ -266,16 +272,18 @@ class DispatcherCore {
   void move_due(Group& group, Now now);
   void open_gates(Now now);
   bool has_room(const LaneState& lane) const;
-  void settle_damaged(Group& group, std::vector<Sequence> sequences);
+  std::size_t due_max() const;
+  void settle_damaged(Group& group, const std::vector<Sequence>& sequences);
   void record_damage(Group& group, const spool::DamagedPart& part);
   bool held_back(const Group& group) const;
   void update_known(Group& group);
   std::vector<spool::SessionRecord> recorded_sessions() const;
   void watch_clock(Now now);
-  bool is_expired(const Group& group, const ReadyMessage& message, Now now) const;
+  bool is_expired(const Group& group, const spool::StoredRun& message, Now now) const;
   void request_refills(Group& group);
-  void expire(Group& group, const ReadyMessage& message);
-  bool grant_front(Group& group, Session& session, Now now);
+  void expire(Group& group, const spool::StoredRun& message);
+  std::uint32_t grant_front(Group& group, Session& session, std::size_t most, Now now);
+  std::uint32_t grant_run(Group& group, Session& session, LaneState& lane, std::size_t most);
   void grant_suspects(Group& group, Now now);
   void dispatch(Group& group, Now now);
   std::uint64_t waiting_in(const Group& group) const;
@@ -288,9 +296,17 @@ class DispatcherCore {
   void look_after_sessions(Now now);
   void ask_links(Now now);
   void note_due(const Session& session);
-  void confirm(Session& session, std::uint64_t epoch, std::uint32_t number, Sequence sequence);
-  void grant(Group& group, Session& session, const ReadyMessage& message, Now now);
+  void confirm(Session& session, std::uint64_t epoch, std::uint32_t number, const SequenceRun& run);
+  void confirm(Session& session, std::uint64_t epoch, std::uint32_t number, Sequence sequence) {
+    confirm(session, epoch, number, SequenceRun{sequence, 1});
+  }
+  void apply_ticket(Group& group, const Ticket& ticket, Sequence sequence, spool::Lsn first);
+  void end_grants(Group& group, const Ticket& ticket);
+  void grant(Group& group, Session& session, spool::StoredRun run);
+  void record_deliveries(Session& session);
   void flush_deliveries(Session& session);
+  void send_deliveries(Session& session, std::vector<spool::StoredRun>& runs, const Deliver& head);
+  void settle_answered(Group& group, spool::Settlement settlement, std::vector<Answered> answered);
   void flush_settlements();
   void flush_confirms();
   void ping(Session& session);
@@ -305,14 +321,16 @@ class DispatcherCore {
   void add_late(Group& group, LateMessage late);
   void line_up_late(Group& group, Sequence reached);
   bool keys_known(const Group& group) const;
-  bool has_turn(Group& group, const ReadyMessage& message);
+  bool has_turn(Group& group, const spool::StoredRun& message);
   void release_key(Group& group, Sequence sequence, KeyHash key);
   bool stalls(const Group& group, const LaneState& lane) const;
   LaneState* next_lane(Group& group);
   std::uint64_t allowance(Group& group, Now now) const;
   std::uint64_t submit_group(const Group& group, spool::GroupRecord record);
-  void accept_into(Group& group, LaneState& lane, const spool::AcceptedMessage& message,
-                   std::shared_ptr<const std::string> owner);
+  void accept_run(Group& group, spool::AcceptedRun run, const spool::Committed& committed,
+                  bool share, Sequence& skip_from);
+  void accept_into(Group& group, LaneState& lane, const spool::AcceptedRun& run,
+                   std::shared_ptr<const spool::Records> records);
   void note_first_open(Group& group);
   std::uint64_t open_ticket(Ticket ticket);
   Milliseconds back_off(const RetryPolicy& policy, std::uint32_t attempts);
@@ -322,8 +340,6 @@ class DispatcherCore {
   const Router router_;
   const SteadyTime started_;
   std::vector<std::unique_ptr<Group>> groups_;
-  // Of the sessions' grants: a node is taken and given back for every delivery.
-  std::pmr::unsynchronized_pool_resource nodes_;
   std::map<Uuid, std::unique_ptr<Session>> sessions_;
   std::unordered_map<std::string, Session*> peers_;
   std::vector<Session*> confirming_;  // with something to be confirmed

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "dray/balancing/dispatcher_state.hpp"
-#include "dray/sequence_runs.hpp"
 
 namespace dray::balancing {
 
@@ -13,6 +12,7 @@ namespace {
 
 constexpr std::size_t kFrameMessagesMax = 1'024;
 constexpr std::size_t kFrameBytesMax = 1U << 20;
+constexpr std::size_t kWorthSharing = 16U << 10;  // bytes of records: below, a copy costs less
 constexpr std::size_t kGrantChunkMax = 128;
 constexpr std::size_t kSessionsLookedAtMax = 64;  // sessions, for one grant
 constexpr std::size_t kFreshMax = 256;
@@ -90,9 +90,9 @@ DispatcherCore::Session* DispatcherCore::least_loaded_of_many(Group& group,
   return least.best();
 }
 
-void DispatcherCore::expire(Group& group, const ReadyMessage& message) {
-  group.expired.push_back(message.sequence);
-  if (message.key != 0 && group.limits.ordered) group.keys_left[message.sequence] = message.key;
+void DispatcherCore::expire(Group& group, const spool::StoredRun& message) {
+  group.expired.add(message.first);
+  if (message.key != 0 && group.limits.ordered) group.keys_left[message.first] = message.key;
 }
 
 // By the group's limits, now.
@@ -112,34 +112,35 @@ std::uint64_t DispatcherCore::allowance(Group& group, Now now) const {
   return allowed;
 }
 
-void DispatcherCore::grant(Group& group, Session& session, const ReadyMessage& message, Now) {
-  const auto* history = group.state->history(message.sequence);
+// Grants all of the run. REQUIRES: only one message, if it has a history, a key or a time.
+void DispatcherCore::grant(Group& group, Session& session, spool::StoredRun run) {
+  const auto* history = run.count == 1 ? group.state->history(run.first) : nullptr;
   Grant grant;
   grant.epoch = options_.epoch;
-  grant.priority = message.priority;
-  if (message.key != 0 && group.limits.ordered) {
-    grant.key = message.key;
-    group.keys_left.erase(message.sequence);
+  grant.priority = run.priority;
+  if (run.key != 0 && group.limits.ordered) {
+    grant.key = run.key;
+    group.keys_left.erase(run.first);
   }
-  if (group.allowed != UINT64_MAX) --group.allowed;
-  if (group.bucket) group.bucket->take();
-  grant.bytes = static_cast<std::uint32_t>(message.envelope.size());
+  if (group.allowed != UINT64_MAX) group.allowed -= run.count;
+  if (group.bucket) group.bucket->take(run.count);
+  const std::size_t bytes = run.bytes();
+  grant.bytes = static_cast<std::uint32_t>((bytes + run.count - 1) / run.count);
   if (history != nullptr) {
     grant.number = history->number() + (planted(Fault::kNumberStands) ? 0 : 1);
     grant.attempts = history->attempts();
     grant.losses = static_cast<std::uint16_t>(history->losses());
     grant.suspect = history->suspect();
   }
-  if (session.deliver.empty()) groups_[session.group]->delivering.push_back(&session);
-  session.deliver.push_back({message.sequence, grant.number, grant.attempts + 1, message.envelope});
-  auto& owners = session.deliver_owners;
-  if (owners.empty() || owners.back() != message.owner) owners.push_back(message.owner);
-  session.deliver_bytes += message.envelope.size();
-  ++session.outstanding;
-  session.outstanding_bytes += grant.bytes;
+  session.grants.add(run.first, run.count, grant);
+  session.outstanding += run.count;
+  session.outstanding_bytes += std::uint64_t{run.count} * grant.bytes;
   if (grant.suspect) session.exclusive = true;
-  session.grants.insert_or_assign(message.sequence, grant);
-  if (session.deliver.size() >= kFrameMessagesMax || session.deliver_bytes >= kFrameBytesMax) {
+  if (session.deliver.empty()) group.delivering.push_back(&session);
+  session.deliver_messages += run.count;
+  session.deliver_bytes += bytes;
+  session.deliver.push_back({std::move(run), grant.number, grant.attempts + 1});
+  if (session.deliver_messages >= kFrameMessagesMax || session.deliver_bytes >= kFrameBytesMax) {
     flush_deliveries(session);
   }
 }
@@ -162,32 +163,55 @@ DispatcherCore::LaneState* DispatcherCore::next_lane(Group& group) {
   return nullptr;
 }
 
-// Grants the first of what is ready: due again, then by priority, old before new. False if nothing
-// may go.
-bool DispatcherCore::grant_front(Group& group, Session& session, Now now) {
+// Grants the first of what is ready: due again, then by priority, old before new. How many left
+// what is ready, `most` at most; 0 if nothing may go.
+std::uint32_t DispatcherCore::grant_front(Group& group, Session& session, std::size_t most,
+                                          Now now) {
   LaneState* lane = nullptr;
-  std::deque<ReadyMessage>* queue = &group.again;
-  if (queue->empty()) {
-    if (held_back(group)) return false;
+  if (group.again.empty()) {
+    if (held_back(group)) return 0;
     lane = next_lane(group);
-    if (lane == nullptr) return false;
-    queue = &lane->ready;
+    if (lane == nullptr) return 0;
+    if (lane->ready.front().count > 1) return grant_run(group, session, *lane, most);
   }
-  ReadyMessage message = std::move(queue->front());
-  queue->pop_front();
-  if (lane != nullptr) {
-    lane->bytes -= message.envelope.size();
+  spool::StoredRun message;
+  if (lane == nullptr) {
+    message = std::move(group.again.front());
+    group.again.pop_front();
+    if (group.state->is_settled(message.first)) return 1;  // dropped since
+  } else {
+    message = lane->pop(1);
     ++group.turns;
+    if (message.key != 0) line_up_late(group, message.first);
   }
-  if (lane == nullptr && group.state->is_settled(message.sequence)) return true;  // dropped since
-  if (lane != nullptr && message.key != 0) line_up_late(group, message.sequence);
-  if (!has_turn(group, message)) return true;
+  if (!has_turn(group, message)) return 1;
   if (is_expired(group, message, now)) {
     expire(group, message);
   } else {
-    grant(group, session, message, now);
+    grant(group, session, std::move(message));
   }
-  return true;
+  return 1;
+}
+
+// The same for messages that are neighbours and have neither keys nor times: as many as may go to
+// this session before it is another lane's turn.
+std::uint32_t DispatcherCore::grant_run(Group& group, Session& session, LaneState& lane,
+                                        std::size_t most) {
+  const auto& front = lane.ready.front();
+  const std::size_t bytes_each = front.bytes() / front.count;
+  most = std::min<std::size_t>({most, group.allowed, front.count, session.room_for(bytes_each),
+                                kFrameMessagesMax, kFrameBytesMax / bytes_each + 1});
+  if (lane.messages < group.ready_count()) {  // others are ready too
+    const std::uint64_t turn = group.turns % kTurnsOfNormal;
+    most = std::min<std::size_t>(most, std::max<std::uint64_t>(1, kTurnsOfNormal - 1 - turn));
+  }
+  // A history that came since it was read is looked at for each.
+  if (group.state->any_history({front.first, most})) most = 1;
+  auto run = lane.pop(static_cast<std::uint32_t>(most));
+  group.turns += run.count;
+  const std::uint32_t count = run.count;
+  grant(group, session, std::move(run));
+  return count;
 }
 
 void DispatcherCore::grant_suspects(Group& group, Now now) {
@@ -209,14 +233,14 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
       return;
     }
     if (std::exchange(idle->reserved, false)) note_room(*idle);
-    const ReadyMessage message = std::move(group.suspects.front());
+    auto message = std::move(group.suspects.front());
     group.suspects.pop_front();
-    if (group.state->is_settled(message.sequence)) continue;  // dropped since
+    if (group.state->is_settled(message.first)) continue;  // dropped since
     if (!has_turn(group, message)) continue;
     if (is_expired(group, message, now)) {
       expire(group, message);
     } else {
-      grant(group, *idle, message, now);
+      grant(group, *idle, std::move(message));
     }
   }
   if (!group.suspects.empty() || !std::exchange(group.any_reserved, false)) return;
@@ -240,10 +264,15 @@ void DispatcherCore::dispatch(Group& group, Now now) {
     Session* session = least_loaded(group, with_room);
     if (session == nullptr) break;
     // Shrinks as the backlog does, so that the last few are spread over all.
-    const std::size_t chunk = std::clamp<std::size_t>(ready / (2 * with_room), 1, kGrantChunkMax);
-    for (std::size_t i = 0; i < chunk && session->has_room() && group.allowed > 0; ++i) {
-      progress = grant_front(group, *session, now);
+    const std::size_t chunk =
+        group.sessions.size() == 1
+            ? ready
+            : std::clamp<std::size_t>(ready / (2 * with_room), 1, kGrantChunkMax);
+    for (std::size_t i = 0; i < chunk && session->has_room() && group.allowed > 0;) {
+      const auto gone = grant_front(group, *session, chunk - i, now);
+      progress = gone > 0;
       if (!progress) break;
+      i += gone;
     }
   }
   for (auto* session : std::exchange(group.delivering, {})) flush_deliveries(*session);
@@ -313,83 +342,136 @@ void DispatcherCore::announce(Group& group) {
   if (count > 0) group.announced_to = (group.announced_to + most) % count;
 }
 
-void DispatcherCore::flush_deliveries(Session& session) {
-  if (session.deliver.empty()) return;
-  // Delivery records ride in the next commit. A crash before that is covered by the session's own
-  // word in HELLO: see adopt().
-  std::map<std::uint32_t, std::vector<Sequence>> by_number;
-  std::vector<Sequence>* same = nullptr;  // as the one before: most are the first delivery
+// Delivery records ride in the next commit. A crash before that is covered by the session's own
+// word in HELLO: see adopt().
+void DispatcherCore::record_deliveries(Session& session) {
+  std::map<std::uint32_t, SequenceRuns> by_number;
+  SequenceRuns* same = nullptr;  // as the one before: most are the first delivery
   std::uint32_t number_before = 0;
-  for (const auto& delivered : session.deliver) {
-    if (same == nullptr || delivered.number != number_before) {
-      number_before = delivered.number;
+  for (const auto& each : session.deliver) {
+    if (same == nullptr || each.number != number_before) {
+      number_before = each.number;
       same = &by_number[number_before];
-      if (same->empty()) same->reserve(session.deliver.size());
     }
-    same->push_back(delivered.sequence);
+    same->add(each.run.first, each.run.count);
   }
   Submission submission;
   submission.lazy = true;
   for (auto& [number, sequences] : by_number) {
-    sort_if_needed(sequences);
-    submission.entries.push_back(log_entry(
-        RecordType::kDelivery, spool::encode(spool::DeliveryRecord{session.group, session.id,
-                                                                   number, sequences, now_ms_})));
+    sequences.sort();
+    submission.entries.push_back(
+        log_entry(RecordType::kDelivery,
+                  spool::encode(spool::DeliveryRecord{session.group, session.id, number,
+                                                      std::move(sequences), now_ms_})));
   }
   actions_.submissions.push_back(std::move(submission));
+}
+
+void DispatcherCore::flush_deliveries(Session& session) {
+  if (session.deliver.empty()) return;
+  record_deliveries(session);
   session.told_waiting = waiting_in(*groups_[session.group]);
-  Deliver frame{options_.epoch, std::move(session.deliver), session.told_waiting};
-  send(session, encode(frame));
-  session.deliver = std::move(frame.deliveries);  // its room is used again
-  session.deliver.clear();
-  session.deliver_owners.clear();
-  session.deliver_bytes = 0;
+  auto deliver = std::exchange(session.deliver, {});
+  session.deliver_messages = session.deliver_bytes = 0;
+  // Those of a frame have one number and one attempt. Most are the first of both.
+  std::stable_sort(deliver.begin(), deliver.end(), [](const Delivery& one, const Delivery& other) {
+    return std::pair(one.number, one.attempt) < std::pair(other.number, other.attempt);
+  });
+  std::vector<spool::StoredRun> runs;
+  for (std::size_t i = 0; i < deliver.size(); ++i) {
+    auto& each = deliver[i];
+    if (!runs.empty() && runs.back().goes_on(each.run)) {
+      runs.back().count += each.run.count;
+    } else {
+      runs.push_back(std::move(each.run));
+    }
+    const bool last = i + 1 == deliver.size() || deliver[i + 1].number != each.number ||
+                      deliver[i + 1].attempt != each.attempt;
+    if (last) {
+      send_deliveries(session, runs,
+                      {options_.epoch, each.number, each.attempt, session.told_waiting});
+    }
+  }
+  deliver.clear();
+  session.deliver = std::move(deliver);  // its room is used again
+}
+
+// Long runs are sent from where they lie; short ones are copied into one frame. Takes the runs.
+void DispatcherCore::send_deliveries(Session& session, std::vector<spool::StoredRun>& runs,
+                                     const Deliver& head) {
+  if (session.peer.empty()) return runs.clear();
+  const std::string frame = encode(head);
+  const auto is_long = [&](const spool::StoredRun& run) {
+    return runs.size() == 1 || run.bytes() >= kWorthSharing;
+  };
+  auto packed = std::make_shared<std::string>();
+  const auto flush = [&] {
+    if (packed->empty()) return;
+    const std::string_view bytes = *packed;
+    actions_.sends.push_back({session.peer, frame, bytes, std::move(packed)});
+    packed = std::make_shared<std::string>();
+  };
+  for (auto& run : runs) {
+    const auto bytes = run.records->extent(run.index, run.index + run.count);
+    if (!is_long(run)) {
+      packed->append(bytes);
+      continue;
+    }
+    flush();
+    actions_.sends.push_back({session.peer, frame, bytes, std::move(run.records)});
+  }
+  flush();
+  runs.clear();
+}
+
+void DispatcherCore::settle_answered(Group& group, spool::Settlement settlement,
+                                     std::vector<Answered> answered) {
+  SequenceRuns sequences;
+  for (const auto& each : answered) sequences.add(each.run);
+  sequences.sort();
+  Submission submission;
+  submission.entries.push_back(log_entry(
+      RecordType::kSettlement, spool::encode(spool::SettlementRecord{
+                                   group.state->id(), settlement, std::move(sequences), now_ms_})));
+  submission.lazy = true;
+  Ticket ticket;
+  ticket.group = group.state->id();
+  ticket.settlement = settlement;
+  ticket.sequences = std::move(answered);
+  submission.ticket = open_ticket(std::move(ticket));
+  actions_.submissions.push_back(std::move(submission));
 }
 
 void DispatcherCore::flush_settlements() {
-  const auto settle_piece = [&](Group& group, spool::Settlement settlement,
-                                std::vector<std::pair<Uuid, Sequence>> answered) {
-    std::vector<Sequence> sequences;
-    sequences.reserve(answered.size());
-    for (const auto& [session, sequence] : answered) sequences.push_back(sequence);
-    sort_if_needed(sequences);
-    Submission submission;
-    submission.entries.push_back(
-        log_entry(RecordType::kSettlement,
-                  spool::encode(spool::SettlementRecord{group.state->id(), settlement,
-                                                        std::move(sequences), now_ms_})));
-    submission.lazy = true;
-    Ticket ticket;
-    ticket.group = group.state->id();
-    ticket.settlement = settlement;
-    ticket.sequences = std::move(answered);
-    submission.ticket = open_ticket(std::move(ticket));
-    actions_.submissions.push_back(std::move(submission));
-  };
   const auto settle = [&](Group& group, spool::Settlement settlement,
-                          std::vector<std::pair<Uuid, Sequence>> answered) {
-    while (answered.size() > kSettlementSequencesMax) {
-      const auto rest = answered.end() - static_cast<std::ptrdiff_t>(kSettlementSequencesMax);
-      settle_piece(group, settlement, {rest, answered.end()});
-      answered.erase(rest, answered.end());
+                          std::vector<Answered> answered) {
+    std::uint64_t messages = 0;
+    std::vector<Answered> piece;
+    for (const auto& each : answered) {
+      if (messages + each.run.count > kSettlementSequencesMax) {
+        settle_answered(group, settlement, std::exchange(piece, {}));
+        messages = 0;
+      }
+      messages += each.run.count;
+      piece.push_back(each);
     }
-    settle_piece(group, settlement, std::move(answered));
+    settle_answered(group, settlement, std::move(piece));
   };
   for (const auto& group : groups_) {
-    if (!group->done.empty()) settle(*group, spool::Settlement::kDone, std::move(group->done));
-    group->done.clear();
+    if (!group->done.empty()) {
+      settle(*group, spool::Settlement::kDone, std::exchange(group->done, {}));
+    }
     if (group->expired.empty()) continue;
-    std::vector<std::pair<Uuid, Sequence>> expired;
-    for (const auto sequence : group->expired) expired.emplace_back(Uuid{}, sequence);
-    group->expired.clear();
+    std::vector<Answered> expired;
+    for (const auto& run : std::exchange(group->expired, {})) expired.push_back({Uuid{}, run});
     settle(*group, spool::Settlement::kExpired, std::move(expired));
   }
 }
 
 void DispatcherCore::confirm(Session& session, std::uint64_t epoch, std::uint32_t number,
-                             Sequence sequence) {
+                             const SequenceRun& run) {
   if (session.confirm.empty()) confirming_.push_back(&session);
-  session.confirm[{epoch, number}].push_back(sequence);
+  session.confirm[{epoch, number}].add(run);
 }
 
 void DispatcherCore::flush_confirms() {
@@ -397,8 +479,7 @@ void DispatcherCore::flush_confirms() {
     if (session->peer.empty()) return false;
     Confirm confirm;
     for (auto& [token, sequences] : session->confirm) {
-      sort_if_needed(sequences);
-      sequences.erase(std::unique(sequences.begin(), sequences.end()), sequences.end());
+      sequences.sort();
       confirm.tokens.push_back({token.first, token.second, std::move(sequences)});
     }
     session->confirm.clear();

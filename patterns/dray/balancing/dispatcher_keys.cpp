@@ -24,15 +24,14 @@ void DispatcherCore::on_key(GroupId id, Sequence sequence, KeyHash key, Now) {
   const bool adopted = group.adopted.count(sequence) != 0;
   if (group.state->is_settled(sequence)) return;
   for (auto* session : group.sessions) {
-    const auto grant = session->grants.find(sequence);
-    if (grant == session->grants.end()) continue;
-    grant->second.key = key;
+    if (!session->grants.contains(sequence)) continue;
+    session->grants.isolate(sequence).common.key = key;
     if (key == 0) return;
     if (const auto before = group.lines.force_turn(key, sequence); before != 0) {
       // It may be on its way already; it will be fetched again when its turn comes.
       group.state->take(before);
       for (auto* queue : {&group.again, &group.suspects}) {
-        std::erase_if(*queue, [&](const auto& each) { return each.sequence == before; });
+        std::erase_if(*queue, [&](const auto& each) { return each.first == before; });
       }
     }
     return;
@@ -61,21 +60,21 @@ bool DispatcherCore::keys_known(const Group& group) const {
 }
 
 // A message that must wait leaves its bytes and stands in line.
-bool DispatcherCore::has_turn(Group& group, const ReadyMessage& message) {
+bool DispatcherCore::has_turn(Group& group, const spool::StoredRun& message) {
   if (message.key == 0 || !group.limits.ordered || planted(Fault::kKeyIgnored)) return true;
-  if (group.lines.holder(message.key) == message.sequence) return true;
-  const auto* history = group.state->history(message.sequence);
+  if (group.lines.holder(message.key) == message.first) return true;
+  const auto* history = group.state->history(message.first);
   const bool first_due = message.deliver_at_ms != 0 && history != nullptr && history->number() == 0;
   const bool overtakes = first_due && position(group) < accepted_until_;
   if (!keys_known(group) || (overtakes && !planted(Fault::kDueOvertakes))) {
-    add_late(group, {accepted_until_, message.sequence, message.key});
+    add_late(group, {accepted_until_, message.first, message.key});
     // After a restart what was due for the first time is so again.
-    group.state->delay(message.sequence, first_due ? message.deliver_at_ms : History::kAtHand);
+    group.state->delay(message.first, first_due ? message.deliver_at_ms : History::kAtHand);
     return false;
   }
-  if (group.lines.take_turn(message.key, message.sequence)) return true;
-  group.lines.wait(message.key, message.sequence);
-  group.state->delay(message.sequence, History::kAtHand);
+  if (group.lines.take_turn(message.key, message.first)) return true;
+  group.lines.wait(message.key, message.first);
+  group.state->delay(message.first, History::kAtHand);
   return false;
 }
 
@@ -90,7 +89,7 @@ void DispatcherCore::add_late(Group& group, LateMessage late) {
 Sequence DispatcherCore::position(const Group& group) const {
   for (const auto* lanes : {&group.old_lanes, &group.live_lanes}) {
     const auto& lane = lanes->at(static_cast<std::size_t>(Priority::kNormal));
-    if (!lane.ready.empty()) return lane.ready.front().sequence;
+    if (!lane.ready.empty()) return lane.ready.front().first;
     if (!lane.caught_up) return lane.cursor;
   }
   return accepted_until_;

@@ -13,6 +13,7 @@ constexpr std::size_t kRecordsLookedAtMax = 65'536;  // records, in one turn
 // Of what is read back at a time: little enough that its buffer is used again.
 constexpr std::size_t kSliceMessagesMax = 8'192;
 constexpr std::size_t kSliceBytesMax = 4U << 20;
+constexpr std::size_t kDueMax = 8'192;  // fetched one by one, each with bytes of its own
 
 }  // namespace
 
@@ -28,7 +29,7 @@ void DispatcherCore::move_due(Group& group, Now now) {
   const std::int64_t now_ms = to_ms(now.utc);
   while (!group.waiting.empty() && group.waiting.top().first <= now_ms) {
     const std::size_t at_hand = group.again.size() + group.suspects.size() + group.fetching;
-    if (at_hand >= options_.ready_messages_max) return;
+    if (at_hand >= due_max()) return;
     const auto [due_ms, sequence] = group.waiting.top();
     group.waiting.pop();
     // Settled, dead, taken or put off since it was queued.
@@ -41,7 +42,7 @@ void DispatcherCore::move_due(Group& group, Now now) {
 }
 
 void DispatcherCore::on_fetched(GroupId id, Sequence sequence,
-                                std::optional<ReadyMessage> message) {
+                                std::optional<spool::StoredRun> message) {
   Group& group = *groups_.at(id);
   --group.fetching;
   if (group.state->is_settled(sequence)) return;           // dropped meanwhile
@@ -52,8 +53,12 @@ void DispatcherCore::on_fetched(GroupId id, Sequence sequence,
   queue.push_back(std::move(*message));
 }
 
+std::size_t DispatcherCore::due_max() const {
+  return std::min(options_.ready_messages_max, kDueMax);
+}
+
 bool DispatcherCore::has_room(const LaneState& lane) const {
-  return lane.ready.size() < options_.ready_messages_max && lane.bytes < options_.ready_bytes_max;
+  return lane.messages < options_.ready_messages_max && lane.bytes < options_.ready_bytes_max;
 }
 
 void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
@@ -61,67 +66,87 @@ void DispatcherCore::accept(Group& group, const spool::Committed& committed) {
   const spool::GroupMask bit = spool::GroupMask{1} << group.state->id();
   // P8: a few messages of a slow group must not keep the whole batch in memory.
   std::size_t own_bytes = 0;
-  for (const auto& message : committed.messages) {
-    if ((message.groups & bit) != 0) own_bytes += message.envelope.size();
+  for (const auto& run : committed.runs) {
+    if ((run.groups & bit) == 0) continue;
+    own_bytes += committed.records->extent(run.index, run.index + run.count).size();
   }
-  const bool share = own_bytes > 0 && own_bytes * 4 >= committed.bytes->capacity();
-  spool::Lsn skip_from = committed.first;
-  const auto skip_to = [&](spool::Lsn lsn) {
-    if (skip_from < lsn) group.state->skip(skip_from, lsn - 1);
-  };
-  for (const auto& message : committed.messages) {
-    if ((message.groups & bit) == 0) continue;
-    group.state->accept();
-    auto& lane = group.lane(Lane::kLive, message.priority);
-    if (lane.caught_up && (!has_room(lane) || (message.deliver_at_ms != 0 && held_full()))) {
-      lane.caught_up = false;
-      lane.cursor = message.sequence;
-      if (lane.accounts()) skip_to(message.sequence);
-    }
-    if (accounting.caught_up) {
-      skip_to(message.sequence);
-      skip_from = message.sequence + 1;
-      ++accounting.passed;
-    }
-    if (lane.caught_up) accept_into(group, lane, message, share ? committed.bytes : nullptr);
+  const bool share = own_bytes > 0 && own_bytes * 4 >= committed.records->capacity();
+  Sequence skip_from = committed.first;
+  for (const auto& run : committed.runs) {
+    if ((run.groups & bit) != 0) accept_run(group, run, committed, share, skip_from);
   }
-  if (accounting.caught_up) skip_to(committed.last + 1);
+  if (accounting.caught_up && skip_from <= committed.last) {
+    group.state->skip(skip_from, committed.last);
+  }
   for (auto& lane : group.live_lanes) {
     if (lane.caught_up) lane.cursor = committed.last + 1;
   }
 }
 
-// `owner`: of the bytes; nothing: they are copied.
-void DispatcherCore::accept_into(Group& group, LaneState& lane,
-                                 const spool::AcceptedMessage& message,
-                                 std::shared_ptr<const std::string> owner) {
-  if (message.deliver_at_ms != 0) {
-    return schedule(group, message.sequence, message.deliver_at_ms);
+// Up to `skip_from` the positions of this commit are accounted for.
+void DispatcherCore::accept_run(Group& group, spool::AcceptedRun run,
+                                const spool::Committed& committed, bool share,
+                                Sequence& skip_from) {
+  auto& accounting = group.live_lane();
+  auto& lane = group.lane(Lane::kLive, run.priority);
+  const auto skip_to = [&](Sequence sequence) {
+    if (skip_from < sequence) group.state->skip(skip_from, sequence - 1);
+    skip_from = std::max(skip_from, sequence);
+  };
+  group.state->accept(run.count);
+  const bool accounted = accounting.caught_up;
+  // What finds no room is read from the log when there is some.
+  std::uint32_t taken = lane.caught_up ? run.count : 0;
+  if (!has_room(lane) || (run.deliver_at_ms != 0 && held_full())) {
+    taken = 0;
+  } else {
+    taken = static_cast<std::uint32_t>(
+        std::min<std::size_t>(taken, options_.ready_messages_max - lane.messages));
   }
-  ReadyMessage ready;
-  ready.sequence = message.sequence;
-  ready.priority = message.priority;
-  ready.expires_at_ms = message.expires_at_ms;
-  ready.envelope = message.envelope;
-  ready.owner = std::move(owner);
-  if (ready.owner == nullptr) {
-    ready.owner = std::make_shared<const std::string>(message.envelope);
-    ready.envelope = *ready.owner;
+  if (lane.caught_up && taken < run.count) {
+    lane.caught_up = false;
+    lane.cursor = run.first + taken;
+    if (lane.accounts()) skip_to(run.first);
   }
-  if (message.has_key && group.limits.ordered) {
-    const auto envelope = parse_envelope(ready.envelope);
+  if (accounted) {
+    // Those behind a cursor that stops here are passed when they are read.
+    const std::uint32_t passed = lane.accounts() ? taken : run.count;
+    if (passed > 0) {
+      skip_to(run.first);
+      skip_from = run.first + passed;
+      accounting.passed += passed;
+    }
+  }
+  if (taken == 0) return;
+  run.count = taken;
+  if (share) return accept_into(group, lane, run, committed.records);
+  auto copy = std::make_shared<spool::Records>();
+  copy->reserve(committed.records->extent(run.index, run.index + run.count).size());
+  for (std::uint32_t i = 0; i < run.count; ++i) copy->add_from(*committed.records, run.index + i);
+  run.index = 0;
+  accept_into(group, lane, run, std::move(copy));
+}
+
+void DispatcherCore::accept_into(Group& group, LaneState& lane, const spool::AcceptedRun& run,
+                                 std::shared_ptr<const spool::Records> records) {
+  if (run.deliver_at_ms != 0) return schedule(group, run.first, run.deliver_at_ms);
+  spool::StoredRun ready{run.first,    run.count, run.index,        std::move(records),
+                         run.priority, 0,         run.expires_at_ms};
+  if (!run.has_key || !group.limits.ordered) return lane.push(std::move(ready));
+  while (ready.count > 0) {
+    auto message = ready.count > 1 ? ready.split(1) : std::exchange(ready, {0, 0});
+    const auto envelope = parse_envelope(message.envelope());
     DRAY_ASSERT(envelope.ok());  // it was checked when it was framed
-    ready.key = spool::key_hash(envelope->key);
+    message.key = spool::key_hash(envelope->key);
+    lane.push(std::move(message));
   }
-  lane.bytes += ready.envelope.size();
-  lane.ready.push_back(std::move(ready));
 }
 
 // Of those that do not account only some records are looked at in a turn: what they look for may
 // lie behind millions of others.
 bool DispatcherCore::wants_look(const Group& group, const LaneState& lane) const {
   return !lane.caught_up && !lane.reading && !(lane.held_back && held_back(group)) &&
-         lane.ready.size() <= std::min(options_.ready_messages_max / 2, kSliceMessagesMax) &&
+         lane.messages <= std::min(options_.ready_messages_max / 2, kSliceMessagesMax) &&
          lane.bytes <= std::min(options_.ready_bytes_max / 2, kSliceBytesMax);
 }
 
@@ -149,8 +174,7 @@ void DispatcherCore::request_refills(Group& group) {
     wanted.before = before;
     wanted.passed = old ? state.passed() : lane.passed;
     wanted.known = old ? state.known() : group.live_lane().cursor;
-    wanted.messages_max =
-        std::min(options_.ready_messages_max - lane.ready.size(), kSliceMessagesMax);
+    wanted.messages_max = std::min(options_.ready_messages_max - lane.messages, kSliceMessagesMax);
     wanted.bytes_max = std::min(options_.ready_bytes_max - lane.bytes, kSliceBytesMax);
     wanted.priority = lane.priority;
     wanted.accounts = lane.accounts();
@@ -171,13 +195,12 @@ void DispatcherCore::on_refilled(const Refill& refill, spool::BacklogSlice slice
   auto& state = *group.state;
   lane.reading = false;
   for (const auto& [first, last] : slice.skips) state.skip(first, last);
-  for (auto& message : slice.messages) {
-    if (message.deliver_at_ms != 0) {
-      schedule(group, message.sequence, message.deliver_at_ms);
-      continue;
+  for (auto& run : slice.runs) {
+    if (run.deliver_at_ms != 0) {
+      schedule(group, run.first, run.deliver_at_ms);
+    } else {
+      lane.push(std::move(run));
     }
-    lane.bytes += message.envelope.size();
-    lane.ready.push_back(std::move(message));
   }
   lane.held_back = held_full();
   lane.cursor = std::max(lane.cursor, slice.next);
@@ -191,7 +214,7 @@ void DispatcherCore::on_refilled(const Refill& refill, spool::BacklogSlice slice
   }
   const Sequence end = refill.lane == Lane::kOld ? options_.boundary : accepted_until_;
   lane.caught_up = lane.cursor >= end;
-  if (!slice.lost.empty()) settle_damaged(group, std::move(slice.lost));
+  if (!slice.lost.empty()) settle_damaged(group, slice.lost);
   for (const auto& part : slice.damaged) record_damage(group, part);
 }
 

@@ -10,39 +10,98 @@ using spool::LogEntry;
 using spool::RecordType;
 using spool::Submission;
 
+namespace {
+
+constexpr std::uint64_t kSettledRunMax = 65'536;  // sequences
+
+}  // namespace
+
 void DispatcherCore::on_result(Session& session, const ResultFrame& frame, Now now) {
   for (const auto& item : frame.items) {
-    auto& done = groups_[session.group]->done;
-    if (done.empty() && item.kind == ResultKind::kDone) done.reserve(item.tokens.sequences.size());
-    for (const auto sequence : item.tokens.sequences) apply_result(session, item, sequence, now);
+    const bool plain = item.kind == ResultKind::kDone && item.follow_ups.empty() &&
+                       !planted(Fault::kStaleResultAccepted) &&
+                       !planted(Fault::kConfirmBeforeCommit);
+    for (const auto& run : item.tokens.sequences) {
+      if (plain) {
+        apply_done(session, item, run, now);
+        continue;
+      }
+      for (Sequence sequence = run.first; sequence < run.end(); ++sequence) {
+        apply_result(session, item, sequence, now);
+      }
+    }
   }
   note_room(session);
+}
+
+// P3: told to forget, nothing changes.
+void DispatcherCore::refuse_stale(Session& session, const ResultItem& item,
+                                  const SequenceRun& run) {
+  stale_results_ += run.count;
+  confirm(session, item.tokens.epoch, item.tokens.number, run);
+}
+
+// What apply_result() does for each, for many at a time: done, without follow-ups.
+void DispatcherCore::apply_done(Session& session, const ResultItem& item, const SequenceRun& run,
+                                Now now) {
+  using Grants = Session::Grants;
+  Group& group = *groups_[session.group];
+  Sequence next = run.first;
+  session.grants.for_parts(run, [&](Grants::Run& grants, Sequence from, Sequence until) {
+    if (next < from) refuse_stale(session, item, {next, from - next});
+    next = until;
+    const Grant& grant = grants.common;
+    if (grant.epoch != item.tokens.epoch || grant.number != item.tokens.number) {
+      return refuse_stale(session, item, {from, until - from});
+    }
+    Grants::for_missing(grants, from, until,
+                        [&](const SequenceRun& part) { refuse_stale(session, item, part); });
+    // Those that are repeated are confirmed with the commit.
+    Grants::for_unmarked(grants, from, until, [&](const SequenceRun& part) {
+      note_done(group, session.id, part);
+      for (Sequence sequence = part.first; !session.untold.empty() && sequence < part.end();
+           ++sequence) {
+        undo_untold(session, sequence, now);
+      }
+    });
+    session.answered(grants, from, until);
+  });
+  if (next < run.end()) refuse_stale(session, item, {next, run.end() - next});
+}
+
+void DispatcherCore::note_done(Group& group, const Uuid& session, const SequenceRun& run) {
+  if (!group.done.empty()) {
+    auto& before = group.done.back();
+    if (before.session == session && before.run.end() == run.first &&
+        before.run.count + run.count <= kSettledRunMax) {
+      before.run.count += run.count;
+      return;
+    }
+  }
+  group.done.push_back({session, run});
 }
 
 void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequence sequence,
                                   Now now) {
   Group& group = *groups_[session.group];
-  const auto found = session.grants.find(sequence);
-  if (found == session.grants.end() && planted(Fault::kStaleResultAccepted)) {
+  auto* run = session.grants.find(sequence);
+  if (run == nullptr && planted(Fault::kStaleResultAccepted)) {
     for (auto* other : group.sessions) {
-      const auto theirs = other->grants.find(sequence);
-      if (theirs == other->grants.end() || theirs->second.settling) continue;
-      other->answered(theirs->second);
-      return finish_done(*other, group, theirs->second, sequence, item, now);
+      auto* theirs = other->grants.find(sequence);
+      if (theirs == nullptr || theirs->is_marked(sequence)) continue;
+      const Grant grant = theirs->common;
+      other->answered(*theirs, sequence);
+      return finish_done(*other, group, grant, sequence, item, now);
     }
   }
-  const bool same = found != session.grants.end() && found->second.epoch == item.tokens.epoch &&
-                    found->second.number == item.tokens.number;
-  if (!same) {
-    ++stale_results_;  // P3: told to forget, nothing changes
-    confirm(session, item.tokens.epoch, item.tokens.number, sequence);
-    return;
-  }
-  Grant& grant = found->second;
-  if (grant.settling) return;  // repeated; the confirmation comes with the commit
+  const bool same = run != nullptr && run->common.epoch == item.tokens.epoch &&
+                    run->common.number == item.tokens.number;
+  if (!same) return refuse_stale(session, item, {sequence, 1});
+  if (run->is_marked(sequence)) return;  // repeated; the confirmation comes with the commit
+  const Grant grant = run->common;
   const bool busy = item.kind == ResultKind::kDone && !item.follow_ups.empty() && !room_;
   if (busy) return send(session, encode(Busy{{{grant.epoch, grant.number, {sequence}}}}));
-  session.answered(grant);
+  session.answered(*run, sequence);
   undo_untold(session, sequence, now);
   switch (item.kind) {
     case ResultKind::kDone:
@@ -67,16 +126,13 @@ void DispatcherCore::apply_result(Session& session, const ResultItem& item, Sequ
       session.closed = true;
       give_back(group, sequence, grant, now);
       confirm(session, grant.epoch, grant.number, sequence);
-      session.grants.erase(found);
+      session.grants.erase(sequence);
   }
 }
 
-void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, Sequence sequence,
-                                 const ResultItem& item, Now now) {
-  if (item.follow_ups.empty()) {
-    group.done.emplace_back(session.id, sequence);
-    return;
-  }
+void DispatcherCore::finish_done(Session& session, Group& group, const Grant& grant,
+                                 Sequence sequence, const ResultItem& item, Now now) {
+  if (item.follow_ups.empty()) return note_done(group, session.id, {sequence, 1});
   Submission submission;
   for (const auto& envelope : item.follow_ups) {
     const auto parsed = parse_envelope(envelope);
@@ -103,7 +159,7 @@ void DispatcherCore::finish_done(Session& session, Group& group, Grant& grant, S
   submission.lazy = true;
   Ticket ticket;
   ticket.group = session.group;
-  ticket.sequences.emplace_back(session.id, sequence);
+  ticket.sequences.push_back({session.id, {sequence, 1}});
   submission.ticket = open_ticket(std::move(ticket));
   actions_.submissions.push_back(std::move(submission));
 }
@@ -116,9 +172,10 @@ Milliseconds DispatcherCore::back_off(const RetryPolicy& policy, std::uint32_t a
   return Milliseconds(std::llround(bounded * spread(random_)));
 }
 
-void DispatcherCore::fail_attempt(Session& session, Group& group, Grant& grant, Sequence sequence,
-                                  const std::string& cause, const std::string& reason,
-                                  std::optional<Milliseconds> delay, Now now) {
+void DispatcherCore::fail_attempt(Session& session, Group& group, const Grant& grant,
+                                  Sequence sequence, const std::string& cause,
+                                  const std::string& reason, std::optional<Milliseconds> delay,
+                                  Now now) {
   const std::uint32_t attempts = grant.attempts + (planted(Fault::kAttemptNotCounted) ? 0 : 1);
   if (attempts >= session.retry.max_attempts) {
     return write_dead(group, session, grant, sequence, attempts, cause, reason, now);
@@ -128,7 +185,7 @@ void DispatcherCore::fail_attempt(Session& session, Group& group, Grant& grant, 
               reason, now);
 }
 
-void DispatcherCore::snooze(Session& session, Group& group, Grant& grant, Sequence sequence,
+void DispatcherCore::snooze(Session& session, Group& group, const Grant& grant, Sequence sequence,
                             const ResultItem& item, Now now) {
   const auto delay =
       Milliseconds(std::clamp<std::int64_t>(item.delay_ms, 0, options_.snooze_age_max.count()));
@@ -143,7 +200,7 @@ void DispatcherCore::write_dead(Group& group, Session& session, const Grant& gra
   Ticket ticket;
   ticket.kind = Ticket::Kind::kDead;
   ticket.group = group.state->id();
-  ticket.sequences.emplace_back(session.id, sequence);
+  ticket.sequences.push_back({session.id, {sequence, 1}});
   ticket.dead = {group.state->id(), sequence,       grant.number,
                  attempts,          cause,          reason,
                  session.worker,    to_ms(now.utc), history != nullptr ? history->record_lsn() : 0};
@@ -162,7 +219,7 @@ void DispatcherCore::write_retry(Group& group, Session& session, const Grant& gr
   Ticket ticket;
   ticket.kind = Ticket::Kind::kRetry;
   ticket.group = group.state->id();
-  ticket.sequences.emplace_back(session.id, sequence);
+  ticket.sequences.push_back({session.id, {sequence, 1}});
   ticket.retry = {group.state->id(),
                   sequence,
                   grant.number,

@@ -27,7 +27,7 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
   const bool fresh = known == sessions_.end();
   auto& slot = sessions_[hello.session];
   if (fresh) {
-    slot = std::make_unique<Session>(&nodes_);
+    slot = std::make_unique<Session>();
     slot->id = hello.session;
     slot->group = *group_id;
     groups_[*group_id]->sessions.push_back(slot.get());
@@ -98,7 +98,7 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
   Group& group = *groups_[session.group];
   const bool expected = expected_.erase(session.id) != 0;
   for (const auto& range : held) {
-    for (const auto sequence : range.sequences) {
+    for (const auto sequence : range.sequences.list()) {
       const auto* history = group.state->history(sequence);
       const bool later_grant =
           history != nullptr &&
@@ -107,7 +107,7 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
            (history->ended() && history->number() == range.number));
       if (held_elsewhere(group, session, sequence, range) || !group.gated || !expected ||
           planted(Fault::kHeldNotBelieved) || sequence >= options_.boundary || later_grant ||
-          group.state->is_settled(sequence) || session.grants.count(sequence) != 0) {
+          group.state->is_settled(sequence) || session.grants.contains(sequence)) {
         confirm(session, range.epoch, range.number, sequence);
         continue;
       }
@@ -121,7 +121,7 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
       // With an entry at hand neither the old lane nor the waiting queue takes it.
       group.state->delivered(sequence, range.number, static_cast<std::uint32_t>(range.epoch));
       group.state->take(sequence);
-      session.grants.emplace(sequence, grant);
+      session.grants.add(sequence, 1, grant);
       ++session.outstanding;
       if (!group.limits.ordered || planted(Fault::kKeysForgotten)) continue;
       group.adopted.insert(sequence);
@@ -136,14 +136,15 @@ bool DispatcherCore::held_elsewhere(Group& group, const Session& session, Sequen
                                     const TokenRange& range) {
   for (auto* other : group.sessions) {
     if (other == &session) continue;
-    const auto found = other->grants.find(sequence);
-    if (found == other->grants.end()) continue;
+    auto* run = other->grants.find(sequence);
+    if (run == nullptr) continue;
+    const Grant theirs = run->common;
     const bool later =
-        std::pair(range.epoch, range.number) > std::pair(found->second.epoch, found->second.number);
-    if (!later || found->second.settling) return true;
-    other->answered(found->second);
-    confirm(*other, found->second.epoch, found->second.number, sequence);
-    other->grants.erase(found);
+        std::pair(range.epoch, range.number) > std::pair(theirs.epoch, theirs.number);
+    if (!later || run->is_marked(sequence)) return true;
+    other->answered(*run, sequence);
+    confirm(*other, theirs.epoch, theirs.number, sequence);
+    other->grants.erase(sequence);
     note_room(*other);
   }
   return false;
@@ -153,31 +154,44 @@ bool DispatcherCore::held_elsewhere(Group& group, const Session& session, Sequen
 // repeats itself: then it may be on its way.
 void DispatcherCore::reconcile(Session& session, const std::vector<TokenRange>& held,
                                bool same_connection, Now now) {
-  Group& group = *groups_[session.group];
-  std::set<Sequence> holds;
+  SequenceRuns holds;
   for (const auto& range : held) {
-    for (const auto sequence : range.sequences) {
-      const auto found = session.grants.find(sequence);
-      if (found != session.grants.end() && found->second.epoch == range.epoch &&
-          found->second.number == range.number) {
-        holds.insert(sequence);
-      } else {
-        confirm(session, range.epoch, range.number, sequence);
-      }
+    for (const auto& run : range.sequences) {
+      Sequence next = run.first;
+      const auto stale = [&](Sequence from, Sequence until) {
+        if (from < until) confirm(session, range.epoch, range.number, {from, until - from});
+      };
+      session.grants.for_parts(
+          run, [&](Session::Grants::Run& grants, Sequence from, Sequence until) {
+            stale(next, from);
+            next = until;
+            const Grant& grant = grants.common;
+            if (grant.epoch != range.epoch || grant.number != range.number)
+              return stale(from, until);
+            Session::Grants::for_here(grants, from, until,
+                                      [&](const SequenceRun& part) { holds.add(part); });
+            Session::Grants::for_missing(grants, from, until, [&](const SequenceRun& part) {
+              stale(part.first, part.end());
+            });
+          });
+      stale(next, run.end());
     }
   }
-  if (same_connection) return;
-  for (auto each = session.grants.begin(); each != session.grants.end();) {
-    if (each->second.settling || holds.count(each->first) != 0 ||
-        planted(Fault::kHeldNotReconciled)) {
-      ++each;
-      continue;
-    }
-    session.answered(each->second);
-    undo_untold(session, each->first, now);
-    give_back(group, each->first, each->second, now);
-    each = session.grants.erase(each);
+  if (same_connection || planted(Fault::kHeldNotReconciled)) return;
+  holds.sort();
+  for (const auto sequence : session.grants.all_unmarked().list()) {
+    if (!holds.contains(sequence)) take_back(session, sequence, now);
   }
+}
+
+// A grant that is not answered ends without an attempt.
+void DispatcherCore::take_back(Session& session, Sequence sequence, Now now) {
+  auto& run = *session.grants.find(sequence);
+  const Grant grant = run.common;
+  session.answered(run, sequence);
+  session.grants.erase(sequence);
+  undo_untold(session, sequence, now);
+  give_back(*groups_[session.group], sequence, grant, now);
 }
 
 void DispatcherCore::on_unsent(const Send& send, Now now) {
@@ -189,21 +203,22 @@ void DispatcherCore::on_unsent(const Send& send, Now now) {
     session->broken_at = now.steady;
     note_due(*session);
   }
-  const auto frame = decode_frame(send.frame);
+  const auto frame = decode_frame(send.frame, send.records);
   if (planted(Fault::kUnsentCounts)) return;
   const auto* deliver = frame.ok() ? std::get_if<Deliver>(&*frame) : nullptr;
   if (deliver == nullptr) return;
   // P4: it never arrived, so it is no attempt, and others can have it now.
-  for (const auto& each : deliver->deliveries) {
-    const auto found = session->grants.find(each.sequence);
-    if (found == session->grants.end() || found->second.settling ||
-        found->second.epoch != deliver->epoch || found->second.number != each.number) {
-      continue;
-    }
-    session->answered(found->second);
-    give_back(*groups_[session->group], each.sequence, found->second, now);
-    session->grants.erase(found);
+  SequenceRuns unsent;
+  for (const auto& sent : deliver->records.runs) {
+    session->grants.for_parts(
+        {sent.first, sent.count}, [&](Session::Grants::Run& grants, Sequence from, Sequence until) {
+          const Grant& grant = grants.common;
+          if (grant.epoch != deliver->epoch || grant.number != deliver->number) return;
+          Session::Grants::for_unmarked(grants, from, until,
+                                        [&](const SequenceRun& part) { unsent.add(part); });
+        });
   }
+  for (const auto sequence : unsent.list()) take_back(*session, sequence, now);
 }
 
 void DispatcherCore::on_stuck(const Send& send, Now now) {
@@ -213,19 +228,21 @@ void DispatcherCore::on_stuck(const Send& send, Now now) {
 
 void DispatcherCore::end_session(Session& session, const std::string& reason, bool lost, Now now) {
   Group& group = *groups_[session.group];
-  for (const auto& [sequence, grant] : session.grants) {
-    if (grant.key != 0) group.keys_left[sequence] = grant.key;
-    if (lost && grant.key != 0 && !grant.settling && planted(Fault::kLostFreesKey)) {
-      release_key(group, sequence, grant.key);
+  session.grants.for_runs([&](const Session::Grants::Run& run) {
+    const KeyHash key = run.common.key;  // then it is alone
+    if (key == 0) return;
+    group.keys_left[run.first()] = key;
+    if (lost && run.marked() == 0 && planted(Fault::kLostFreesKey)) {
+      release_key(group, run.first(), key);
     }
-  }
+  });
   if (lost) {
     lose_grants(session, reason, now);
   } else {
-    for (auto& [sequence, grant] : session.grants) {
-      if (grant.settling) continue;
-      session.answered(grant);
-      give_back(group, sequence, grant, now);
+    for (const auto sequence : session.grants.all_unmarked().list()) {
+      auto& run = *session.grants.find(sequence);
+      session.answered(run, sequence);
+      give_back(group, sequence, run.common, now);
     }
   }
   for (const auto& begun : session.untold) undo_step(begun, now);
@@ -251,10 +268,11 @@ void DispatcherCore::end_session(Session& session, const std::string& reason, bo
 void DispatcherCore::lose_grants(Session& session, const std::string& reason, Now now) {
   Group& group = *groups_[session.group];
   const bool alone = session.outstanding == 1;
-  for (auto& [sequence, grant] : session.grants) {
-    if ((grant.settling && !planted(Fault::kSettlingLost)) || planted(Fault::kLostNotReturned)) {
-      continue;
-    }
+  if (planted(Fault::kLostNotReturned)) return;
+  const auto lost =
+      planted(Fault::kSettlingLost) ? session.grants.all_here() : session.grants.all_unmarked();
+  for (const auto sequence : lost.list()) {
+    const Grant grant = session.grants.find(sequence)->common;
     if (alone) {
       fail_attempt(session, group, grant, sequence, "lost", reason, std::nullopt, now);
     } else {

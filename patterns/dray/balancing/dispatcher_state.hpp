@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <array>
-#include <memory_resource>
 
 #include "dray/balancing/dispatcher_core.hpp"
 #include "dray/balancing/planted_fault.hpp"
+#include "dray/balancing/run_table.hpp"
 
 namespace dray::balancing {
 
@@ -22,20 +22,32 @@ inline spool::LogEntry log_entry(spool::RecordType type, std::string payload) {
   return {type, 0, std::move(payload), 0};
 }
 
+// What is known of deliveries to one session that are neighbours. Marked: answered; the record is
+// on its way to the disk.
 struct DispatcherCore::Grant {
   std::uint64_t epoch = 0;
   std::uint32_t number = 1;
   std::uint32_t attempts = 0;  // counted before this delivery
   std::uint16_t losses = 0;
   bool suspect = false;
-  bool settling = false;  // answered; the record is on its way to the disk
   Priority priority = Priority::kNormal;
-  std::uint32_t bytes = 0;
-  KeyHash key = 0;  // whose turn it has
+  std::uint32_t bytes = 0;  // of each one's record; of several, as if they were equal
+  KeyHash key = 0;          // whose turn it has; then it is alone
+
+  bool operator==(const Grant&) const = default;
+  void skip(std::uint64_t) {}
+  bool goes_on(const Grant& next, std::uint64_t) const { return key == 0 && *this == next; }
+};
+
+// What is to be delivered with one frame, or a few.
+struct DispatcherCore::Delivery {
+  spool::StoredRun run;
+  std::uint32_t number = 1;
+  std::uint32_t attempt = 1;
 };
 
 struct DispatcherCore::Session {
-  explicit Session(std::pmr::memory_resource* nodes) : grants(nodes) {}
+  using Grants = RunTable<Grant>;
 
   Uuid id;
   std::string peer;       // empty while disconnected
@@ -55,15 +67,15 @@ struct DispatcherCore::Session {
   SteadyTime heard_at{};
   SteadyTime pinged_at{};
   std::optional<SteadyTime> broken_at;
-  std::pmr::unordered_map<Sequence, Grant> grants;
+  Grants grants;
   std::uint64_t outstanding = 0;  // grants that are not answered
   std::uint64_t outstanding_bytes = 0;
   bool exclusive = false;  // holds a suspect, alone
   bool reserved = false;   // gets nothing until it is empty, for a suspect
-  std::vector<Delivered> deliver;
-  std::vector<std::shared_ptr<const std::string>> deliver_owners;
+  std::vector<Delivery> deliver;
+  std::size_t deliver_messages = 0;
   std::size_t deliver_bytes = 0;
-  std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> confirm;
+  std::map<std::pair<std::uint64_t, std::uint32_t>, SequenceRuns> confirm;
   std::vector<spool::StepRecord> untold;  // begun while it was not connected
 
   bool can_receive() const {
@@ -72,21 +84,30 @@ struct DispatcherCore::Session {
   bool has_room() const {
     return outstanding < window_messages && (outstanding == 0 || outstanding_bytes < window_bytes);
   }
-  void answered(Grant& grant) {
-    if (grant.settling) return;
-    grant.settling = true;
-    if (planted(Fault::kWindowLeak)) return;
-    --outstanding;
-    outstanding_bytes -= grant.bytes;
-    if (grant.suspect) exclusive = false;
+  // How many messages of so many bytes each it has room for. REQUIRES: has_room().
+  std::uint32_t room_for(std::uint64_t bytes_each) const {
+    const std::uint64_t left = window_bytes - std::min(window_bytes, outstanding_bytes);
+    const std::uint64_t by_bytes = left / std::max<std::uint64_t>(1, bytes_each) + 1;
+    return static_cast<std::uint32_t>(
+        std::min<std::uint64_t>(window_messages - outstanding, by_bytes));
   }
+  // Those of [first, end) that were not yet: credit returns.
+  void answered(Grants::Run& run, Sequence first, Sequence end) {
+    const auto count = grants.mark(run, first, end);
+    if (count == 0 || planted(Fault::kWindowLeak)) return;
+    outstanding -= count;
+    outstanding_bytes -= std::uint64_t{count} * run.common.bytes;
+    if (run.common.suspect) exclusive = false;
+  }
+  void answered(Grants::Run& run, Sequence sequence) { answered(run, sequence, sequence + 1); }
 };
 
 struct DispatcherCore::LaneState {
   Lane which = Lane::kLive;
   Priority priority = Priority::kNormal;
-  std::deque<ReadyMessage> ready;
-  std::size_t bytes = 0;
+  std::deque<spool::StoredRun> ready;
+  std::size_t messages = 0;  // in ready
+  std::size_t bytes = 0;     // of their records
   Sequence cursor = 0;       // next sequence that is not in memory
   std::uint64_t passed = 0;  // messages of the group below cursor; of the live normal lane only
   bool caught_up = false;    // nothing is left to read
@@ -97,6 +118,30 @@ struct DispatcherCore::LaneState {
 
   // For what lies in the log: the others only look for theirs.
   bool accounts() const { return priority == Priority::kNormal; }
+  void push(spool::StoredRun run) {
+    messages += run.count;
+    bytes += run.bytes();
+    ready.push_back(std::move(run));
+  }
+  // At most `wanted` of the first run. REQUIRES: one is ready.
+  spool::StoredRun pop(std::uint32_t wanted) {
+    spool::StoredRun front;
+    if (wanted < ready.front().count) {
+      front = ready.front().split(wanted);
+    } else {
+      front = std::move(ready.front());
+      ready.pop_front();
+    }
+    messages -= front.count;
+    bytes -= front.bytes();
+    return front;
+  }
+};
+
+// Messages, and the session that answered; nil: none did.
+struct DispatcherCore::Answered {
+  Uuid session;
+  SequenceRun run;
 };
 
 struct DispatcherCore::LateMessage {
@@ -129,9 +174,9 @@ struct DispatcherCore::Group {
   using Waiting = std::pair<std::int64_t, Sequence>;
   using WaitingQueue = std::priority_queue<Waiting, std::deque<Waiting>, std::greater<>>;
   WaitingQueue waiting;
-  WaitingQueue waiting_old;        // the same, behind the restart gate
-  std::deque<ReadyMessage> again;  // due, with bytes
-  std::deque<ReadyMessage> suspects;
+  WaitingQueue waiting_old;            // the same, behind the restart gate
+  std::deque<spool::StoredRun> again;  // due, with bytes; single ones
+  std::deque<spool::StoredRun> suspects;
   std::size_t fetching = 0;
   std::uint64_t not_ready = 0;  // granted, or waiting for their time; as of the last dispatch
   std::vector<Session*> sessions;
@@ -145,8 +190,8 @@ struct DispatcherCore::Group {
   std::uint64_t told_for = 0;        // so many waited when sessions were last told
   std::size_t announced_to = 0;      // where in sessions the next announcement begins
   // Answered since the last flush.
-  std::vector<std::pair<Uuid, Sequence>> done;
-  std::vector<Sequence> expired;
+  std::vector<Answered> done;
+  SequenceRuns expired;
 
   // The lanes that account for what lies in the log.
   LaneState& old_lane() { return lane(Lane::kOld, Priority::kNormal); }
@@ -161,9 +206,9 @@ struct DispatcherCore::Group {
   }
   std::size_t ready_count() const {
     std::size_t count = again.size();
-    for (const auto& each : live_lanes) count += each.ready.size();
+    for (const auto& each : live_lanes) count += each.messages;
     if (gated) return count;
-    for (const auto& each : old_lanes) count += each.ready.size();
+    for (const auto& each : old_lanes) count += each.messages;
     return count;
   }
 };
@@ -187,7 +232,7 @@ struct DispatcherCore::Ticket {
   spool::GroupId group = 0;
   Uuid session;
   spool::Settlement settlement = spool::Settlement::kDone;
-  std::vector<std::pair<Uuid, Sequence>> sequences;  // answered by which session
+  std::vector<Answered> sequences;
   spool::RetryRecord retry;
   spool::DeadRecord dead;
   spool::StepRecord step;

@@ -30,10 +30,10 @@ std::uint64_t DispatcherCore::revive(GroupId group, const std::vector<Sequence>&
   ticket.kind = Ticket::Kind::kRevive;
   ticket.group = group;
   ticket.report = true;
-  for (const auto sequence : dead) ticket.sequences.emplace_back(Uuid{}, sequence);
+  for (const auto sequence : dead) ticket.sequences.push_back({Uuid{}, {sequence, 1}});
   Submission submission;
-  submission.entries.push_back(
-      log_entry(RecordType::kRevive, spool::encode(spool::ReviveRecord{group, dead})));
+  submission.entries.push_back(log_entry(
+      RecordType::kRevive, spool::encode(spool::ReviveRecord{group, SequenceRuns::of(dead)})));
   submission.ticket = open_ticket(std::move(ticket));
   const auto number = submission.ticket;
   actions_.submissions.push_back(std::move(submission));
@@ -46,11 +46,12 @@ std::uint64_t DispatcherCore::drop(GroupId group, const std::vector<Sequence>& d
   ticket.group = group;
   ticket.settlement = spool::Settlement::kDropped;
   ticket.report = true;
-  for (const auto sequence : dead) ticket.sequences.emplace_back(Uuid{}, sequence);
+  for (const auto sequence : dead) ticket.sequences.push_back({Uuid{}, {sequence, 1}});
   Submission submission;
-  submission.entries.push_back(log_entry(
-      RecordType::kSettlement,
-      spool::encode(spool::SettlementRecord{group, spool::Settlement::kDropped, dead, now_ms_})));
+  submission.entries.push_back(
+      log_entry(RecordType::kSettlement,
+                spool::encode(spool::SettlementRecord{group, spool::Settlement::kDropped,
+                                                      SequenceRuns::of(dead), now_ms_})));
   submission.ticket = open_ticket(std::move(ticket));
   const auto number = submission.ticket;
   actions_.submissions.push_back(std::move(submission));
@@ -68,7 +69,7 @@ std::uint64_t DispatcherCore::revive_edited(GroupId group, const spool::CopyReco
   ticket.kind = Ticket::Kind::kEdited;
   ticket.group = group;
   ticket.report = true;
-  ticket.sequences.emplace_back(Uuid{}, copy.sequence);
+  ticket.sequences.push_back({Uuid{}, {copy.sequence, 1}});
   ticket.copied.emplace_back(group, copy.histories.front().record_lsn);
   submission.ticket = open_ticket(std::move(ticket));
   const auto number = submission.ticket;
@@ -85,7 +86,7 @@ std::uint64_t DispatcherCore::replay(GroupId group, Sequence settled, std::strin
   ticket.kind = Ticket::Kind::kReplay;
   ticket.group = group;
   ticket.report = true;
-  ticket.sequences.emplace_back(Uuid{}, settled);
+  ticket.sequences.push_back({Uuid{}, {settled, 1}});
   Submission submission;
   submission.entries.push_back(log_entry(RecordType::kCopy, to_bytes(copy)));
   submission.ticket = open_ticket(std::move(ticket));
@@ -170,9 +171,9 @@ std::vector<GroupStatus> DispatcherCore::group_status() const {
 std::optional<DispatcherCore::Holder> DispatcherCore::holder_of(GroupId group,
                                                                 Sequence sequence) const {
   for (const auto* session : groups_.at(group)->sessions) {
-    const auto grant = session->grants.find(sequence);
-    if (grant == session->grants.end()) continue;
-    return Holder{session->id, session->worker, grant->second.number, grant->second.settling};
+    const auto* run = session->grants.find(sequence);
+    if (run == nullptr) continue;
+    return Holder{session->id, session->worker, run->common.number, run->is_marked(sequence)};
   }
   return std::nullopt;
 }

@@ -26,8 +26,8 @@ spool::StepRecord record_of(spool::GroupId group, const Step& step, std::int64_t
 }  // namespace
 
 bool DispatcherCore::holds(const Session& session, Sequence sequence) const {
-  const auto found = session.grants.find(sequence);
-  return found != session.grants.end() && !found->second.settling;
+  const auto* run = session.grants.find(sequence);
+  return run != nullptr && !run->is_marked(sequence);
 }
 
 bool DispatcherCore::has_step_room(const Group& group, const Step& step) const {
@@ -49,9 +49,9 @@ void DispatcherCore::on_step(Session& session, const Step& step, Now now) {
   const auto answer = [&](StepAnswer what, const std::string& value) {
     send(session, encode(Stepped{step.sequence, step.run, step.what, step.step, what, value}));
   };
-  const auto grant = session.grants.find(step.sequence);
-  const bool granted = holds(session, step.sequence) && grant->second.epoch == step.epoch &&
-                       grant->second.number == step.number;
+  const auto* run = session.grants.find(step.sequence);
+  const bool granted = holds(session, step.sequence) && run->common.epoch == step.epoch &&
+                       run->common.number == step.number;
   const bool forgotten = step.sequence < options_.boundary && planted(Fault::kStepForgotten);
   const auto* known = forgotten ? nullptr : group.state->steps().find(step.sequence, step.step);
   if (known != nullptr && undoing_.count({session.group, step.sequence, known->run}) != 0) {
@@ -109,8 +109,8 @@ void DispatcherCore::on_step_recorded(const Ticket& ticket, Now now) {
   undoing_.erase({ticket.group, record.sequence, record.run});
   const bool given_up = given_up_.erase({ticket.group, record.sequence, record.run}) != 0;
   if (ticket.session.is_nil()) {  // nobody waits: a person decided, or it is undone
-    for (const auto& [session, sequence] : ticket.sequences) {
-      if (group.state->revive(sequence)) schedule(group, sequence, 0);
+    for (const auto& [session, run] : ticket.sequences) {
+      if (group.state->revive(run.first)) schedule(group, run.first, 0);
     }
     return;
   }
@@ -187,7 +187,7 @@ Result<std::uint64_t> DispatcherCore::decide(spool::GroupId group_id, Sequence d
     submission.entries.front().flags = spool::kContinues;
     submission.entries.push_back(log_entry(spool::RecordType::kRevive,
                                            spool::encode(spool::ReviveRecord{group_id, {dead}})));
-    ticket.sequences.emplace_back(Uuid{}, dead);
+    ticket.sequences.push_back({Uuid{}, {dead, 1}});
   }
   submission.ticket = open_ticket(std::move(ticket));
   const auto number = submission.ticket;

@@ -36,19 +36,19 @@ void DispatcherCore::note_first_open(Group& group) {
     for (std::size_t i = 0; i < lanes->size(); ++i) {
       const auto& lane = lanes->at(i);
       if (!lane.caught_up) note(first.at(i), lane.cursor);
-      if (!lane.ready.empty()) note(first.at(i), lane.ready.front().sequence);
+      if (!lane.ready.empty()) note(first.at(i), lane.ready.front().first);
     }
   }
   for (const auto* session : group.sessions) {
-    for (const auto& [sequence, grant] : session->grants) {
-      note(first.at(static_cast<std::size_t>(grant.priority)), sequence);
-    }
+    session->grants.for_runs([&](const Session::Grants::Run& run) {
+      note(first.at(static_cast<std::size_t>(run.common.priority)), run.first());
+    });
   }
   // Answered, or expired: it is not durable yet, and its priority is not known any more.
   Sequence unknown = accepted_until_;
   for (const auto& [number, ticket] : tickets_) {
     if (ticket.group != state.id()) continue;
-    for (const auto& [session, sequence] : ticket.sequences) note(unknown, sequence);
+    for (const auto& [session, run] : ticket.sequences) note(unknown, run.first);
   }
   for (std::size_t i = 0; i < first.size(); ++i) {
     state.set_first_of(static_cast<Priority>(i), std::min(first.at(i), unknown));
@@ -81,7 +81,7 @@ DispatcherCore::Upkeep DispatcherCore::upkeep(const std::vector<spool::SegmentSu
     // What is being edited would be copied as it was.
     for (const auto& [number, ticket] : tickets_) {
       if (ticket.kind != Ticket::Kind::kEdited) continue;
-      std::erase(out.to_copy, ticket.sequences.front().second);
+      std::erase(out.to_copy, ticket.sequences.front().run.first);
     }
   }
   if (!due && plan.dead.empty()) return out;
@@ -101,7 +101,7 @@ DispatcherCore::Upkeep DispatcherCore::upkeep(const std::vector<spool::SegmentSu
 void DispatcherCore::on_copied(const spool::CopyRecord& copy) {
   Ticket ticket;
   ticket.kind = Ticket::Kind::kCopy;
-  ticket.sequences.emplace_back(Uuid{}, copy.sequence);
+  ticket.sequences.push_back({Uuid{}, {copy.sequence, 1}});
   for (const auto& history : copy.histories) {
     ticket.copied.emplace_back(history.group, history.record_lsn);
   }
@@ -124,16 +124,16 @@ void DispatcherCore::on_lost(Sequence sequence) {
   }
 }
 
-void DispatcherCore::settle_damaged(Group& group, std::vector<Sequence> sequences) {
+void DispatcherCore::settle_damaged(Group& group, const std::vector<Sequence>& sequences) {
   Ticket ticket;
   ticket.group = group.state->id();
   ticket.settlement = spool::Settlement::kDamaged;
-  for (const auto sequence : sequences) ticket.sequences.emplace_back(Uuid{}, sequence);
+  for (const auto sequence : sequences) ticket.sequences.push_back({Uuid{}, {sequence, 1}});
   spool::Submission submission;
   submission.entries.push_back(
       {spool::RecordType::kSettlement, 0,
        spool::encode(spool::SettlementRecord{group.state->id(), spool::Settlement::kDamaged,
-                                             std::move(sequences)}),
+                                             SequenceRuns::of(sequences)}),
        0});
   submission.ticket = open_ticket(std::move(ticket));
   actions_.submissions.push_back(std::move(submission));
@@ -178,10 +178,11 @@ void DispatcherCore::watch_clock(Now now) {
 }
 
 // What took effect in part goes on, or waits for a decision.
-bool DispatcherCore::is_expired(const Group& group, const ReadyMessage& message, Now now) const {
+bool DispatcherCore::is_expired(const Group& group, const spool::StoredRun& message,
+                                Now now) const {
   return message.expires_at_ms != 0 && !expiry_paused(now) &&
          message.expires_at_ms <= now.utc.time_since_epoch().count() &&
-         group.state->steps().find(message.sequence) == nullptr;
+         group.state->steps().find(message.first) == nullptr;
 }
 
 }  // namespace dray::balancing

@@ -6,8 +6,7 @@
 #include <utility>
 
 #include "dray/codec.hpp"
-#include "dray/flat_reader.hpp"
-#include "dray/sequence_runs.hpp"
+#include "dray/spool/record.hpp"
 
 namespace dray::balancing {
 namespace {
@@ -102,10 +101,10 @@ class Fields {
     if (!id) ok_ = false;
     return id.value_or(Uuid{});
   }
-  std::vector<Sequence> runs() {
+  SequenceRuns runs() {
     auto sequences = decode_runs(next(), *sequences_left_);
     if (!sequences.ok()) ok_ = false;
-    return ok_ ? std::move(*sequences) : std::vector<Sequence>{};
+    return ok_ ? std::move(*sequences) : SequenceRuns{};
   }
   TokenRange tokens() {
     TokenRange range;
@@ -195,22 +194,33 @@ ResultFrame read_result(Fields& fields) {
   return frame;
 }
 
-Deliver read_deliver(Fields& fields) {
+// Where each record begins, and which are neighbours. False if these are no records of messages.
+bool read_records(std::string_view bytes, Delivered& out) {
+  constexpr std::size_t kUsualRecord = 256;  // bytes
+  out.bytes = bytes;
+  out.offsets.reserve(bytes.size() / kUsualRecord + 1);
+  for (std::size_t at = 0; at < bytes.size();) {
+    const auto record = spool::parse_loose_record(bytes.substr(at));
+    if (!record || record->lsn == 0 || out.offsets.size() == kRunSequencesMax) return false;
+    const auto index = static_cast<std::uint32_t>(out.offsets.size());
+    if (!out.runs.empty() && out.runs.back().first + out.runs.back().count == record->lsn) {
+      ++out.runs.back().count;
+    } else {
+      out.runs.push_back({record->lsn, 1, index});
+    }
+    out.offsets.push_back(static_cast<std::uint32_t>(at));
+    at += spool::record_size(record->payload_size);
+  }
+  return !out.offsets.empty();
+}
+
+Deliver read_deliver(Fields& fields, std::string_view records) {
   Deliver frame;
   frame.epoch = fields.natural<std::uint64_t>();
-  const Value list = fields.next();
-  if (list.kind() != Value::Kind::kArray) fields.refuse();
-  for (std::size_t i = 0; fields.ok() && i < list.size(); ++i) {
-    Fields each(list.at(i), 4, fields.sequences_left());
-    Delivered delivered;
-    delivered.sequence = each.natural<Sequence>();
-    delivered.number = each.natural<std::uint32_t>();
-    delivered.attempt = each.natural<std::uint32_t>();
-    delivered.envelope = each.binary();
-    if (!each.ok() || delivered.sequence == 0) fields.refuse();
-    frame.deliveries.push_back(delivered);
-  }
+  frame.number = fields.natural<std::uint32_t>();
+  frame.attempt = fields.natural<std::uint32_t>();
   frame.waiting = fields.natural<std::uint64_t>();
+  if (!read_records(records, frame.records)) fields.refuse();
   return frame;
 }
 
@@ -318,44 +328,19 @@ Stepped read_stepped(Fields& fields) {
   return stepped;
 }
 
-// Reads a DELIVER without building a tree: it is the frame with the most values. Takes frames of
-// exactly these fields; what has more of them is read the long way.
-std::optional<Deliver> read_plain_deliver(std::string_view bytes) {
-  constexpr std::uint64_t kReservedMax = 4'096;
-  FlatReader in(bytes);
-  Deliver frame;
-  std::uint64_t fields = 0;
-  std::uint64_t count = 0;
-  if (!in.array(fields) || fields != 3 || !in.natural(frame.epoch) || !in.array(count)) return {};
-  frame.deliveries.reserve(static_cast<std::size_t>(std::min(count, kReservedMax)));
-  for (; count > 0; --count) {
-    Delivered delivered;
-    std::uint64_t number = 0;
-    std::uint64_t attempt = 0;
-    const bool read = in.array(fields) && fields == 4 && in.natural(delivered.sequence) &&
-                      in.natural(number) && in.natural(attempt) && in.binary(delivered.envelope);
-    if (!read || delivered.sequence == 0 || number > UINT32_MAX || attempt > UINT32_MAX) return {};
-    delivered.number = static_cast<std::uint32_t>(number);
-    delivered.attempt = static_cast<std::uint32_t>(attempt);
-    frame.deliveries.push_back(delivered);
-  }
-  if (!in.natural(frame.waiting) || !in.at_end()) return {};
-  return frame;
-}
-
 std::size_t field_count(FrameKind kind) {
   switch (kind) {
     case FrameKind::kHello:
       return 11;
     case FrameKind::kWelcome:
     case FrameKind::kPublisherHello:
+    case FrameKind::kDeliver:
       return 4;
     case FrameKind::kStep:
       return 7;
     case FrameKind::kPublisherWelcome:
     case FrameKind::kStepped:
       return 6;
-    case FrameKind::kDeliver:
     case FrameKind::kDeposit:
       return 3;
     case FrameKind::kWindow:
@@ -375,6 +360,12 @@ std::size_t field_count(FrameKind kind) {
 }
 
 }  // namespace
+
+std::string_view Delivered::envelope(std::uint32_t index) const {
+  const auto record = spool::parse_loose_record(bytes.substr(offsets[index]));
+  DRAY_ASSERT(record);  // it was read before
+  return bytes.substr(offsets[index] + spool::kRecordHeaderSize, record->payload_size);
+}
 
 std::string encode(const Hello& frame) {
   std::string bytes = prefix(FrameKind::kHello);
@@ -454,20 +445,11 @@ std::string encode(const Refused& frame) {
 
 std::string encode(const Deliver& frame) {
   std::string bytes = prefix(FrameKind::kDeliver);
-  std::size_t size = bytes.size() + 16;
-  for (const auto& delivered : frame.deliveries) size += delivered.envelope.size() + 24;
-  bytes.reserve(size);
   Encoder encoder(bytes);
-  encoder.array(3);
+  encoder.array(4);
   encoder.natural(frame.epoch);
-  encoder.array(frame.deliveries.size());
-  for (const auto& delivered : frame.deliveries) {
-    encoder.array(4);
-    encoder.natural(delivered.sequence);
-    encoder.natural(delivered.number);
-    encoder.natural(delivered.attempt);
-    encoder.binary(delivered.envelope);
-  }
+  encoder.natural(frame.number);
+  encoder.natural(frame.attempt);
   encoder.natural(frame.waiting);
   return bytes;
 }
@@ -580,7 +562,7 @@ std::string encode(const Busy& frame) {
   return bytes;
 }
 
-Result<ProtocolFrame> decode_frame(std::string_view bytes) {
+Result<ProtocolFrame> decode_frame(std::string_view bytes, std::string_view records) {
   const Error fault{ErrorCode::kCorrupt, "not a frame of the balancing protocol", "", 0};
   if (bytes.size() < kPrefixSize || bytes.substr(0, 2) != kMagic) return fault;
   if (static_cast<std::uint8_t>(bytes[2]) != kProtocolVersion) {
@@ -590,11 +572,7 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
                  "", 0};
   }
   const auto kind = static_cast<FrameKind>(bytes[3]);
-  if (kind == FrameKind::kDeliver) {
-    if (auto plain = read_plain_deliver(bytes.substr(kPrefixSize))) {
-      return ProtocolFrame(std::move(*plain));
-    }
-  }
+  if (kind != FrameKind::kDeliver && !records.empty()) return fault;
   auto document = Document::parse(bytes.substr(kPrefixSize));
   if (!document.ok()) return document.error();
   std::size_t sequences_left = kRunSequencesMax;
@@ -637,7 +615,7 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes) {
       break;
     }
     case FrameKind::kDeliver:
-      frame = read_deliver(fields);
+      frame = read_deliver(fields, records);
       break;
     case FrameKind::kConfirm:
       frame = Confirm{fields.ranges()};

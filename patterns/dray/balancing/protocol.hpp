@@ -1,6 +1,9 @@
 // Protocol: the frames between dispatcher and worker, and dispatcher and remote publisher
 // (patterns/PROTOCOL.md). Pure.
 //
+// A frame is one ZeroMQ frame, but for DELIVER: the records that it delivers, as they lie in the
+// log, are a second one.
+//
 // Threading: values and pure functions. Failure: decode returns kCorrupt for bytes that are no
 // frame of this version and kUnsupported for another version; it never throws.
 // Ownership: views in decoded frames point into the bytes that were decoded.
@@ -14,6 +17,7 @@
 #include <vector>
 
 #include "dray/message.hpp"
+#include "dray/sequence_runs.hpp"
 #include "dray/step_journal.hpp"
 
 namespace dray::balancing {
@@ -26,7 +30,7 @@ inline constexpr std::size_t kFollowUpsMax = 64;
 struct TokenRange {
   std::uint64_t epoch = 0;
   std::uint32_t number = 0;
-  std::vector<Sequence> sequences;  // ascending
+  SequenceRuns sequences;  // ascending
 };
 
 struct RetryPolicy {
@@ -97,17 +101,27 @@ struct Refused {
   std::string code;
   std::string reason;
 };
+// Messages as records, one behind the other (FORMATS.md, "Record").
 struct Delivered {
-  Sequence sequence = 0;
-  std::uint32_t number = 1;
-  std::uint32_t attempt = 1;
-  std::string_view envelope;
+  // Neighbours in the log and here.
+  struct Run {
+    Sequence first = 0;
+    std::uint32_t count = 0;
+    std::uint32_t index = 0;  // of the first
+  };
+  std::string_view bytes;
+  std::vector<std::uint32_t> offsets;  // of each record
+  std::vector<Run> runs;
+
+  std::string_view envelope(std::uint32_t index) const;
 };
-// dispatcher -> worker
+// dispatcher -> worker. The deliveries of a frame have one number and one attempt.
 struct Deliver {
   std::uint64_t epoch = 0;
-  std::vector<Delivered> deliveries;
+  std::uint32_t number = 1;
+  std::uint32_t attempt = 1;
   std::uint64_t waiting = 0;  // as Backlog says
+  Delivered records = {};     // of the second frame
 };
 // dispatcher -> worker: these results are durable, or were refused as stale: forget them
 struct Confirm {
@@ -186,6 +200,7 @@ std::string encode(const Bye& frame);
 std::string encode(const Heartbeat& frame);
 std::string encode(const Welcome& frame);
 std::string encode(const Refused& frame);
+// The first frame; the second one is `records.bytes`.
 std::string encode(const Deliver& frame);
 std::string encode(const Confirm& frame);
 std::string encode(const Backlog& frame);
@@ -197,6 +212,7 @@ std::string encode(const Step& frame);
 std::string encode(const Stepped& frame);
 std::string encode(const Busy& frame);
 
-Result<ProtocolFrame> decode_frame(std::string_view bytes);
+// `records`: the second frame, if there was one.
+Result<ProtocolFrame> decode_frame(std::string_view bytes, std::string_view records = {});
 
 }  // namespace dray::balancing

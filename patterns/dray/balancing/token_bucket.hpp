@@ -26,7 +26,7 @@ class TokenBucket {
   }
   // Whole tokens.
   std::uint64_t available() const { return static_cast<std::uint64_t>(tokens_ + kRounding); }
-  void take() { tokens_ -= 1; }
+  void take(std::uint32_t tokens = 1) { tokens_ -= tokens; }
   // Until there is a whole one.
   std::chrono::nanoseconds until_next() const {
     if (available() > 0) return std::chrono::nanoseconds(0);

@@ -17,6 +17,9 @@ constexpr double kRoundTripMax = 0.1;
 // counts.
 constexpr double kShortJob = 50e-6;  // seconds
 constexpr double kShortJobsMore = 8;
+// What a thread may take at once.
+constexpr double kAtOnce = 100e-6;  // seconds
+constexpr double kAtOnceMax = 256;  // jobs
 constexpr std::uint64_t kLookEvery = 16;
 // A part of a delivery that is worth taking ahead when it would be waiting elsewhere.
 constexpr double kRoundUp = 0.9;
@@ -42,17 +45,23 @@ WindowPlanner::WindowPlanner(const WindowOptions& options)
   update_regime();
 }
 
-void WindowPlanner::on_outcome(std::chrono::nanoseconds took) {
-  const double seconds = std::max(seconds_of(took), 1e-7);
+void WindowPlanner::on_outcomes(std::uint64_t jobs, std::chrono::nanoseconds took) {
+  const double count = static_cast<double>(jobs);
+  const double seconds = std::max(seconds_of(took) / count, 1e-7);
+  // As if each had taken the mean.
+  const double weight = jobs == 1 ? kSmoothing : 1 - std::pow(1 - kSmoothing, count);
+  const double weight_slow = jobs == 1 ? kSmoothingSlow : 1 - std::pow(1 - kSmoothingSlow, count);
   if (mean_ < 0) {
     mean_ = mean_slow_ = seconds;
     mean_square_ = seconds * seconds;
   } else {
-    mean_ += kSmoothing * (seconds - mean_);
-    mean_slow_ += kSmoothingSlow * (seconds - mean_slow_);
-    mean_square_ += kSmoothingSlow * (seconds * seconds - mean_square_);
+    mean_ += weight * (seconds - mean_);
+    mean_slow_ += weight_slow * (seconds - mean_slow_);
+    mean_square_ += weight_slow * (seconds * seconds - mean_square_);
   }
-  if (++outcomes_ % kLookEvery == 0 || mean_ > kShortJob) update_regime();
+  const bool look = outcomes_ / kLookEvery != (outcomes_ + jobs) / kLookEvery;
+  outcomes_ += jobs;
+  if (look || mean_ > kShortJob) update_regime();
 }
 
 void WindowPlanner::on_stall(std::chrono::nanoseconds elapsed) {
@@ -82,6 +91,11 @@ std::uint32_t WindowPlanner::room(bool something_waits) const {
   const double ahead = threads * std::max(busy, comfortable * std::min(1.0, target / residual));
   return static_cast<std::uint32_t>(
       std::min(threads + std::floor(ahead + (something_waits ? kRoundUp : 0)), most));
+}
+
+std::uint32_t WindowPlanner::jobs_at_once() const {
+  if (fine_ || mean_ <= 0) return 1;
+  return static_cast<std::uint32_t>(std::clamp(kAtOnce / mean_, 1.0, kAtOnceMax));
 }
 
 void WindowPlanner::update_regime() {

@@ -58,8 +58,9 @@ class WindowPlanner {
 
   explicit WindowPlanner(const WindowOptions& options);
 
-  // A job ended after `took`.
-  void on_outcome(std::chrono::nanoseconds took);
+  // So many jobs ended, which took so long in all; of several the spread is not known. REQUIRES:
+  // jobs > 0.
+  void on_outcomes(std::uint64_t jobs, std::chrono::nanoseconds took);
   // Nothing ended for so long.
   void on_stall(std::chrono::nanoseconds elapsed);
   // From an offer to a dispatcher with something waiting to its delivery.
@@ -70,6 +71,8 @@ class WindowPlanner {
   std::uint32_t room(bool something_waits) const;
   // Few enough that each slot counts: what finds none is better off elsewhere.
   bool is_fine() const { return fine_; }
+  // How many jobs take little enough together that a thread may have them to itself.
+  std::uint32_t jobs_at_once() const;
 
   // One window to be said: to links[link].
   struct Said {

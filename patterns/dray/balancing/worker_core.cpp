@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "dray/balancing/planted_fault.hpp"
-#include "dray/sequence_runs.hpp"
 
 namespace dray::balancing {
 namespace {
@@ -18,10 +17,10 @@ constexpr std::size_t kResultBytesMax = 1U << 20;     // of one frame, when ther
 constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
 
 // Follow-ups may be refused, which makes the delivery a failed attempt.
-bool asks_again(const ResultItem* result) {
-  return result != nullptr && !planted(Fault::kRetryAnsweredAgain) &&
-         (result->kind == ResultKind::kRetry || result->kind == ResultKind::kSnooze ||
-          result->kind == ResultKind::kReturned || !result->follow_ups.empty());
+bool asks_again(const ResultItem& result) {
+  return !planted(Fault::kRetryAnsweredAgain) &&
+         (result.kind == ResultKind::kRetry || result.kind == ResultKind::kSnooze ||
+          result.kind == ResultKind::kReturned || !result.follow_ups.empty());
 }
 
 }  // namespace
@@ -33,7 +32,7 @@ WorkerCore::WorkerCore(WorkerOptions options, std::size_t links, SteadyTime now)
       loads_(links),
       progress_at_(now) {
   for (std::size_t i = 0; i < links; ++i) {
-    auto& link = links_.emplace_back(nodes_.get());
+    auto& link = links_.emplace_back();
     link.session = options_.make_session_id();
     link.sent_at = now;
   }
@@ -44,10 +43,10 @@ std::size_t WorkerCore::add_link(SteadyTime now) {
       std::find_if(links_.begin(), links_.end(), [](const LinkState& link) { return link.closed; });
   const auto index = static_cast<std::size_t>(free - links_.begin());
   if (free == links_.end()) {
-    links_.emplace_back(nodes_.get());
+    links_.emplace_back();
     loads_.emplace_back();
   }
-  links_[index] = LinkState(nodes_.get());
+  links_[index] = LinkState();
   loads_[index] = WindowPlanner::Link();
   links_[index].session = options_.make_session_id();
   links_[index].sent_at = now;
@@ -60,9 +59,16 @@ void WorkerCore::retire_link(std::size_t link, SteadyTime now) {
   state.retired_at = now;
   loads_[link].open = false;
   if (state.welcomed) send(link, encode(Window{0, options_.window_bytes_max}), now);
-  for (const auto job : jobs_.ids()) {
-    if (jobs_.at(job).link == link) actions_.cancel.push_back(job);
-  }
+  cancel_all(link);
+}
+
+// What did not begin need not.
+void WorkerCore::cancel_all(std::size_t link) {
+  jobs_.for_runs([&](const JobTable::Run& run) {
+    if (run.common.link != link) return;
+    JobTable::for_here(run, run.first(), run.end(),
+                       [&](const SequenceRun& part) { actions_.cancel.add(part); });
+  });
 }
 
 void WorkerCore::end_retired(SteadyTime now) {
@@ -88,9 +94,11 @@ bool WorkerCore::welcomed(std::size_t link) const {
 }
 
 std::optional<WorkerCore::Origin> WorkerCore::origin_of(std::uint64_t job) const {
-  const auto* found = jobs_.find(job);
-  if (found == nullptr) return std::nullopt;
-  return Origin{found->link, found->held->epoch, found->held->number};
+  const auto* run = jobs_.find(job);
+  if (run == nullptr) return std::nullopt;
+  const Sequence sequence = run->common.sequence + (job - run->first());
+  const auto& held = links_[run->common.link].held.find(sequence)->common;
+  return Origin{run->common.link, held.epoch, held.number};
 }
 
 void WorkerCore::send(std::size_t link, std::string frame, SteadyTime now) {
@@ -130,12 +138,13 @@ void WorkerCore::say_hello(std::size_t link, SteadyTime now) {
   hello.window_messages = draining_ || state.retired_at ? 0 : window.messages;
   hello.window_bytes = window.bytes;
   hello.retry = options_.retry;
-  std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> held;
-  for (const auto& [sequence, each] : state.held) {
-    held[{each.epoch, each.number}].push_back(sequence);
-  }
+  std::map<std::pair<std::uint64_t, std::uint32_t>, SequenceRuns> held;
+  state.held.for_runs([&](const HeldTable::Run& run) {
+    auto& sequences = held[{run.common.epoch, run.common.number}];
+    HeldTable::for_here(run, run.first(), run.end(),
+                        [&](const SequenceRun& part) { sequences.add(part); });
+  });
   for (auto& [token, sequences] : held) {
-    std::sort(sequences.begin(), sequences.end());
     hello.held.push_back({token.first, token.second, std::move(sequences)});
   }
   send(link, encode(hello), now);
@@ -144,8 +153,8 @@ void WorkerCore::say_hello(std::size_t link, SteadyTime now) {
 void WorkerCore::on_frame(std::size_t link, ProtocolFrame frame,
                           const std::shared_ptr<const void>& owner, SteadyTime now) {
   links_.at(link).heard_at = now;
-  if (const auto* deliver = std::get_if<Deliver>(&frame)) {
-    on_deliver(link, *deliver, owner, now);
+  if (auto* deliver = std::get_if<Deliver>(&frame)) {
+    on_deliver(link, std::move(*deliver), owner, now);
   } else if (const auto* confirm = std::get_if<Confirm>(&frame)) {
     on_confirm(link, *confirm);
   } else if (const auto* stepped = std::get_if<Stepped>(&frame)) {
@@ -211,14 +220,15 @@ void WorkerCore::move_session(std::size_t from, std::size_t to, SteadyTime now) 
   auto& fresh = links_[to];
   std::swap(fresh.session, old.session);
   std::swap(fresh.hellos, old.hellos);
-  fresh.held.swap(old.held);
+  std::swap(fresh.held, old.held);
+  fresh.results.swap(old.results);
   fresh.given_up.swap(old.given_up);
   fresh.spool = std::exchange(old.spool, Uuid{});
   old.unsent.clear();
   loads_[to].held = std::exchange(loads_[from].held, 0);
-  for (const auto job : jobs_.ids()) {
-    if (auto& place = jobs_.at(job); place.link == from) place.link = to;
-  }
+  jobs_.for_runs([&](JobTable::Run& run) {
+    if (run.common.link == from) run.common.link = to;
+  });
   say_hello(to, now);
 }
 
@@ -240,32 +250,43 @@ void WorkerCore::on_welcome(std::size_t link, const Welcome& welcome, SteadyTime
   state.welcomed = true;
   loads_[link].open = !draining_ && !state.retired_at;
   state.unsent.clear();  // P5: all that is not confirmed is said again
-  for (const auto& [sequence, held] : state.held) {
-    if (held.stage != Stage::kAnswered || planted(Fault::kResultNotRepeated)) continue;
-    state.unsent.push_back(sequence);
-    const bool back = held.result && held.result->kind == ResultKind::kReturned;
-    loads_[link].closed = loads_[link].closed || back;
+  if (!planted(Fault::kResultNotRepeated)) {
+    state.held.for_runs([&](const HeldTable::Run& run) {
+      HeldTable::for_marked(run, run.first(), run.end(),
+                            [&](const SequenceRun& part) { state.unsent.add(part); });
+    });
+    for (const auto& [sequence, result] : state.results) {
+      loads_[link].closed = loads_[link].closed || result.kind == ResultKind::kReturned;
+    }
   }
   for (const auto& undo : std::exchange(state.given_up, {})) send(link, encode(undo), now);
   for (const auto& [job, call] : steps_) {
-    if (jobs_.at(job).link == link) send_step(job, call, now);
+    if (jobs_.find(job)->common.link == link) send_step(job, call, now);
   }
 }
 
 void WorkerCore::forget_all(std::size_t link) {
   auto& state = links_[link];
-  for (const auto& [sequence, held] : state.held) {
-    if (held.stage != Stage::kHeld) continue;
-    forget_job(held.job);
-    actions_.cancel.push_back(held.job);
-  }
+  cancel_all(link);
+  state.held.for_runs([&](const HeldTable::Run& run) {
+    HeldTable::for_unmarked(run, run.first(), run.end(), [&](const SequenceRun& part) {
+      forget_jobs({run.common.job + (part.first - run.first()), part.count});
+    });
+  });
   state.held.clear();
+  state.results.clear();
   state.unsent.clear();
   state.given_up.clear();
   loads_[link].held = 0;
 }
 
-void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
+// How many jobs may be here. Where each slot counts, what finds none waits elsewhere.
+std::uint32_t WorkerCore::room_for_jobs(bool something_waits) const {
+  if (planner_.is_fine()) return planner_.room(something_waits);
+  return std::max({options_.window_max, options_.window_fixed, options_.threads});
+}
+
+void WorkerCore::on_deliver(std::size_t link, Deliver deliver,
                             const std::shared_ptr<const void>& owner, SteadyTime now) {
   auto& state = links_[link];
   // It crossed the BYE, which gives it back.
@@ -273,118 +294,179 @@ void WorkerCore::on_deliver(std::size_t link, const Deliver& deliver,
   auto& load = loads_[link];
   load.active_at = now;
   load.waiting = deliver.waiting;
-  const auto arrived = static_cast<std::uint32_t>(deliver.deliveries.size());
+  const auto arrived = static_cast<std::uint32_t>(deliver.records.offsets.size());
   load.offered -= std::min(load.offered, arrived);
   if (state.offered_at) planner_.on_round_trip(now - *state.offered_at);
   state.offered_at.reset();
   const bool was_queueing = jobs_.size() > options_.threads;
   const bool something_waits = std::any_of(
       loads_.begin(), loads_.end(), [](const auto& each) { return each.open && each.waiting > 0; });
-  const std::uint32_t room = planner_.room(something_waits);
-  const std::uint32_t cap =
-      std::max({options_.window_max, options_.window_fixed, options_.threads});
-  actions_.start.reserve(actions_.start.size() + deliver.deliveries.size());
-  for (const auto& delivered : deliver.deliveries) {
-    const auto [slot, fresh] = state.held.try_emplace(delivered.sequence);
-    Held& held = slot->second;
-    held.epoch = deliver.epoch;
-    held.number = delivered.number;
-    // Granted again while it is here: the work is not done twice, its answer gets the new token.
-    // But an answer that asks for another delivery was taken if there is one; only its CONFIRM was
-    // lost.
-    const bool again = held.stage == Stage::kAnswered && asks_again(held.result.get());
-    if (!fresh && !again) {
-      if (held.stage == Stage::kAnswered) state.unsent.push_back(delivered.sequence);
+  jobs_max_ = room_for_jobs(something_waits);
+  const auto bytes = std::make_shared<const Bytes>(Bytes{std::move(deliver.records), owner});
+  for (const auto& run : bytes->records.runs) {
+    if (!state.held.any({run.first, run.count})) {
+      take_run(link, deliver, run, bytes);
       continue;
     }
-    held.stage = Stage::kHeld;
-    held.result.reset();
-    held.job = jobs_.add({link, delivered.sequence, &held});
-    ++load.held;
-    // Where each slot counts, what finds none waits elsewhere; and the cap is one.
-    const bool too_many = jobs_.size() > (planner_.is_fine() ? room : cap);
-    if (draining_ || state.retired_at || too_many) {
-      on_returned(held.job);
-      continue;
+    for (std::uint32_t i = 0; i < run.count; ++i) {
+      if (takes_again(link, deliver, run.first + i)) {
+        take_run(link, deliver, {run.first + i, 1, run.index + i}, bytes);
+      }
     }
-    actions_.start.push_back(
-        {held.job, delivered.sequence, delivered.attempt, owner, delivered.envelope});
   }
   if (!was_queueing && jobs_.size() > options_.threads) progress_at_ = now;
+}
+
+// Whether it is to be run. If it is here it was granted again: the work is not done twice, its
+// answer gets the new token. But an answer that asks for another delivery was taken if there is
+// one; only its CONFIRM was lost.
+bool WorkerCore::takes_again(std::size_t link, const Deliver& deliver, Sequence sequence) {
+  auto& state = links_[link];
+  if (!state.held.contains(sequence)) return true;
+  auto& run = state.held.isolate(sequence);
+  const bool answered = run.is_marked(sequence);
+  const auto result = state.results.find(sequence);
+  if (answered && result != state.results.end() && asks_again(result->second)) {
+    state.results.erase(result);
+    state.held.erase(sequence);
+    return true;
+  }
+  run.common.epoch = deliver.epoch;
+  run.common.number = deliver.number;
+  if (answered) state.unsent.add(sequence);
+  return false;
+}
+
+// REQUIRES: none of them is here.
+void WorkerCore::take_run(std::size_t link, const Deliver& deliver, const Delivered::Run& run,
+                          const std::shared_ptr<const Bytes>& bytes) {
+  auto& state = links_[link];
+  const std::uint64_t job = last_job_ + 1;
+  last_job_ += run.count;
+  const auto free = jobs_max_ - std::min<std::size_t>(jobs_max_, jobs_.size());
+  const bool ends = draining_ || state.retired_at.has_value();
+  const auto taken = ends ? 0 : static_cast<std::uint32_t>(std::min<std::size_t>(free, run.count));
+  state.held.add(run.first, run.count, {deliver.epoch, deliver.number, job});
+  jobs_.add(job, run.count, {link, run.first});
+  loads_[link].held += run.count;
+  if (taken > 0) {
+    actions_.start.push_back({job, taken, run.index, run.first, deliver.attempt, bytes});
+  }
+  if (taken < run.count) on_returned({job + taken, run.count - taken});
 }
 
 void WorkerCore::on_confirm(std::size_t link, const Confirm& confirm) {
   auto& state = links_[link];
   for (const auto& range : confirm.tokens) {
-    for (const auto sequence : range.sequences) {
-      const auto found = state.held.find(sequence);
-      if (found == state.held.end() || found->second.epoch != range.epoch ||
-          found->second.number != range.number) {
-        continue;
-      }
-      if (found->second.stage == Stage::kHeld) {  // it is another's by now
-        forget_job(found->second.job);
-        --loads_[link].held;
-        actions_.cancel.push_back(found->second.job);
-      }
-      state.held.erase(found);
+    for (const auto& run : range.sequences) {
+      state.held.for_parts(run, [&](HeldTable::Run& held, Sequence first, Sequence end) {
+        if (held.common.epoch != range.epoch || held.common.number != range.number) return;
+        HeldTable::for_unmarked(held, first, end, [&](const SequenceRun& part) {
+          // It is another's by now.
+          const SequenceRun jobs{held.common.job + (part.first - held.first()), part.count};
+          forget_jobs(jobs);
+          loads_[link].held -= static_cast<std::uint32_t>(part.count);
+          actions_.cancel.add(jobs);
+        });
+        forget_results(link, {first, end - first});
+        state.held.erase(held, first, end);
+      });
     }
   }
 }
 
-void WorkerCore::answer(std::size_t link, Sequence sequence, Held& held,
-                        std::unique_ptr<ResultItem> result) {
-  forget_job(held.job);
-  --loads_[link].held;
-  held.stage = Stage::kAnswered;
-  held.result = std::move(result);
-  links_[link].unsent.push_back(sequence);
+void WorkerCore::forget_results(std::size_t link, const SequenceRun& sequences) {
+  auto& results = links_[link].results;
+  if (results.empty()) return;
+  results.erase(results.lower_bound(sequences.first), results.lower_bound(sequences.end()));
+}
+
+// Those that are known are answered: done, without more. How many they were.
+std::uint64_t WorkerCore::answer_done(const SequenceRun& jobs) {
+  std::uint64_t known = 0;
+  jobs_.for_parts(jobs, [&](JobTable::Run& run, std::uint64_t first, std::uint64_t end) {
+    const auto [link, sequence] = run.common;
+    const std::uint64_t run_first = run.first();
+    SequenceRuns here;
+    JobTable::for_here(run, first, end, [&](const SequenceRun& part) { here.add(part); });
+    for (const auto& part : here) {
+      const SequenceRun sequences{sequence + (part.first - run_first), part.count};
+      auto& state = links_[link];
+      state.held.for_parts(sequences, [&](HeldTable::Run& held, Sequence from, Sequence until) {
+        state.held.mark(held, from, until);
+      });
+      loads_[link].held -= static_cast<std::uint32_t>(part.count);
+      state.unsent.add(sequences);
+      forget_jobs(part);
+      known += part.count;
+    }
+  });
+  return known;
+}
+
+void WorkerCore::answer(std::uint64_t job, ResultItem result) {
+  const auto* run = jobs_.find(job);
+  if (run == nullptr) return;
+  const Sequence sequence = run->common.sequence + (job - run->first());
+  links_[run->common.link].results[sequence] = std::move(result);
+  answer_done({job, 1});
+}
+
+void WorkerCore::on_done(const SequenceRun& jobs, std::chrono::nanoseconds took) {
+  const auto known = answer_done(jobs);
+  if (known == 0) return;
+  planner_.on_outcomes(
+      known, took / static_cast<std::int64_t>(jobs.count) * static_cast<std::int64_t>(known));
+  progressed_ = true;
 }
 
 void WorkerCore::on_outcome(std::uint64_t job, const Outcome& outcome,
                             std::chrono::nanoseconds took, UtcTime now) {
-  const auto* found = jobs_.find(job);
-  if (found == nullptr) return;
-  const auto [link, sequence, held] = *found;
-  planner_.on_outcome(took);
-  progressed_ = true;
-  std::unique_ptr<ResultItem> result;
-  if (outcome.kind() != Outcome::Kind::kDone || !outcome.follow_ups().empty()) {
-    result = std::make_unique<ResultItem>();
-    result->kind = static_cast<ResultKind>(outcome.kind());
-    result->reason = outcome.reason().substr(0, 1'024);
-    result->delay_ms = outcome.delay() ? outcome.delay()->count() : -1;
-    std::size_t bytes = 0;
-    for (const auto& draft : outcome.follow_ups()) {
-      const auto checked = check_draft(draft, MessageLimits{});
-      bytes += draft.body.size();
-      if (!checked.ok() || outcome.follow_ups().size() > kFollowUpsMax ||
-          bytes > kFollowUpBytesMax) {
-        result->kind = ResultKind::kRetry;
-        result->reason =
-            "follow-up: " + (checked.ok() ? std::string("more than 64 of them, or over 32 MiB")
-                                          : checked.error().text());
-        result->follow_ups.clear();
-        break;
-      }
-      result->follow_ups.push_back(encode_envelope(draft, uuid_v7(now), now));
-    }
+  if (!jobs_.contains(job)) return;
+  if (outcome.kind() == Outcome::Kind::kDone && outcome.follow_ups().empty()) {
+    return on_done({job, 1}, took);
   }
-  answer(link, sequence, *held, std::move(result));
+  planner_.on_outcomes(1, took);
+  progressed_ = true;
+  ResultItem result;
+  result.kind = static_cast<ResultKind>(outcome.kind());
+  result.reason = outcome.reason().substr(0, 1'024);
+  result.delay_ms = outcome.delay() ? outcome.delay()->count() : -1;
+  std::size_t bytes = 0;
+  for (const auto& draft : outcome.follow_ups()) {
+    const auto checked = check_draft(draft, MessageLimits{});
+    bytes += draft.body.size();
+    if (!checked.ok() || outcome.follow_ups().size() > kFollowUpsMax || bytes > kFollowUpBytesMax) {
+      result.kind = ResultKind::kRetry;
+      result.reason =
+          "follow-up: " + (checked.ok() ? std::string("more than 64 of them, or over 32 MiB")
+                                        : checked.error().text());
+      result.follow_ups.clear();
+      break;
+    }
+    result.follow_ups.push_back(encode_envelope(draft, uuid_v7(now), now));
+  }
+  answer(job, std::move(result));
+}
+
+void WorkerCore::forget_jobs(const SequenceRun& jobs) {
+  if (!steps_.empty()) {
+    for (auto job = jobs.first; job < jobs.end(); ++job) forget_step(job);
+  }
+  jobs_.for_parts(jobs, [&](JobTable::Run& run, std::uint64_t first, std::uint64_t end) {
+    jobs_.erase(run, first, end);
+  });
 }
 
 // Whoever waits for the answer to a step of it waits for nothing.
-void WorkerCore::forget_job(std::uint64_t job) {
-  const auto call = steps_.empty() ? steps_.end() : steps_.find(job);
-  if (call == steps_.end()) {
-    jobs_.erase(job);
-    return;
-  }
+void WorkerCore::forget_step(std::uint64_t job) {
+  const auto call = steps_.find(job);
+  if (call == steps_.end()) return;
   // A beginning that was not answered, or was given up: it does not run.
   if (call->second.what != StepCall::kDone) {
-    const auto [link, sequence, place] = jobs_.at(job);
+    const auto [link, sequence] = place_of(job);
     auto& state = links_[link];
-    const Held& held = *place;
+    const Held& held = state.held.find(sequence)->common;
     Step undo{held.epoch,       held.number,       sequence, StepCall::kNotDone,
               call->second.run, call->second.step, ""};
     if (!state.welcomed) {
@@ -394,33 +476,40 @@ void WorkerCore::forget_job(std::uint64_t job) {
     }
   }
   steps_.erase(call);
-  jobs_.erase(job);
   actions_.stepped.emplace_back(job,
                                 StepJournal::Reply{StepAnswer::kRefused, "this delivery was lost"});
 }
 
+// REQUIRES: it is known.
+WorkerCore::JobPlace WorkerCore::place_of(std::uint64_t job) const {
+  const auto& run = *jobs_.find(job);
+  JobPlace place = run.common;
+  place.skip(job - run.first());
+  return place;
+}
+
 void WorkerCore::call_step(std::uint64_t job, JobStep call, SteadyTime now) {
-  if (jobs_.find(job) == nullptr) {
+  if (!jobs_.contains(job)) {
     actions_.stepped.emplace_back(
         job, StepJournal::Reply{StepAnswer::kRefused, "this delivery was lost"});
     return;
   }
   const auto& said = steps_[job] = std::move(call);
-  if (links_[jobs_.at(job).link].welcomed) send_step(job, said, now);  // else after WELCOME
+  if (links_[place_of(job).link].welcomed) send_step(job, said, now);  // else after WELCOME
 }
 
 void WorkerCore::send_step(std::uint64_t job, const JobStep& call, SteadyTime now) {
-  const auto [link, sequence, place] = jobs_.at(job);
-  const Held& held = *place;
+  const auto [link, sequence] = place_of(job);
+  const Held& held = links_[link].held.find(sequence)->common;
   send(link,
        encode(Step{held.epoch, held.number, sequence, call.what, call.run, call.step, call.value}),
        now);
 }
 
 void WorkerCore::on_stepped(std::size_t link, const Stepped& stepped) {
-  const auto found = links_[link].held.find(stepped.sequence);
-  if (found == links_[link].held.end() || found->second.stage != Stage::kHeld) return;
-  const auto call = steps_.find(found->second.job);
+  const auto* held = links_[link].held.find(stepped.sequence);
+  if (held == nullptr || held->is_marked(stepped.sequence)) return;
+  const auto call = steps_.find(held->common.job + (stepped.sequence - held->first()));
   if (call == steps_.end() || call->second.run != stepped.run ||
       call->second.what != stepped.what || call->second.step != stepped.step) {
     return;  // an answer that came twice
@@ -433,14 +522,14 @@ void WorkerCore::on_busy(std::size_t link, const Busy& busy, SteadyTime now) {
   if (!busy.tokens.empty() && !links_[link].busy_until) links_[link].busy_until = now + kBusyWait;
 }
 
-void WorkerCore::on_returned(std::uint64_t job) {
-  const auto* found = jobs_.find(job);
-  if (found == nullptr) return;
-  const auto [link, sequence, held] = *found;
-  auto result = std::make_unique<ResultItem>();
-  result->kind = ResultKind::kReturned;
-  answer(link, sequence, *held, std::move(result));
-  loads_[link].closed = true;  // the dispatcher takes it for a window of 0
+void WorkerCore::on_returned(const SequenceRun& jobs) {
+  for (auto job = jobs.first; job < jobs.end(); ++job) {
+    if (!jobs_.contains(job)) continue;
+    loads_[place_of(job).link].closed = true;  // the dispatcher takes it for a window of 0
+    ResultItem result;
+    result.kind = ResultKind::kReturned;
+    answer(job, std::move(result));
+  }
 }
 
 void WorkerCore::tick(SteadyTime now) {
@@ -463,17 +552,13 @@ void WorkerCore::tick(SteadyTime now) {
     }
     if (state.busy_until && now >= *state.busy_until) {
       state.busy_until.reset();
-      for (const auto& [sequence, held] : state.held) {
-        const bool put_off =
-            held.stage == Stage::kAnswered && held.result && !held.result->follow_ups.empty();
-        if (put_off) state.unsent.push_back(sequence);
+      for (const auto& [sequence, result] : state.results) {
+        if (!result.follow_ups.empty()) state.unsent.add(sequence);
       }
     }
     if (state.broken_at && now - *state.broken_at >= state.grace) {
       // The lease is over: what did not start will be delivered elsewhere.
-      for (const auto& [sequence, held] : state.held) {
-        if (held.stage == Stage::kHeld) actions_.cancel.push_back(held.job);
-      }
+      cancel_all(link);
       state.broken_at.reset();
     }
   }
@@ -488,7 +573,7 @@ void WorkerCore::drain() {
     // Said at the next chance, with what may be sent now.
     farewells_.push_back(link);
   }
-  for (const auto job : jobs_.ids()) actions_.cancel.push_back(job);
+  for (const auto& run : jobs_.all_here()) actions_.cancel.add(run);
 }
 
 bool WorkerCore::drained() const {
@@ -526,17 +611,19 @@ void WorkerCore::give_back_stalled(SteadyTime now) {
   planner_.on_stall(now - progress_at_);
   progress_at_ = now;
   // The oldest ones are those that run.
-  const auto ids = jobs_.ids();
-  actions_.cancel.insert(actions_.cancel.end(),
-                         ids.begin() + static_cast<std::ptrdiff_t>(options_.threads), ids.end());
+  std::uint64_t running = options_.threads;
+  for (auto run : jobs_.all_here()) {
+    const auto skipped = std::min(running, run.count);
+    running -= skipped;
+    if (skipped < run.count) actions_.cancel.add(run.first + skipped, run.count - skipped);
+  }
 }
 
 void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
   auto& state = links_[link];
   if (!state.welcomed || state.unsent.empty()) return;
-  sort_if_needed(state.unsent);
-  state.unsent.erase(std::unique(state.unsent.begin(), state.unsent.end()), state.unsent.end());
-  std::map<std::pair<std::uint64_t, std::uint32_t>, std::vector<Sequence>> done;
+  state.unsent.sort();
+  std::map<std::pair<std::uint64_t, std::uint32_t>, SequenceRuns> done;
   ResultFrame frame;
   std::size_t bytes = 0;
   const auto flush = [&] {
@@ -544,25 +631,32 @@ void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
     frame.items.clear();
     bytes = 0;
   };
-  for (const auto sequence : state.unsent) {
-    const auto found = state.held.find(sequence);
-    if (found == state.held.end() || found->second.stage != Stage::kAnswered) continue;
-    const Held& held = found->second;
-    if (!held.result) {
-      auto& sequences = done[{held.epoch, held.number}];
-      if (sequences.empty()) sequences.reserve(state.unsent.size());
-      sequences.push_back(sequence);
-      continue;
-    }
-    ResultItem item = *held.result;
+  const auto say = [&](const Held& held, Sequence sequence, ResultItem item) {
     item.tokens = {held.epoch, held.number, {sequence}};
     bytes += item.reason.size();
     for (const auto& envelope : item.follow_ups) bytes += envelope.size();
     frame.items.push_back(std::move(item));
     if (frame.items.size() >= kResultItemsMax || bytes >= kResultBytesMax) flush();
+  };
+  const auto say_part = [&](const Held& held, const SequenceRun& part) {
+    auto& sequences = done[{held.epoch, held.number}];
+    Sequence next = part.first;
+    for (auto each = state.results.lower_bound(part.first);
+         each != state.results.end() && each->first < part.end(); ++each) {
+      if (next < each->first) sequences.add(next, each->first - next);
+      next = each->first + 1;
+      say(held, each->first, each->second);
+    }
+    if (next < part.end()) sequences.add(next, part.end() - next);
+  };
+  for (const auto& run : std::exchange(state.unsent, {})) {
+    state.held.for_parts(run, [&](HeldTable::Run& held, Sequence first, Sequence end) {
+      HeldTable::for_marked(held, first, end,
+                            [&](const SequenceRun& part) { say_part(held.common, part); });
+    });
   }
-  state.unsent.clear();
   for (auto& [token, sequences] : done) {
+    if (sequences.empty()) continue;
     ResultItem item;
     item.tokens = {token.first, token.second, std::move(sequences)};
     frame.items.push_back(std::move(item));
@@ -587,6 +681,7 @@ WorkerCore::Actions WorkerCore::take_actions(SteadyTime now) {
       send(link, encode(Bye{}), now);
     }
   }
+  actions_.cancel.sort();
   return std::exchange(actions_, Actions{});
 }
 

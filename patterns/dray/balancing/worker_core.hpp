@@ -15,6 +15,9 @@
 // Promises: P3, P5 (what is held or answered is named in HELLO and repeated until confirmed; a
 // delivery that is held already is not run twice).
 //
+// Jobs have numbers that grow; those of neighbours are neighbours. What comes in runs is kept,
+// started, answered and forgotten in runs.
+//
 // Threading: one thread. Failure: frames that make no sense change nothing. Ownership: a job keeps
 // the bytes of the frame it came in.
 #pragma once
@@ -23,14 +26,12 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <memory_resource>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
-#include "dray/balancing/job_table.hpp"
 #include "dray/balancing/protocol.hpp"
+#include "dray/balancing/run_table.hpp"
 #include "dray/balancing/window_planner.hpp"
 #include "dray/handler.hpp"
 
@@ -52,12 +53,41 @@ struct WorkerOptions {
 
 class WorkerCore {
  public:
-  struct Job {
-    std::uint64_t id = 0;
-    Sequence sequence = 0;
-    std::uint32_t attempt = 1;
+  // What came in one frame.
+  struct Bytes {
+    Delivered records;
     std::shared_ptr<const void> owner;
-    std::string_view envelope;
+  };
+  // Jobs whose messages are neighbours.
+  struct Jobs {
+    std::uint64_t first = 0;
+    std::uint32_t count = 1;
+    std::uint32_t index = 0;  // of the first one's record
+    Sequence sequence = 0;    // of the first
+    std::uint32_t attempt = 1;
+    std::shared_ptr<const Bytes> bytes;
+
+    std::string_view envelope(std::uint32_t at) const {
+      return bytes->records.envelope(index + at);
+    }
+    // The first `wanted` of them, which it loses. REQUIRES: 0 < wanted < count.
+    Jobs split(std::uint32_t wanted) {
+      Jobs front = *this;
+      front.count = wanted;
+      first += wanted;
+      index += wanted;
+      sequence += wanted;
+      count -= wanted;
+      return front;
+    }
+    // Each by itself, for those who start them one by one.
+    std::vector<Jobs> apart() const {
+      std::vector<Jobs> all;
+      Jobs rest = *this;
+      while (rest.count > 1) all.push_back(rest.split(1));
+      all.push_back(rest);
+      return all;
+    }
   };
   struct Send {
     std::size_t link = 0;
@@ -65,8 +95,8 @@ class WorkerCore {
   };
   struct Actions {
     std::vector<Send> sends;
-    std::vector<Job> start;              // in this order
-    std::vector<std::uint64_t> cancel;   // jobs that need not start any more
+    std::vector<Jobs> start;             // in this order
+    SequenceRuns cancel;                 // jobs that need not start any more; sorted
     std::vector<std::size_t> close;      // links that are over: see retire_link()
     std::vector<std::size_t> reconnect;  // silent for a lease: their connections are worth nothing
     std::vector<std::string> problems;   // for the log
@@ -86,7 +116,10 @@ class WorkerCore {
   void on_disconnected(std::size_t link, SteadyTime now);
   void on_frame(std::size_t link, ProtocolFrame frame, const std::shared_ptr<const void>& owner,
                 SteadyTime now);
-  // The job ended after `took`. Unknown ids (written off, forgotten) are ignored.
+  // These jobs are done, without follow-ups; in all they took so long. Unknown ones (written off,
+  // forgotten) are ignored.
+  void on_done(const SequenceRun& jobs, std::chrono::nanoseconds took);
+  // The job ended after `took`. The same of unknown ones.
   void on_outcome(std::uint64_t job, const Outcome& outcome, std::chrono::nanoseconds took,
                   UtcTime now);
   // The job's handler says something of a step, and waits for Actions::stepped. One call of a job
@@ -98,8 +131,8 @@ class WorkerCore {
     std::string value;
   };
   void call_step(std::uint64_t job, JobStep call, SteadyTime now);
-  // The job was taken back before it started.
-  void on_returned(std::uint64_t job);
+  // They were taken back before they started.
+  void on_returned(const SequenceRun& jobs);
   void tick(SteadyTime now);
 
   // When tick() must be called again at the latest.
@@ -114,6 +147,8 @@ class WorkerCore {
   std::size_t link_count() const { return links_.size(); }
   // Jobs are so long that each slot counts (WindowPlanner::is_fine).
   bool takes_each_slot() const { return planner_.is_fine(); }
+  // Jobs that a thread may take at once without keeping much to itself; 1 where each slot counts.
+  std::uint32_t jobs_at_once() const { return planner_.jobs_at_once(); }
   // Deliveries that are queued or running.
   std::size_t held() const { return jobs_.size(); }
   bool welcomed(std::size_t link) const;
@@ -126,17 +161,30 @@ class WorkerCore {
   std::optional<Origin> origin_of(std::uint64_t job) const;
 
  private:
-  enum class Stage : std::uint8_t { kHeld, kAnswered };
+  // Deliveries that are neighbours. Marked: answered.
   struct Held {
     std::uint64_t epoch = 0;
     std::uint32_t number = 0;
-    Stage stage = Stage::kHeld;
-    std::uint64_t job = 0;
-    std::unique_ptr<ResultItem> result;  // nothing: plain done
-  };
-  struct LinkState {
-    explicit LinkState(std::pmr::memory_resource* nodes) : held(nodes) {}
+    std::uint64_t job = 0;  // of the first
 
+    void skip(std::uint64_t count) { job += count; }
+    bool goes_on(const Held& next, std::uint64_t count) const {
+      return epoch == next.epoch && number == next.number && job + count == next.job;
+    }
+  };
+  // Jobs that are neighbours, and so are their messages.
+  struct JobPlace {
+    std::size_t link = 0;
+    Sequence sequence = 0;  // of the first
+
+    void skip(std::uint64_t count) { sequence += count; }
+    bool goes_on(const JobPlace& next, std::uint64_t count) const {
+      return link == next.link && sequence + count == next.sequence;
+    }
+  };
+  using HeldTable = RunTable<Held>;
+  using JobTable = RunTable<JobPlace>;
+  struct LinkState {
     Uuid session;
     std::uint64_t hellos = 0;  // of that session
     bool connected = false;
@@ -155,31 +203,35 @@ class WorkerCore {
     SteadyTime heard_at{};
     std::optional<SteadyTime> busy_until;  // then what was put off is said again
     std::optional<SteadyTime> offered_at;  // room for a dispatcher that said that it waits
-    std::pmr::unordered_map<Sequence, Held> held;
-    std::vector<Sequence> unsent;  // answered since the last flush
-    std::vector<Step> given_up;    // beginnings, to be said when it is welcomed
+    HeldTable held;
+    std::map<Sequence, ResultItem> results;  // of what is answered and not plainly done
+    SequenceRuns unsent;                     // answered since the last flush
+    std::vector<Step> given_up;              // beginnings, to be said when it is welcomed
   };
-  struct JobPlace {
-    std::size_t link = 0;
-    Sequence sequence = 0;
-    Held* held = nullptr;  // in that link's
-  };
-
   void say_hello(std::size_t link, SteadyTime now);
   void on_welcome(std::size_t link, const Welcome& welcome, SteadyTime now);
   bool yields(std::size_t link, const Welcome& welcome, SteadyTime now);
   void move_session(std::size_t from, std::size_t to, SteadyTime now);
   void end_retired(SteadyTime now);
   bool is_second(std::size_t link) const;
-  void on_deliver(std::size_t link, const Deliver& deliver,
-                  const std::shared_ptr<const void>& owner, SteadyTime now);
+  void on_deliver(std::size_t link, Deliver deliver, const std::shared_ptr<const void>& owner,
+                  SteadyTime now);
+  void take_run(std::size_t link, const Deliver& deliver, const Delivered::Run& run,
+                const std::shared_ptr<const Bytes>& bytes);
+  std::uint32_t room_for_jobs(bool something_waits) const;
   void on_confirm(std::size_t link, const Confirm& confirm);
   void forget_all(std::size_t link);
-  void forget_job(std::uint64_t job);
+  void forget_jobs(const SequenceRun& jobs);
+  void forget_step(std::uint64_t job);
+  void forget_results(std::size_t link, const SequenceRun& sequences);
+  JobPlace place_of(std::uint64_t job) const;
+  bool takes_again(std::size_t link, const Deliver& deliver, Sequence sequence);
   void send_step(std::uint64_t job, const JobStep& call, SteadyTime now);
   void on_stepped(std::size_t link, const Stepped& stepped);
   void on_busy(std::size_t link, const Busy& busy, SteadyTime now);
-  void answer(std::size_t link, Sequence sequence, Held& held, std::unique_ptr<ResultItem> result);
+  void answer(std::uint64_t job, ResultItem result);
+  std::uint64_t answer_done(const SequenceRun& jobs);
+  void cancel_all(std::size_t link);
   void flush_results(std::size_t link, SteadyTime now);
   void send_windows(const std::vector<WindowPlanner::Said>& windows, bool before_results,
                     SteadyTime now);
@@ -187,13 +239,12 @@ class WorkerCore {
   void send(std::size_t link, std::string frame, SteadyTime now);
 
   const WorkerOptions options_;
-  // Of the maps of what is held: a node is taken and given back for every delivery.
-  std::unique_ptr<std::pmr::memory_resource> nodes_ =
-      std::make_unique<std::pmr::unsynchronized_pool_resource>();
   std::vector<LinkState> links_;
   WindowPlanner planner_;
   std::vector<WindowPlanner::Link> loads_;  // by link
-  JobTable<JobPlace> jobs_;                 // not answered
+  JobTable jobs_;                           // not answered
+  std::uint64_t last_job_ = 0;
+  std::uint32_t jobs_max_ = 0;              // as of the frame that is being taken
   std::map<std::uint64_t, JobStep> steps_;  // by job: not answered
   SteadyTime progress_at_;                  // a job ended, or more came than there are threads
   bool progressed_ = false;

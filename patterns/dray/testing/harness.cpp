@@ -56,8 +56,8 @@ struct Harness::State final : spool::CommitListener {
     GroupOptions options;
     std::unique_ptr<Consumer> consumer;
     std::unique_ptr<WorkerCore> core;
-    std::string peer;  // of its connection to the dispatcher
-    std::deque<WorkerCore::Job> jobs;
+    std::string peer;                   // of its connection to the dispatcher
+    std::deque<WorkerCore::Jobs> jobs;  // single ones
     std::optional<CrashPoint> crash;
     bool stopped = false;
   };
@@ -117,15 +117,16 @@ struct Harness::State final : spool::CommitListener {
   }
 
   void on_committed(spool::Committed committed) override {
-    for (const auto& message : committed.messages) {
-      auto envelope = parse_envelope(message.envelope);
-      if (!envelope.ok()) continue;
+    committed.for_each_message([&](Sequence sequence, const spool::AcceptedRun&,
+                                   std::string_view bytes) {
+      auto envelope = parse_envelope(bytes);
+      if (!envelope.ok()) return;
       accepted.push_back(
-          {message.sequence, std::string(envelope->topic), std::string(envelope->key),
+          {sequence, std::string(envelope->topic), std::string(envelope->key),
            parse_headers(envelope->headers).ok() ? *parse_headers(envelope->headers) : Headers{},
            std::string(envelope->body), envelope->priority, envelope->published_at,
            envelope->deliver_at, envelope->expires_at});
-    }
+    });
     inbox.push_back(std::move(committed));
   }
   void on_failed(const Error& error) override { throw std::logic_error(error.text()); }
@@ -200,10 +201,9 @@ struct Harness::State final : spool::CommitListener {
   void deliver(const DispatcherCore::Send& send) {
     for (const auto& each : workers) {
       if (each->peer != send.peer) continue;
-      auto bytes = std::make_shared<std::string>(send.frame);
-      auto frame = balancing::decode_frame(*bytes);
+      auto frame = balancing::decode_frame(send.frame, send.records);
       DRAY_ASSERT(frame.ok());
-      return each->core->on_frame(0, std::move(*frame), bytes, clock.steady());
+      return each->core->on_frame(0, std::move(*frame), send.owner, clock.steady());
     }
     core->on_unsent(send, now());
   }
@@ -274,14 +274,14 @@ struct Harness::State final : spool::CommitListener {
   // Does what the core wants. False if that is nothing.
   bool take(Worker& worker, WorkerCore::Actions& actions) {
     const bool busy = !actions.sends.empty() || !actions.start.empty() || !actions.cancel.empty();
-    for (auto& job : actions.start) worker.jobs.push_back(std::move(job));
-    for (const auto job : actions.cancel) {
-      const auto found = std::find_if(worker.jobs.begin(), worker.jobs.end(),
-                                      [&](const auto& each) { return each.id == job; });
-      if (found == worker.jobs.end()) continue;
-      worker.jobs.erase(found);
-      worker.core->on_returned(job);
+    for (const auto& jobs : actions.start) {
+      for (auto& job : jobs.apart()) worker.jobs.push_back(std::move(job));
     }
+    std::erase_if(worker.jobs, [&](const auto& job) {
+      if (!actions.cancel.contains(job.first)) return false;
+      worker.core->on_returned({job.first, 1});
+      return true;
+    });
     for (const auto& each : actions.sends) {
       if (worker.peer.empty()) continue;
       auto frame = balancing::decode_frame(each.frame);
@@ -333,19 +333,19 @@ struct Harness::State final : spool::CommitListener {
     return {StepAnswer::kRefused, "nobody answers"};
   }
 
-  void handle(Worker& worker, const WorkerCore::Job& job) {
-    if (!worker.core->origin_of(job.id)) return;  // given to someone else meanwhile
+  void handle(Worker& worker, const WorkerCore::Jobs& job) {
+    if (!worker.core->origin_of(job.first)) return;  // given to someone else meanwhile
     if (worker.crash == CrashPoint::kBeforeHandler) return crash(worker);
     std::stop_source stop;
     if (std::exchange(worker.stopped, false)) stop.request_stop();
-    Journal journal(*this, worker, job.id);
+    Journal journal(*this, worker, job.first);
     const auto outcome = worker.consumer->consume(
-        {job.envelope, worker.group, job.sequence, job.attempt, &journal}, stop.get_token());
+        {job.envelope(0), worker.group, job.sequence, job.attempt, &journal}, stop.get_token());
     if (journal.died()) return crash(worker);
     handled.push_back({worker.group, job.sequence, job.attempt, outcome.kind(), outcome.reason()});
     const auto crash_at = worker.crash;
     if (crash_at == CrashPoint::kAfterHandler) return crash(worker);
-    worker.core->on_outcome(job.id, outcome, std::chrono::nanoseconds(0), clock.utc());
+    worker.core->on_outcome(job.first, outcome, std::chrono::nanoseconds(0), clock.utc());
     if (crash_at != CrashPoint::kAfterResult) return;
     for (const auto& each : worker.core->take_actions(clock.steady()).sends) {
       auto frame = balancing::decode_frame(each.frame);

@@ -167,7 +167,7 @@ TEST_CASE("drafts beyond the limits are refused with the limit") {
 }
 
 TEST_CASE("runs: neighbours cost two numbers, and hostile lists are refused") {
-  std::vector<Sequence> sequences{1, 2, 3, 7, 1000};
+  const SequenceRuns sequences{1, 2, 3, 7, 1000};
   std::string bytes;
   Encoder encoder(bytes);
   encode_runs(encoder, sequences);
@@ -179,6 +179,23 @@ TEST_CASE("runs: neighbours cost two numbers, and hostile lists are refused") {
   bad.natural(1);
   bad.natural(1ULL << 60);
   CHECK(!decode_runs(Document::parse(hostile)->root()).ok());
+}
+
+TEST_CASE("runs: what comes in any order and twice is sorted, each once") {
+  SequenceRuns runs{9, 3, 4, 5, 1, 4, 2};
+  CHECK(runs.size() == 7);
+  runs.sort();
+  CHECK(runs == SequenceRuns{1, 2, 3, 4, 5, 9});
+  CHECK(runs.run_count() == 2);
+  CHECK((runs.contains(1) && runs.contains(5) && runs.contains(9)));
+  CHECK((!runs.contains(0) && !runs.contains(6) && !runs.contains(10)));
+  CHECK(runs.list() == std::vector<Sequence>{1, 2, 3, 4, 5, 9});
+  SequenceRuns overlapping;
+  overlapping.add(10, 5);
+  overlapping.add(12, 10);
+  overlapping.add(1, 9);  // up to 9: right before the first
+  overlapping.sort();
+  CHECK((overlapping.run_count() == 1 && overlapping.size() == 21));
 }
 
 TEST_CASE("CRC-32C has the value of RFC 3720") {

@@ -229,7 +229,7 @@ TEST_CASE("recovery: both checkpoints are bad and old segments are gone, with a 
   LogReader reader(owner.spool().segments());
   auto message = read_message(reader, kept, history);
   REQUIRE((message.ok() && message->has_value()));
-  CHECK(parse_envelope((*message)->envelope)->body == "kept");
+  CHECK(parse_envelope((*message)->envelope())->body == "kept");
   const auto attempts = read_attempts(reader, *history, 0, 10);
   REQUIRE(attempts.size() == 1);
   CHECK(attempts[0].reason == "no such address");

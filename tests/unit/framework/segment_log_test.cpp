@@ -44,9 +44,7 @@ TEST_CASE("a sealed segment costs one descriptor, whatever it was written with")
   const auto buffers = std::make_shared<Buffers>();
   while ((*log)->segments().size() < 4) {
     Batch batch(buffers);
-    spool::Frame frame;
-    frame.type = RecordType::kMarker;
-    batch.add(frame, payload, crc32c(0, payload));
+    batch.add({RecordType::kMarker}, payload);
     REQUIRE((*log)->write(batch, 0, true).ok());
   }
   const auto current = segment_name((*log)->segments().back().number);

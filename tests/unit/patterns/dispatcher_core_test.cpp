@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "support/records.hpp"
+
 using namespace dray;
 using namespace dray::balancing;
 using namespace std::chrono_literals;
@@ -46,14 +48,29 @@ class Bench {
     const Sequence sequence = next_++;
     spool::Committed committed;
     committed.first = committed.last = sequence;
-    auto bytes = std::make_shared<std::string>("envelope " + std::to_string(sequence));
-    stored[sequence] = bytes;
-    committed.messages.push_back(
-        {sequence, 1, Priority::kNormal, ms(deliver_at), ms(expires_at), *bytes});
-    committed.bytes = bytes;
+    stored[sequence] = test::records_of({sequence}, "envelope " + std::to_string(sequence));
+    committed.records = stored[sequence];
+    committed.runs.push_back(
+        {sequence, 1, 0, 1, Priority::kNormal, false, ms(deliver_at), ms(expires_at)});
     core->on_committed(committed, now());
     settle_down();
     return sequence;
+  }
+
+  // So many in one commit: neighbours.
+  Sequence publish_run(std::uint32_t count) {
+    const Sequence first = next_;
+    std::vector<Sequence> sequences;
+    for (std::uint32_t i = 0; i < count; ++i) sequences.push_back(next_++);
+    for (const auto sequence : sequences) stored[sequence] = test::records_of({sequence}, "run");
+    spool::Committed committed;
+    committed.first = first;
+    committed.last = next_ - 1;
+    committed.records = test::records_of(sequences, "run");
+    committed.runs.push_back({first, count, 0, 1});
+    core->on_committed(committed, now());
+    settle_down();
+    return first;
   }
 
   std::uint64_t hellos = 0;
@@ -81,6 +98,15 @@ class Bench {
     settle_down();
   }
 
+  void answer_run(const std::string& peer, Sequence first, std::uint64_t count,
+                  std::uint32_t number = 1) {
+    ResultFrame frame;
+    frame.items.push_back({ResultKind::kDone, {5, number, {}}, "", -1, {}});
+    frame.items.back().tokens.sequences.add(first, count);
+    core->on_frame(peer, frame, now());
+    settle_down();
+  }
+
   void window(const std::string& peer, std::uint32_t messages) {
     core->on_frame(peer, Window{messages, 1 << 20}, now());
     settle_down();
@@ -97,16 +123,21 @@ class Bench {
     for (auto actions = core->take_actions(now()); !actions.empty();
          actions = core->take_actions(now())) {
       for (auto& send : actions.sends) {
-        auto frame = decode_frame(send.frame);
+        auto frame = decode_frame(send.frame, send.records);
         REQUIRE(frame.ok());
         if (const auto* deliver = std::get_if<Deliver>(&*frame)) {
           last_waiting[send.peer] = deliver->waiting;
-          for (const auto& each : deliver->deliveries) {
-            delivered[send.peer].push_back({each.sequence, each.number, each.attempt, {}});
+          ++delivers;
+          for (const auto& run : deliver->records.runs) {
+            for (std::uint32_t i = 0; i < run.count; ++i) {
+              delivered[send.peer].push_back({run.first + i, deliver->number, deliver->attempt});
+            }
           }
         } else if (const auto* confirm = std::get_if<Confirm>(&*frame)) {
           for (const auto& range : confirm->tokens) {
-            for (const auto sequence : range.sequences) confirmed[send.peer].push_back(sequence);
+            for (const auto sequence : range.sequences.list()) {
+              confirmed[send.peer].push_back(sequence);
+            }
           }
         } else if (std::holds_alternative<Heartbeat>(*frame)) {
           ++heartbeats;
@@ -114,7 +145,9 @@ class Bench {
           told[send.peer].push_back(backlog->waiting);
         } else if (const auto* busy = std::get_if<Busy>(&*frame)) {
           for (const auto& range : busy->tokens) {
-            for (const auto sequence : range.sequences) put_off[send.peer].push_back(sequence);
+            for (const auto sequence : range.sequences.list()) {
+              put_off[send.peer].push_back(sequence);
+            }
           }
         } else if (const auto* refused = std::get_if<Refused>(&*frame)) {
           refusals.push_back(refused->code);
@@ -136,16 +169,15 @@ class Bench {
           if (skip_from < each->first) slice.skips.emplace_back(skip_from, each->first - 1);
           skip_from = each->first + 1;
           if (!state.is_plain(each->first)) continue;
-          slice.messages.push_back({each->first, 0, 0, each->second, *each->second});
+          slice.runs.push_back({each->first, 1, 0, each->second});
         }
         if (skip_from < slice.next) slice.skips.emplace_back(skip_from, slice.next - 1);
         core->on_refilled(refill, std::move(slice));
       }
       for (const auto& each : actions.key_reads) core->on_key(each.group, each.sequence, 0, now());
       for (const auto& fetch : actions.fetches) {
-        const auto& bytes = stored.at(fetch.sequence);
         core->on_fetched(fetch.group, fetch.sequence,
-                         ReadyMessage{fetch.sequence, 0, 0, bytes, *bytes});
+                         spool::StoredRun{fetch.sequence, 1, 0, stored.at(fetch.sequence)});
       }
       CHECK(core->group_state(0).counts().balanced());  // P2
     }
@@ -159,10 +191,16 @@ class Bench {
   std::map<std::string, std::vector<Sequence>> put_off;  // by BUSY
   std::map<std::string, std::uint64_t> last_waiting;
   int heartbeats = 0;
-  std::map<std::string, std::vector<Delivered>> delivered;
+  struct Delivery {
+    Sequence sequence = 0;
+    std::uint32_t number = 0;
+    std::uint32_t attempt = 0;
+  };
+  int delivers = 0;  // frames
+  std::map<std::string, std::vector<Delivery>> delivered;
   std::map<std::string, std::vector<Sequence>> confirmed;
   std::vector<std::string> refusals;
-  std::map<Sequence, std::shared_ptr<std::string>> stored;
+  std::map<Sequence, std::shared_ptr<const spool::Records>> stored;
   std::vector<spool::RecordType> records;
 
   void commit_now(const spool::Submission& submission) { commit(submission); }
@@ -209,6 +247,88 @@ TEST_CASE("a window is never exceeded, and its credit comes back with each answe
   for (const auto sequence : sequences) bench.answer("a", sequence, ResultKind::kDone);
   CHECK(bench.delivered["a"].size() == 5);
   CHECK(bench.counts().done == 5);
+}
+
+TEST_CASE("neighbours go as a run: in one frame, answered and settled as one") {
+  Bench bench;
+  bench.hello("a", kOne, 1'000);
+  const auto first = bench.publish_run(300);
+  CHECK(bench.delivers == 1);
+  REQUIRE(bench.delivered["a"].size() == 300);
+  CHECK(bench.delivered["a"][299].sequence == first + 299);
+  bench.records.clear();
+  bench.answer_run("a", first, 300);
+  CHECK(bench.counts().done == 300);
+  CHECK(bench.records == std::vector<spool::RecordType>{spool::RecordType::kSettlement});
+  CHECK(bench.confirmed["a"].size() == 300);
+}
+
+TEST_CASE("of a run, parts are settled, repeated, given back and stale, each by itself") {
+  Bench bench;
+  bench.hello("a", kOne, 100);
+  const auto first = bench.publish_run(100);
+  bench.answer_run("a", first + 20, 10);
+  CHECK(bench.counts().done == 10);
+  bench.answer_run("a", first + 15, 20);  // ten of them again
+  CHECK(bench.counts().done == 20);
+  CHECK(bench.core->stale_results() == 10);
+  bench.answer("a", first + 50, ResultKind::kReturned);
+  bench.window("a", 100);
+  CHECK(bench.delivered["a"].back().sequence == first + 50);
+  CHECK(bench.delivered["a"].back().number == 2);
+  bench.answer_run("a", first, 100);  // what was not answered, but for the one with number 2
+  CHECK(bench.counts().done == 99);
+  CHECK(bench.core->stale_results() == 10 + 20 + 1);
+  bench.answer("a", first + 50, ResultKind::kDone, 2);
+  CHECK(bench.counts().done == 100);
+  CHECK(bench.core->session_status().front().outstanding == 0);
+}
+
+TEST_CASE("a run is split by the room that there is, and by the group's limits") {
+  SECTION("windows") {
+    Bench bench;
+    bench.hello("a", kOne, 7);
+    bench.hello("b", kTwo, 30);
+    bench.publish_run(100);
+    CHECK(bench.delivered["a"].size() == 7);
+    CHECK(bench.delivered["b"].size() == 30);
+    bench.window("b", 200);
+    CHECK(bench.delivered["b"].size() == 93);
+  }
+  SECTION("bytes: a window of them may be passed by one") {
+    Bench bench;
+    bench.hello("a", kOne, 100);
+    bench.core->on_frame("a", Window{100, 100}, bench.now());  // two records of 40 bytes fit
+    bench.publish_run(10);
+    CHECK(bench.delivered["a"].size() == 3);
+  }
+  SECTION("concurrency") {
+    Bench bench({}, 2, nullptr, 9,
+                [](DispatcherOptions& options) { options.limits["g"].concurrency = 5; });
+    bench.hello("a", kOne, 100);
+    const auto first = bench.publish_run(20);
+    CHECK(bench.delivered["a"].size() == 5);
+    bench.answer_run("a", first, 3);
+    CHECK(bench.delivered["a"].size() == 8);
+  }
+}
+
+TEST_CASE("what of a run never arrived is delivered elsewhere, the rest is not") {
+  Bench bench;
+  bench.hello("a", kOne, 100);
+  const auto first = bench.publish_run(10);
+  TokenRange held{5, 1, {}};
+  held.sequences.add(first, 4);
+  bench.hello("a2", kOne, 100, {held});  // by a new connection
+  REQUIRE(bench.delivered["a2"].size() == 6);
+  for (const auto& each : bench.delivered["a2"]) {
+    CHECK(each.sequence >= first + 4);
+    CHECK(each.number == 2);
+    CHECK(each.attempt == 1);
+  }
+  bench.answer_run("a2", first, 4);
+  bench.answer_run("a2", first + 4, 6, 2);
+  CHECK(bench.counts().done == 10);
 }
 
 TEST_CASE("work is spread over sessions, least loaded first") {
@@ -409,7 +529,9 @@ TEST_CASE("a delivery that could not be sent is no attempt, and is free for othe
   const auto sequence = bench.publish();
   bench.hello("b", kTwo);
   REQUIRE(bench.delivered["a"].size() == 1);
-  bench.core->on_unsent({"a", encode(Deliver{5, {{sequence, 1, 1, "envelope"}}})}, bench.now());
+  const auto records = test::records_of({sequence}, "envelope");
+  bench.core->on_unsent({"a", encode(Deliver{5, 1, 1, 0}), records->extent(0, 1), records},
+                        bench.now());
   bench.advance(1ms);
   REQUIRE(bench.delivered["b"].size() == 1);
   CHECK(bench.delivered["b"][0].attempt == 1);
@@ -493,7 +615,7 @@ TEST_CASE("after a restart older messages wait for recorded sessions, new ones f
   state->delivered(2, 1, 4);
   Bench bench({{kOne, 0, "old worker"}}, 10, std::move(state));
   for (Sequence sequence = 2; sequence <= 4; ++sequence) {
-    bench.stored[sequence] = std::make_shared<std::string>("old");
+    bench.stored[sequence] = test::records_of({sequence}, "old");
   }
   SECTION("the session returns: what it holds is not delivered a second time (P5)") {
     bench.hello("b", kTwo);

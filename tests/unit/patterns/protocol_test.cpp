@@ -13,24 +13,27 @@ namespace {
 struct Example {
   std::string title;
   std::string bytes;
+  std::string records;  // the second frame
 };
 
-// The blocks of PROTOCOL.md that begin with ```hex.
+// The blocks of PROTOCOL.md that begin with ```hex, and with ```hex-records behind them.
 std::vector<Example> examples() {
   std::ifstream file(DRAY_PROTOCOL_MD);
   REQUIRE(file);
   std::vector<Example> all;
-  bool inside = false;
+  std::string* inside = nullptr;
   for (std::string line; std::getline(file, line);) {
     if (line.rfind("```hex ", 0) == 0) {
-      all.push_back({line.substr(7), {}});
-      inside = true;
+      all.push_back({line.substr(7), {}, {}});
+      inside = &all.back().bytes;
+    } else if (line.rfind("```hex-records ", 0) == 0) {
+      inside = &all.back().records;
     } else if (line == "```") {
-      inside = false;
-    } else if (inside) {
+      inside = nullptr;
+    } else if (inside != nullptr) {
       std::istringstream bytes(line);
       for (unsigned value = 0; bytes >> std::hex >> value;) {
-        all.back().bytes += static_cast<char>(value);
+        *inside += static_cast<char>(value);
       }
     }
   }
@@ -47,7 +50,7 @@ TEST_CASE("every example of PROTOCOL.md decodes, encodes to the same bytes, and 
   std::set<std::size_t> kinds;
   for (const auto& example : examples()) {
     INFO(example.title);
-    const auto frame = decode_frame(example.bytes);
+    const auto frame = decode_frame(example.bytes, example.records);
     REQUIRE(frame.ok());
     CHECK(encode_again(*frame) == example.bytes);
     kinds.insert(frame->index());
@@ -56,31 +59,41 @@ TEST_CASE("every example of PROTOCOL.md decodes, encodes to the same bytes, and 
 }
 
 TEST_CASE("the examples of PROTOCOL.md say what they are said to say") {
-  for (const auto& [title, bytes] : examples()) {
-    const auto frame = decode_frame(bytes);
+  for (const auto& [title, bytes, records] : examples()) {
+    const auto frame = decode_frame(bytes, records);
     REQUIRE(frame.ok());
     if (const auto* hello = std::get_if<Hello>(&*frame)) {
       CHECK(hello->group == "email");
-      CHECK(hello->held.at(0).sequences == std::vector<Sequence>{7, 8});
+      CHECK(hello->held.at(0).sequences == SequenceRuns{7, 8});
     } else if (const auto* result = std::get_if<ResultFrame>(&*frame)) {
       CHECK(result->items.at(1).kind == ResultKind::kRetry);
       CHECK(result->items.at(1).delay_ms == 30'000);
     } else if (const auto* welcome = std::get_if<Welcome>(&*frame)) {
       CHECK(welcome->lease_ms == 10'000);
+    } else if (const auto* deliver = std::get_if<Deliver>(&*frame)) {
+      CHECK(deliver->waiting == 2);
+      REQUIRE(deliver->records.runs.size() == 1);
+      CHECK(deliver->records.runs.front().first == 7);
+      CHECK(deliver->records.envelope(0) == "\x01\x02\x03");
     }
   }
 }
 
 TEST_CASE("no frame that is cut short or altered in one byte crashes the decoder") {
-  for (const auto& [title, bytes] : examples()) {
+  for (const auto& [title, bytes, records] : examples()) {
     for (std::size_t size = 0; size < bytes.size(); ++size) {
-      CHECK(!decode_frame(std::string_view(bytes).substr(0, size)).ok());
+      CHECK(!decode_frame(std::string_view(bytes).substr(0, size), records).ok());
     }
-    for (std::size_t at = 0; at < bytes.size(); ++at) {
-      std::string altered = bytes;
-      for (const int bit : {0, 3, 7}) {
-        altered[at] = static_cast<char>(bytes[at] ^ (1 << bit));
-        (void)decode_frame(altered);
+    for (std::size_t size = 0; size < records.size(); ++size) {
+      CHECK(!decode_frame(bytes, std::string_view(records).substr(0, size)).ok());
+    }
+    for (const auto* part : {&bytes, &records}) {
+      for (std::size_t at = 0; at < part->size(); ++at) {
+        std::string altered = *part;
+        for (const int bit : {0, 3, 7}) {
+          altered[at] = static_cast<char>((*part)[at] ^ (1 << bit));
+          (void)(part == &bytes ? decode_frame(altered, records) : decode_frame(bytes, altered));
+        }
       }
     }
   }

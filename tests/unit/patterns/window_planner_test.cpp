@@ -21,7 +21,7 @@ Links open_links(std::size_t count) {
 
 WindowPlanner planner_of(std::uint32_t threads, std::chrono::nanoseconds job) {
   WindowPlanner planner({threads});
-  for (int i = 0; i < 2'000; ++i) planner.on_outcome(job);
+  for (int i = 0; i < 2'000; ++i) planner.on_outcomes(1, job);
   return planner;
 }
 
@@ -48,7 +48,7 @@ TEST_CASE("long jobs get hardly more room than the threads, short ones thousands
 
 TEST_CASE("a few long jobs among many short ones leave no room to take ahead") {
   WindowPlanner planner({4});
-  for (int i = 0; i < 10'000; ++i) planner.on_outcome(i % 100 == 0 ? 500ms : 1ms);
+  for (int i = 0; i < 10'000; ++i) planner.on_outcomes(1, i % 100 == 0 ? 500ms : 1ms);
   CHECK(planner.room(false) == 4);
   CHECK(planner.is_fine());
 }
@@ -58,7 +58,7 @@ TEST_CASE("handlers that end nothing make the room small at once, and it grows b
   CHECK(!planner.is_fine());
   planner.on_stall(200ms);
   CHECK(planner.room(false) == 4);
-  for (int i = 0; i < 20'000; ++i) planner.on_outcome(20us);
+  for (int i = 0; i < 20'000; ++i) planner.on_outcomes(1, 20us);
   CHECK(planner.room(false) > 100);
 }
 
@@ -141,7 +141,7 @@ TEST_CASE("shares of a large room follow what waits; idle dispatchers keep a sma
 
 TEST_CASE("windows in bytes share the limit of all links") {
   WindowPlanner planner({4, 1'000, 1 << 20});
-  for (int i = 0; i < 2'000; ++i) planner.on_outcome(1us);
+  for (int i = 0; i < 2'000; ++i) planner.on_outcomes(1, 1us);
   auto links = open_links(2);
   links[0].waiting = links[1].waiting = 100'000;
   std::uint64_t bytes = 0;

@@ -2,6 +2,8 @@
 
 #include <random>
 
+#include "support/records.hpp"
+
 using namespace dray;
 using namespace dray::balancing;
 using namespace std::chrono_literals;
@@ -23,12 +25,14 @@ class Bench {
     core->on_frame(0, Welcome{spool, 1, 10'000, 2'000}, nullptr, clock.steady());
     act();
   }
-  void deliver(Sequence sequence, std::uint32_t number = 1) {
-    Deliver frame;
-    frame.epoch = 1;
-    frame.deliveries.push_back({sequence, number, 1, "envelope"});
-    core->on_frame(0, frame, nullptr, clock.steady());
+  void deliver(const std::vector<Sequence>& sequences, std::uint32_t number = 1,
+               std::size_t link = 0, std::uint64_t epoch = 1) {
+    auto deliver = test::deliver_frame(epoch, sequences, number);
+    core->on_frame(link, std::move(deliver.frame), deliver.owner, clock.steady());
     act();
+  }
+  void deliver(Sequence sequence, std::uint32_t number = 1) {
+    deliver(std::vector<Sequence>{sequence}, number);
   }
   void confirm(Sequence sequence, std::uint32_t number = 1) {
     core->on_frame(0, Confirm{{{1, number, {sequence}}}}, nullptr, clock.steady());
@@ -40,8 +44,11 @@ class Bench {
   }
   void act() {
     auto actions = core->take_actions(clock.steady());
-    for (auto& job : actions.start) started.push_back(job);
-    for (const auto job : actions.cancel) cancelled.push_back(job);
+    for (const auto& jobs : actions.start) {
+      runs.push_back(jobs);
+      for (const auto& job : jobs.apart()) started.push_back({job.first, job.sequence});
+    }
+    for (const auto job : actions.cancel.list()) cancelled.push_back(job);
     closed.insert(closed.end(), actions.close.begin(), actions.close.end());
     problems.insert(problems.end(), actions.problems.begin(), actions.problems.end());
     for (auto& send : actions.sends) frames.push_back(std::move(*decode_frame(send.frame)));
@@ -59,7 +66,12 @@ class Bench {
   VirtualClock clock;
   Uuid spool = uuid_v4();
   std::unique_ptr<WorkerCore> core;
-  std::vector<WorkerCore::Job> started;
+  struct Job {
+    std::uint64_t id = 0;
+    Sequence sequence = 0;
+  };
+  std::vector<Job> started;
+  std::vector<WorkerCore::Jobs> runs;  // the same
   std::vector<std::uint64_t> cancelled;
   std::vector<std::size_t> closed;
   std::vector<std::string> problems;
@@ -173,7 +185,7 @@ TEST_CASE("a result is repeated after each reconnect until it is confirmed") {
     bench.frames.clear();
     bench.connect();
     REQUIRE(bench.sent<Hello>().size() == 1);
-    CHECK(bench.sent<Hello>()[0].held.at(0).sequences == std::vector<Sequence>{7});
+    CHECK(bench.sent<Hello>()[0].held.at(0).sequences == SequenceRuns{7});
     REQUIRE(bench.sent<ResultFrame>().size() == 1);
   }
   bench.confirm(7);
@@ -217,6 +229,128 @@ TEST_CASE("a retry whose CONFIRM was lost is run when it is delivered again") {
   CHECK(bench.sent<ResultFrame>()[1].items[0].kind == ResultKind::kDone);
 }
 
+namespace {
+
+// Short jobs first: so many may lie ready then.
+void widen(Bench& bench) {
+  for (Sequence i = 1; i <= 400; ++i) {
+    bench.deliver(i);
+    bench.core->on_outcome(bench.started.back().id, done(), 20us, bench.clock.utc());
+    bench.act();
+    bench.confirm(i);
+  }
+  bench.started.clear();
+  bench.runs.clear();
+  bench.frames.clear();
+}
+
+std::vector<Sequence> range(Sequence first, Sequence count) {
+  std::vector<Sequence> all;
+  for (Sequence i = 0; i < count; ++i) all.push_back(first + i);
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("neighbours are one run of jobs, and what is done of them one run of a result") {
+  Bench bench;
+  bench.connect();
+  widen(bench);
+  bench.deliver(range(1'000, 100));
+  REQUIRE(bench.runs.size() == 1);
+  const auto jobs = bench.runs[0];
+  CHECK((jobs.count == 100 && jobs.sequence == 1'000));
+  CHECK(jobs.envelope(99) == "envelope");
+  bench.core->on_done({jobs.first, 60}, 60 * 20us);
+  bench.core->on_done({jobs.first + 60, 40}, 40 * 20us);
+  bench.act();
+  REQUIRE(bench.sent<ResultFrame>().size() == 1);
+  const auto result = bench.sent<ResultFrame>()[0];
+  REQUIRE(result.items.size() == 1);
+  CHECK(result.items[0].tokens.sequences.run_count() == 1);
+  CHECK(result.items[0].tokens.sequences.size() == 100);
+  bench.core->on_frame(0, Confirm{{{1, 1, result.items[0].tokens.sequences}}}, nullptr,
+                       bench.clock.steady());
+  CHECK(bench.core->held() == 0);
+  bench.frames.clear();
+  bench.core->on_disconnected(0, bench.clock.steady());
+  bench.connect();
+  CHECK(bench.sent<Hello>()[0].held.empty());
+}
+
+TEST_CASE("of a run, some are done, one fails, some are given back, some are another's") {
+  Bench bench;
+  bench.connect();
+  widen(bench);
+  bench.deliver(range(1'000, 10));
+  const auto first = bench.runs.at(0).first;
+  bench.core->on_done({first, 2}, 40us);
+  bench.core->on_outcome(first + 2, retry("no"), 20us, bench.clock.utc());
+  bench.core->on_returned({first + 3, 2});
+  bench.core->on_done({first + 5, 1}, 20us);
+  bench.act();
+  SequenceRuns done_ones;
+  SequenceRuns retried;
+  SequenceRuns returned;
+  for (const auto& frame : bench.sent<ResultFrame>()) {
+    for (const auto& item : frame.items) {
+      auto& list = item.kind == ResultKind::kDone    ? done_ones
+                   : item.kind == ResultKind::kRetry ? retried
+                                                     : returned;
+      for (const auto& run : item.tokens.sequences) list.add(run);
+    }
+  }
+  CHECK(done_ones == SequenceRuns{1'000, 1'001, 1'005});
+  CHECK(retried == SequenceRuns{1'002});
+  CHECK(returned == SequenceRuns{1'003, 1'004});
+  CHECK(bench.core->held() == 4);
+  // Two that run are another's by now: nobody waits for them.
+  bench.confirm(1'006);
+  bench.confirm(1'008);
+  CHECK(bench.cancelled == std::vector<std::uint64_t>{first + 6, first + 8});
+  CHECK(bench.core->held() == 2);
+  bench.frames.clear();
+  bench.core->on_done({first + 6, 4}, 80us);
+  bench.act();
+  REQUIRE(bench.sent<ResultFrame>().size() == 1);
+  CHECK(bench.sent<ResultFrame>()[0].items.at(0).tokens.sequences == SequenceRuns{1'007, 1'009});
+  // All that is not confirmed is said again, each as it was.
+  bench.core->on_disconnected(0, bench.clock.steady());
+  bench.frames.clear();
+  bench.connect();
+  std::uint64_t said = 0;
+  for (const auto& frame : bench.sent<ResultFrame>()) {
+    for (const auto& item : frame.items) said += item.tokens.sequences.size();
+  }
+  CHECK(said == 8);
+}
+
+TEST_CASE("a part of a run that is granted again is not run twice, and gets the new number") {
+  Bench bench;
+  bench.connect();
+  widen(bench);
+  bench.deliver(range(1'000, 6));
+  const auto first = bench.runs.at(0).first;
+  bench.core->on_done({first, 2}, 40us);
+  bench.core->on_outcome(first + 2, retry("no"), 20us, bench.clock.utc());
+  bench.act();
+  bench.frames.clear();
+  bench.deliver(range(1'001, 4), 2);  // one that is done, one that is retried, two that run
+  CHECK(bench.runs.size() == 2);
+  CHECK((bench.runs[1].count == 1 && bench.runs[1].sequence == 1'002));
+  bench.core->on_done({first + 3, 2}, 40us);
+  bench.act();
+  SequenceRuns with_two;
+  for (const auto& frame : bench.sent<ResultFrame>()) {
+    for (const auto& item : frame.items) {
+      CHECK(item.tokens.number == 2);
+      for (const auto& run : item.tokens.sequences) with_two.add(run);
+    }
+  }
+  with_two.sort();
+  CHECK(with_two == SequenceRuns{1'001, 1'003, 1'004});
+}
+
 TEST_CASE("a drain returns what did not start, finishes what did, and says BYE") {
   Bench bench;
   bench.connect();
@@ -227,7 +361,7 @@ TEST_CASE("a drain returns what did not start, finishes what did, and says BYE")
   bench.act();
   CHECK(bench.sent<Window>().back().messages == 0);
   CHECK(bench.cancelled.size() == 2);
-  bench.core->on_returned(bench.started[1].id);  // the first runs already
+  bench.core->on_returned({bench.started[1].id, 1});  // the first runs already
   bench.act();
   CHECK(bench.sent<ResultFrame>()[0].items[0].kind == ResultKind::kReturned);
   CHECK(!bench.core->drained());
@@ -286,7 +420,7 @@ TEST_CASE("what finds no thread free, where each slot counts, goes back at once"
   CHECK(bench.started.size() == 2);
   REQUIRE(bench.sent<ResultFrame>().size() == 1);
   CHECK(bench.sent<ResultFrame>()[0].items[0].kind == ResultKind::kReturned);
-  CHECK(bench.sent<ResultFrame>()[0].items[0].tokens.sequences == std::vector<Sequence>{3});
+  CHECK(bench.sent<ResultFrame>()[0].items[0].tokens.sequences == SequenceRuns{3});
   bench.frames.clear();
   bench.finish(bench.started[0].id);
   // The room that it has again is said behind the result.
@@ -382,11 +516,7 @@ TEST_CASE("what a refused link delivers crosses its BYE, and is not run") {
   bench.connect();
   const auto second = bench.core->add_link(bench.clock.steady());
   welcome(bench, second, bench.spool, 2);
-  Deliver frame;
-  frame.epoch = 2;
-  frame.deliveries.push_back({7, 1, 1, "envelope"});
-  bench.core->on_frame(second, frame, nullptr, bench.clock.steady());
-  bench.act();
+  bench.deliver({7}, 1, second, 2);
   CHECK(bench.started.empty());
   CHECK(bench.core->held() == 0);
   bench.core->drain();
@@ -422,10 +552,7 @@ TEST_CASE(
   const auto other = bench.core->add_link(bench.clock.steady());
   const Uuid other_spool = uuid_v4();
   welcome(bench, other, other_spool, 1);
-  Deliver frame;
-  frame.epoch = 1;
-  frame.deliveries.push_back({9, 1, 1, "envelope"});
-  bench.core->on_frame(other, frame, nullptr, bench.clock.steady());
+  bench.deliver({9}, 1, other);
   bench.core->on_disconnected(0, bench.clock.steady());
   bench.core->on_disconnected(other, bench.clock.steady());
   bench.act();
@@ -433,7 +560,7 @@ TEST_CASE(
   welcome(bench, other, bench.spool, 2);  // its address leads to the first spool now
   REQUIRE(bench.sent<Hello>().size() == 2);
   CHECK(bench.sent<Hello>()[1].session == session);
-  CHECK(bench.sent<Hello>()[1].held.at(0).sequences == std::vector<Sequence>{7});
+  CHECK(bench.sent<Hello>()[1].held.at(0).sequences == SequenceRuns{7});
 }
 
 TEST_CASE("what was given back and is said again after a reconnect closes the window again") {
@@ -476,7 +603,7 @@ TEST_CASE("a dispatcher that comes back under another address is told what is he
   welcome(bench, moved, bench.spool, 2);
   REQUIRE(bench.sent<Hello>().size() == 2);
   CHECK(bench.sent<Hello>()[1].session == session);
-  CHECK(bench.sent<Hello>()[1].held.at(0).sequences == std::vector<Sequence>{7, 8});
+  CHECK(bench.sent<Hello>()[1].held.at(0).sequences == SequenceRuns{7, 8});
   CHECK(bench.sent<Bye>().size() == 1);  // of the session that it need not have
   CHECK(bench.closed == std::vector<std::size_t>{0});
   bench.core->on_frame(moved, Welcome{bench.spool, 2, 10'000, 2'000}, nullptr,
@@ -485,7 +612,7 @@ TEST_CASE("a dispatcher that comes back under another address is told what is he
   std::vector<Sequence> answered;
   for (const auto& frame : bench.sent<ResultFrame>()) {
     for (const auto& item : frame.items) {
-      answered.insert(answered.end(), item.tokens.sequences.begin(), item.tokens.sequences.end());
+      for (const auto sequence : item.tokens.sequences.list()) answered.push_back(sequence);
     }
   }
   CHECK(answered == std::vector<Sequence>{7, 8});
@@ -500,9 +627,8 @@ TEST_CASE("every frame comes back as it was, and no damaged one crashes the read
   ResultFrame result;
   const auto envelope = encode_envelope(Draft{"t", "\xc0", {}}, uuid_v4(), UtcTime(1ms));
   result.items.push_back({ResultKind::kDone, {1, 1, {2}}, "", -1, {envelope}});
-  Deliver deliver;
-  deliver.epoch = 2;
-  deliver.deliveries.push_back({1, 1, 1, "bytes"});
+  const Deliver deliver{2, 1, 1, 0};
+  const auto records = test::records_of({1, 2}, "bytes");
   const std::vector<std::string> frames{encode(hello),
                                         encode(Window{3, 4}),
                                         encode(result),
@@ -515,13 +641,17 @@ TEST_CASE("every frame comes back as it was, and no damaged one crashes the read
                                         encode(Backlog{4})};
   std::mt19937 random(17);
   for (std::size_t i = 0; i < frames.size(); ++i) {
-    const auto frame = decode_frame(frames[i]);
+    const auto second = frames[i] == encode(deliver) ? records->extent(0, 2) : std::string_view();
+    const auto frame = decode_frame(frames[i], second);
     REQUIRE(frame.ok());
     CHECK(frame->index() == i);
     for (int k = 0; k < 5'000; ++k) {
       std::string damaged = frames[i].substr(0, random() % (frames[i].size() + 1));
       if (!damaged.empty()) damaged[random() % damaged.size()] = static_cast<char>(random());
-      (void)decode_frame(damaged);
+      (void)decode_frame(damaged, second);
+      std::string altered(second.substr(0, random() % (second.size() + 1)));
+      if (!altered.empty()) altered[random() % altered.size()] = static_cast<char>(random());
+      (void)decode_frame(frames[i], altered);
     }
   }
   CHECK(std::get<Hello>(*decode_frame(frames[0])).held[0].sequences == hello.held[0].sequences);
