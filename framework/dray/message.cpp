@@ -2,17 +2,17 @@
 
 #include <algorithm>
 #include <cstring>
-#include <msgpack.hpp>
 #include <set>
 
 #include "dray/codec.hpp"
 #include "dray/fields.hpp"
 #include "dray/flat_reader.hpp"
+#include "dray/flat_writer.hpp"
 
 namespace dray {
 namespace {
 
-constexpr std::size_t kEnvelopeFields = 10;
+constexpr unsigned kEnvelopeFields = 10;
 // fixarray 10, bin 8 of 16 bytes: the id.
 constexpr std::string_view kEnvelopeBegin = "\x9a\xc4\x10";
 constexpr std::size_t kEnvelopeIdAt = 3;
@@ -35,44 +35,19 @@ bool read_priority(FlatReader& in, Priority& out) {
   return true;
 }
 
-// For msgpack::packer; the room was made before.
-struct RoomSink {
-  char* at;
-  void write(const char* data, std::size_t size) {
-    std::memcpy(at, data, size);
-    at += size;
-  }
-};
-using Packer = msgpack::packer<RoomSink>;
-
-// What a value takes at most before its bytes.
-constexpr std::size_t kPrefixMax = 9;
-
-void pack_text(Packer& packer, std::string_view text) {
-  const auto size = static_cast<std::uint32_t>(text.size());
-  packer.pack_str(size);
-  packer.pack_str_body(text.data(), size);
-}
-
-void pack_binary(Packer& packer, std::string_view bytes) {
-  const auto size = static_cast<std::uint32_t>(bytes.size());
-  packer.pack_bin(size);
-  packer.pack_bin_body(bytes.data(), size);
-}
-
-void pack_text_or_nil(Packer& packer, std::string_view text) {
+void write_text_or_nil(FlatWriter& out, std::string_view text) {
   if (text.empty()) {
-    packer.pack_nil();
+    out.nil();
   } else {
-    pack_text(packer, text);
+    out.text(text);
   }
 }
 
-void pack_time(Packer& packer, const std::optional<UtcTime>& time) {
+void write_time(FlatWriter& out, const std::optional<UtcTime>& time) {
   if (time) {
-    packer.pack_uint64(static_cast<std::uint64_t>(time->time_since_epoch().count()));
+    out.natural(static_cast<std::uint64_t>(time->time_since_epoch().count()));
   } else {
-    packer.pack_nil();
+    out.nil();
   }
 }
 
@@ -156,30 +131,25 @@ std::string encode_envelope(const DraftView& draft, const Uuid& id, UtcTime publ
 std::string_view encode_envelope_head(const DraftView& draft, const Uuid& id, UtcTime published_at,
                                       std::string& room) {
   const auto& options = draft.options;
-  const std::string headers = encode_headers(options.headers);
-  const std::size_t most = (kEnvelopeFields + 1) * kPrefixMax + id.bytes.size() +
+  std::string headers;
+  if (!options.headers.empty()) headers = encode_headers(options.headers);
+  const std::size_t most = (kEnvelopeFields + 1) * FlatWriter::kPrefixMax + id.bytes.size() +
                            draft.topic.size() + options.key.size() + options.dedup.size() +
                            headers.size();
   if (room.size() < most) room.resize(most);
-  RoomSink sink{room.data()};
-  Packer packer(sink);
-  packer.pack_array(kEnvelopeFields);
-  pack_binary(packer, id.view());
-  pack_text(packer, draft.topic);
-  pack_text_or_nil(packer, options.key);
-  packer.pack_uint8(static_cast<std::uint8_t>(options.priority));
-  pack_time(packer, published_at);
-  pack_time(packer, options.deliver_at);
-  pack_time(packer, options.expires_at);
-  pack_text_or_nil(packer, options.dedup);
-  pack_binary(packer, headers);
-  packer.pack_bin(static_cast<std::uint32_t>(draft.body.size()));
-  return {room.data(), static_cast<std::size_t>(sink.at - room.data())};
-}
-
-Uuid envelope_id(std::string_view bytes) {
-  if (bytes.size() < kEnvelopeIdAt + 16 || !bytes.starts_with(kEnvelopeBegin)) return {};
-  return *Uuid::from_bytes(bytes.substr(kEnvelopeIdAt, 16));
+  FlatWriter out(room.data());
+  out.small_array(kEnvelopeFields);
+  out.binary(id.view());
+  out.text(draft.topic);
+  write_text_or_nil(out, options.key);
+  out.natural(static_cast<std::uint64_t>(options.priority));
+  write_time(out, published_at);
+  write_time(out, options.deliver_at);
+  write_time(out, options.expires_at);
+  write_text_or_nil(out, options.dedup);
+  out.binary(headers);
+  out.binary_head(draft.body.size());
+  return {room.data(), static_cast<std::size_t>(out.at() - room.data())};
 }
 
 std::string_view envelope_topic(std::string_view bytes) {
@@ -206,11 +176,10 @@ Result<EnvelopeView> parse_envelope(std::string_view bytes) {
                     read_time_or_nil(in, view.deliver_at) &&
                     read_time_or_nil(in, view.expires_at) && (in.nil() || in.text(view.dedup)) &&
                     in.binary(view.headers) && in.binary(view.body) && in.at_end();
-  const auto uuid = Uuid::from_bytes(id);
-  if (!read || !uuid) {
+  if (!read || id.size() != view.id.bytes.size()) {
     return Error{ErrorCode::kCorrupt, "not an envelope (FORMATS.md, Envelope)", "", 0};
   }
-  view.id = *uuid;
+  std::memcpy(view.id.bytes.data(), id.data(), id.size());
   return view;
 }
 

@@ -98,6 +98,14 @@ DRAY_API std::optional<std::string> name_fault(std::string_view name, std::size_
 DRAY_API Status check_draft(const DraftView& draft, const MessageLimits& limits);
 // The same without a look at the topic.
 DRAY_API Status check_options(const DraftView& draft, const MessageLimits& limits);
+// True for most that check_options() lets pass, and for none that it does not: it costs less.
+inline bool options_pass(const DraftView& draft, const MessageLimits& limits) {
+  const auto& options = draft.options;
+  return draft.body.size() <= limits.body_bytes_max && options.headers.empty() &&
+         options.key.size() <= limits.key_bytes_max &&
+         options.dedup.size() <= limits.dedup_bytes_max && !options.deliver_at &&
+         !options.expires_at;
+}
 
 DRAY_API std::string encode_envelope(const DraftView& draft, const Uuid& id, UtcTime published_at);
 // All of it that stands before the body's bytes, which are its end. At the beginning of `room`,
@@ -105,8 +113,6 @@ DRAY_API std::string encode_envelope(const DraftView& draft, const Uuid& id, Utc
 DRAY_API std::string_view encode_envelope_head(const DraftView& draft, const Uuid& id,
                                                UtcTime published_at, std::string& room);
 
-// The id alone; nil if this is no envelope.
-DRAY_API Uuid envelope_id(std::string_view bytes);
 // The topic alone, at the cost of a few comparisons; empty if this is no envelope.
 DRAY_API std::string_view envelope_topic(std::string_view bytes);
 

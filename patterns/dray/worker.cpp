@@ -23,6 +23,7 @@ constexpr auto kTick = std::chrono::milliseconds(50);
 constexpr auto kConnectRetry = std::chrono::seconds(1);
 constexpr auto kConnectAnew = std::chrono::seconds(5);
 constexpr std::uint32_t kWindowMax = 1'000'000;
+constexpr std::uint32_t kPrefetch = 2;  // jobs
 // After a job this long a thread keeps nothing to itself.
 constexpr auto kLongJob = std::chrono::milliseconds(1);
 
@@ -380,6 +381,7 @@ void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& s
     for (bool more = true; more;) {
       const std::uint32_t index = slot->where().next - 1;
       slot->started_ns.store(started.time_since_epoch().count(), std::memory_order_relaxed);
+      slot->at.prefetch(index + kPrefetch);
       Journal<S, Slot> journal(*state, *slot, slot->at.first + index, stop);
       Outcome outcome =
           slot->consumer->consume({slot->at.envelope(index), state->settings.group,

@@ -52,7 +52,8 @@ class LazyFile final : public File {
   Status write_at(std::uint64_t offset, std::string_view bytes) override {
     return file_->write_at(offset, bytes);
   }
-  Status write_durable_at(std::uint64_t offset, std::string_view bytes, Caching) override {
+  Status write_durable_at(std::uint64_t offset, std::string_view bytes,
+                          const WriteHints&) override {
     return file_->write_at(offset, bytes);
   }
   Result<std::size_t> read_at(std::uint64_t offset, char* out, std::size_t size) const override {

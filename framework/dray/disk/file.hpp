@@ -21,6 +21,14 @@ namespace dray {
 // Whether what is written will be read back soon: then it had better stay in memory.
 enum class Caching { kKeep, kPast };
 
+struct WriteHints {
+  Caching caching = Caching::kKeep;
+  // So many bytes before the first one are the caller's, and may be overwritten with what lies there
+  // in the file. A write past the cache begins with a block: with room for its beginning, and at the
+  // same place in a page as in the file, the bytes need not be copied.
+  std::size_t room_before = 0;
+};
+
 class File {
  public:
   virtual ~File() = default;
@@ -28,7 +36,7 @@ class File {
   virtual Status write_at(std::uint64_t offset, std::string_view bytes) = 0;
   // The same, and returns once these bytes (no others) are on stable storage.
   virtual Status write_durable_at(std::uint64_t offset, std::string_view bytes,
-                                  Caching caching) = 0;
+                                  const WriteHints& hints) = 0;
   // Writes zeros and returns once they are on stable storage, best without a trace in memory.
   virtual Status fill_zeros(std::uint64_t offset, std::uint64_t size);
   // Reads up to `size` bytes; fewer only at the end of the file.

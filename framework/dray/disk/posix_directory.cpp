@@ -85,20 +85,29 @@ class DirectWriter {
   }
 
   // Returns 0 or the system's error. REQUIRES: takes(). EINVAL: the file system cannot.
-  int write(const Descriptor& file, std::uint64_t offset, std::string_view bytes) {
+  int write(const Descriptor& file, std::uint64_t offset, std::string_view bytes,
+            std::size_t room_before) {
     const std::uint64_t begin = offset / kDirectAlignment * kDirectAlignment;
     const auto prefix = static_cast<std::size_t>(offset - begin);
     const std::size_t size = prefix + bytes.size();
-    if (!reserve(size)) return ENOMEM;
-    if (prefix > 0 && (tail_ == nullptr || tail_at_ != begin)) {
-      if (const int failed = read_block(file, begin); failed != 0) return failed;
-    } else if (prefix > 0) {
-      std::memmove(buffer_.get(), tail_, prefix);
+    // NOLINTNEXTLINE: only the room before them is written to
+    char* memory = const_cast<char*>(bytes.data()) - prefix;
+    const bool in_place =
+        prefix <= room_before && reinterpret_cast<std::uintptr_t>(memory) % kDirectAlignment == 0;
+    if (!in_place) {
+      if (!reserve(size)) return ENOMEM;
+      memory = buffer_.get();
+      std::memcpy(memory + prefix, bytes.data(), bytes.size());
     }
-    std::memcpy(buffer_.get() + prefix, bytes.data(), bytes.size());
-    tail_ = nullptr;
+    if (prefix > 0) {
+      if (tail_at_ != begin) {
+        if (const int failed = read_block(file, begin); failed != 0) return failed;
+      }
+      std::memcpy(memory, tail_.data(), prefix);
+    }
+    tail_at_ = kNoTail;
     for (std::size_t done = 0; done < size;) {
-      const iovec part{buffer_.get() + done, size - done};
+      const iovec part{memory + done, size - done};
       const auto wrote =
           pwritev2(direct_.get(), &part, 1, static_cast<off_t>(begin + done), RWF_DSYNC);
       if (wrote < 0 && errno == EINTR) continue;
@@ -108,7 +117,7 @@ class DirectWriter {
       if (blocks == 0) return EIO;
       done += blocks * kDirectAlignment;
     }
-    tail_ = buffer_.get() + size - kDirectAlignment;
+    std::memcpy(tail_.data(), memory + size - kDirectAlignment, kDirectAlignment);
     tail_at_ = begin + size - kDirectAlignment;
     return 0;
   }
@@ -123,7 +132,7 @@ class DirectWriter {
 
   // Something else wrote or cut the file.
   void forget() {
-    tail_ = nullptr;
+    tail_at_ = kNoTail;
     file_size_ = 0;
   }
 
@@ -134,19 +143,14 @@ class DirectWriter {
     std::unique_ptr<char, FreeDeleter> larger(
         static_cast<char*>(std::aligned_alloc(kDirectAlignment, wanted)));
     if (larger == nullptr) return false;
-    if (tail_ != nullptr) {
-      std::memcpy(larger.get(), tail_, kDirectAlignment);
-      tail_ = larger.get();
-    }
     buffer_ = std::move(larger);
     capacity_ = wanted;
     return true;
   }
 
   int read_block(const Descriptor& file, std::uint64_t at) {
-    tail_ = nullptr;
     for (std::size_t done = 0; done < kDirectAlignment;) {
-      const auto got = pread(file.get(), buffer_.get() + done, kDirectAlignment - done,
+      const auto got = pread(file.get(), tail_.data() + done, kDirectAlignment - done,
                              static_cast<off_t>(at + done));
       if (got < 0 && errno == EINTR) continue;
       if (got <= 0) return got < 0 ? errno : EIO;
@@ -160,8 +164,9 @@ class DirectWriter {
   std::uint64_t file_size_ = 0;  // at least
   std::unique_ptr<char, FreeDeleter> buffer_;
   std::size_t capacity_ = 0;
-  const char* tail_ = nullptr;  // in buffer_: the block at tail_at_ as it is in the file
-  std::uint64_t tail_at_ = 0;
+  static constexpr std::uint64_t kNoTail = UINT64_MAX;
+  std::array<char, kDirectAlignment> tail_{};  // the block at tail_at_ as it is in the file
+  std::uint64_t tail_at_ = kNoTail;
 };
 
 class PosixFile final : public File {
@@ -184,9 +189,10 @@ class PosixFile final : public File {
   }
 
   // RWF_DSYNC saves the call to fdatasync and waits for these bytes only.
-  Status write_durable_at(std::uint64_t offset, std::string_view bytes, Caching caching) override {
-    if (caching == Caching::kPast && direct_.takes(descriptor_, offset, bytes.size())) {
-      const int failed = direct_.write(descriptor_, offset, bytes);
+  Status write_durable_at(std::uint64_t offset, std::string_view bytes,
+                          const WriteHints& hints) override {
+    if (hints.caching == Caching::kPast && direct_.takes(descriptor_, offset, bytes.size())) {
+      const int failed = direct_.write(descriptor_, offset, bytes, hints.room_before);
       if (failed == 0) return {};
       // Nothing was written: not here, then.
       if (failed != EINVAL && failed != ENOMEM) return disk_error("write", path_, failed);
@@ -420,7 +426,7 @@ Status File::fill_zeros(std::uint64_t offset, std::uint64_t size) {
   const std::string zeros(static_cast<std::size_t>(std::min(size, kPieceMax)), '\0');
   while (size > 0) {
     const auto piece = std::min<std::uint64_t>(size, zeros.size());
-    DRAY_TRY(write_durable_at(offset, std::string_view(zeros).substr(0, piece), Caching::kKeep));
+    DRAY_TRY(write_durable_at(offset, std::string_view(zeros).substr(0, piece), {Caching::kKeep}));
     offset += piece;
     size -= piece;
   }

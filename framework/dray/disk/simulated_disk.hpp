@@ -169,7 +169,8 @@ class SimulatedFile final : public File {
     put(offset, bytes);
     return {};
   }
-  Status write_durable_at(std::uint64_t offset, std::string_view bytes, Caching) override {
+  Status write_durable_at(std::uint64_t offset, std::string_view bytes,
+                          const WriteHints&) override {
     Status step = disk_.step("write and sync", path_, offset, bytes.size());
     if (!step.ok()) {
       put(offset, bytes.substr(0, disk_.random_() % (bytes.size() + 1)));

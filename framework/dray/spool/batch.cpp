@@ -15,7 +15,10 @@ bool may_have_neighbours(const RecordKind& kind) {
 }  // namespace
 
 void Batch::begin(const RecordKind& kind) {
-  if (records_ == nullptr) records_ = buffers_->take();
+  if (records_ == nullptr) {
+    records_ = buffers_->take();
+    records_->begin_at(place_);
+  }
   if (!stretches_.empty() && stretches_.back().kind == kind && may_have_neighbours(kind)) {
     ++stretches_.back().count;
   } else {
@@ -40,6 +43,7 @@ void Batch::add_from(const Batch& other, const Stretch& stretch, std::uint32_t f
 void Batch::clear() {
   records_.reset();
   stretches_.clear();
+  place_ = 0;
 }
 
 void Batch::split(std::uint32_t index) {

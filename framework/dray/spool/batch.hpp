@@ -39,6 +39,9 @@ class Batch {
  public:
   explicit Batch(std::shared_ptr<Buffers> buffers) : buffers_(std::move(buffers)) {}
 
+  // Where in a page the first record will lie in the file, as far as can be told: it is laid there
+  // in memory too (Records::begin_at). REQUIRES: size() == 0.
+  void expect_at(std::size_t place_in_page) { place_ = place_in_page; }
   // The payload is `head` and `tail` together; `payload_crc` is crc32c(0, payload).
   // REQUIRES: at most kPayloadSizeMax of them, and less than 4 GiB in all.
   void add(const RecordKind& kind, std::string_view head, std::string_view tail,
@@ -70,6 +73,7 @@ class Batch {
   std::shared_ptr<Buffers> buffers_;
   std::shared_ptr<Records> records_;
   std::vector<Stretch> stretches_;  // ascending
+  std::size_t place_ = 0;
 };
 
 }  // namespace dray::spool

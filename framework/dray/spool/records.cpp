@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "dray/result.hpp"
 
@@ -9,27 +10,47 @@ namespace dray::spool {
 namespace {
 
 constexpr std::size_t kFirstCapacity = 16U << 10;
+constexpr std::size_t kPage = 4096;
 
 }  // namespace
+
+// What is written past the page cache begins with a page. Of little ones there are many.
+std::unique_ptr<char[], Records::Free> Records::allocate(std::size_t bytes) {  // NOLINT
+  void* memory = bytes < kFirstCapacity
+                     ? std::malloc(bytes)  // NOLINT: its owner frees it
+                     : std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage);
+  if (memory == nullptr) throw std::bad_alloc();
+  return std::unique_ptr<char[], Free>(static_cast<char*>(memory));  // NOLINT: as above
+}
 
 void Records::reserve(std::size_t bytes) {
   DRAY_ASSERT(empty());
   if (bytes <= capacity_) return;
-  bytes_ = std::make_unique_for_overwrite<char[]>(bytes);  // NOLINT: as in the header
+  bytes_ = allocate(bytes);
   capacity_ = bytes;
+}
+
+void Records::begin_at(std::size_t place_in_page) {
+  DRAY_ASSERT(empty() && place_in_page < kPage);
+  if (capacity_ < kFirstCapacity) {
+    bytes_ = allocate(kFirstCapacity);
+    capacity_ = kFirstCapacity;
+  }
+  lead_ = kPage + place_in_page;
 }
 
 // Room for so many bytes behind the last record.
 char* Records::make_room(std::size_t size) {
-  if (size_ + size > capacity_) {
-    DRAY_ASSERT(size_ + size <= UINT32_MAX);
-    const std::size_t wanted = std::max({size_ + size, 2 * capacity_, kFirstCapacity});
-    auto larger = std::make_unique_for_overwrite<char[]>(wanted);  // NOLINT: as in the header
-    if (size_ > 0) std::memcpy(larger.get(), bytes_.get(), size_);
+  const std::size_t used = lead_ + size_;
+  if (used + size > capacity_) {
+    DRAY_ASSERT(used + size <= UINT32_MAX);
+    const std::size_t wanted = std::max({used + size, 2 * capacity_, kFirstCapacity});
+    auto larger = allocate(wanted);
+    if (size_ > 0) std::memcpy(larger.get() + lead_, bytes_.get() + lead_, size_);
     bytes_ = std::move(larger);
     capacity_ = wanted;
   }
-  return bytes_.get() + size_;
+  return bytes_.get() + used;
 }
 
 void Records::add(RecordType type, std::uint8_t flags, std::string_view head, std::string_view tail,
@@ -51,7 +72,7 @@ void Records::add_loose(Lsn lsn, std::uint8_t flags, std::string_view payload,
                         std::uint32_t payload_crc) {
   const std::size_t at = size_;
   add(RecordType::kMessage, flags, payload, {}, payload_crc);
-  number_loose_record(bytes_.get() + at, lsn);
+  number_loose_record(data() + at, lsn);
 }
 
 void Records::add_whole(std::string_view record) {

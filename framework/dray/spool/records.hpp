@@ -5,6 +5,7 @@
 // Failure: none. Limits: less than 4 GiB in all. Ownership: owns the bytes.
 #pragma once
 
+#include <cstdlib>
 #include <memory>
 #include <string_view>
 #include <vector>
@@ -30,12 +31,17 @@ class Records {
   void add_whole(std::string_view record);
   // Room for so many bytes, and no more for now: what it costs in memory. REQUIRES: empty().
   void reserve(std::size_t bytes);
+  // The first record will lie at this place of a page of memory, with a page or more before it that
+  // is nobody's: WriteHints::room_before. REQUIRES: empty().
+  void begin_at(std::size_t place_in_page);
+  std::size_t room_before() const { return lead_; }
   // Room for so many zeros behind the last record. What was there is overwritten by the next add().
   void pad(std::size_t zeros);
   // Empty; the room stays.
   void clear() {
     offsets_.clear();
     size_ = 0;
+    lead_ = 0;
   }
 
   std::size_t size() const { return offsets_.size(); }
@@ -49,17 +55,17 @@ class Records {
   }
   // With headers and padding: the records [from, until).
   std::string_view extent(std::size_t from, std::size_t until) const {
-    return {bytes_.get() + offset(from), offset(until) - offset(from)};
+    return {bytes_.get() + lead_ + offset(from), offset(until) - offset(from)};
   }
   std::string_view payload(std::size_t index) const {
-    const char* header = bytes_.get() + offsets_[index];
+    const char* header = bytes_.get() + lead_ + offsets_[index];
     return {header + kRecordHeaderSize, payload_size_at(header)};
   }
   std::uint8_t flags(std::size_t index) const {
-    return static_cast<std::uint8_t>(bytes_[offsets_[index] + 3]);
+    return static_cast<std::uint8_t>(bytes_[lead_ + offsets_[index] + 3]);
   }
   // Where the records are; its owner may seal them.
-  char* data() { return bytes_.get(); }
+  char* data() { return bytes_.get() + lead_; }
 
  private:
   static std::uint32_t payload_size_at(const char* header) {
@@ -67,7 +73,13 @@ class Records {
   }
   char* make_room(std::size_t size);
 
-  std::unique_ptr<char[]> bytes_;  // NOLINT(modernize-avoid-c-arrays): not filled with zeros
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }  // NOLINT: from aligned_alloc
+  };
+  static std::unique_ptr<char[], Free> allocate(std::size_t bytes);  // NOLINT: as below
+
+  std::unique_ptr<char[], Free> bytes_;  // NOLINT(modernize-avoid-c-arrays): not filled with zeros
+  std::size_t lead_ = 0;                 // bytes before the first record
   std::size_t size_ = 0;
   std::size_t capacity_ = 0;
   std::vector<std::uint32_t> offsets_;

@@ -10,6 +10,7 @@ namespace {
 // Of the page cache. A part of a page that is not in memory is read before it can be written.
 constexpr std::uint64_t kPageSize = 4096;
 constexpr unsigned kReadBackCommits = 1'000;
+constexpr std::size_t kPrefetch = 8;  // records
 constexpr Lsn kReadBackNear = 1U << 20;
 
 }  // namespace
@@ -225,7 +226,7 @@ Status SegmentLog::write_opening() {
   append_record(bytes, current_->seed, end_, header, payload);
   fresh_index_.push_back({next_lsn_, end_});
   indexed_until_ = end_ + kIndexSpacing;
-  DRAY_TRY(put(bytes, 0, next_lsn_, false));
+  DRAY_TRY(put(bytes, 0, next_lsn_, false, 0));
   if (planted(Fault::kNoHeaderSync)) unsynced_ = false;  // else the next sync is the header's too
   opening_due_ = false;
   return {};
@@ -271,6 +272,8 @@ Status SegmentLog::write_records(Batch& batch, std::size_t from, std::size_t unt
   char* const bytes = records.data();
   Lsn lsn = next_lsn_;
   for (std::size_t i = from; i < until; ++i, ++lsn) {
+    // Another thread made them: they are in its processor's cache.
+    if (i + kPrefetch < until) __builtin_prefetch(bytes + records.offset(i + kPrefetch), 1);
     const std::uint64_t offset = end_ + records.offset(i) - begin;
     seal_record(bytes + records.offset(i), current_->seed, offset, lsn, durable_lsn_);
     if (offset < indexed_until_) continue;
@@ -278,7 +281,9 @@ Status SegmentLog::write_records(Batch& batch, std::size_t from, std::size_t unt
     indexed_until_ = offset + kIndexSpacing;
   }
   number_stretches(batch, static_cast<std::uint32_t>(from), static_cast<std::uint32_t>(until));
-  DRAY_TRY(put({bytes + begin, size + padding}, padding, lsn - 1, sync));
+  // Before the others lie records that were written already, and are read by now.
+  const std::size_t room_before = from == 0 ? records.room_before() : 0;
+  DRAY_TRY(put({bytes + begin, size + padding}, padding, lsn - 1, sync, room_before));
   blank_ = false;
   return {};
 }
@@ -309,14 +314,15 @@ Caching SegmentLog::caching() {
 }
 
 // Writes behind the last record; `last` is the number of the last one in `bytes`, which end with
-// `padding` bytes that are no record.
-Status SegmentLog::put(std::string_view bytes, std::size_t padding, Lsn last, bool sync) {
+// `padding` bytes that are no record; `room_before`: see WriteHints.
+Status SegmentLog::put(std::string_view bytes, std::size_t padding, Lsn last, bool sync,
+                       std::size_t room_before) {
   const auto index = std::exchange(fresh_index_, {});
   // One call writes and syncs these bytes alone: all before them is durable. So it may be repeated
   // elsewhere if the disk is full, whichever half of it found that out.
   const bool one_call = sync && !unsynced_;
   DRAY_TRY(one_call && !planted(Fault::kNoCommitSync)
-               ? current_->file->write_durable_at(end_, bytes, caching())
+               ? current_->file->write_durable_at(end_, bytes, {caching(), room_before})
                : current_->file->write_at(end_, bytes));
   unsynced_ = !one_call;
   if (sync && unsynced_ && !planted(Fault::kNoCommitSync)) {

@@ -175,7 +175,8 @@ class SegmentLog {
   Status write_records(Batch& batch, std::size_t from, std::size_t until, bool sync);
   void number_stretches(Batch& batch, std::uint32_t from, std::uint32_t until) const;
   Caching caching();
-  Status put(std::string_view bytes, std::size_t padding, Lsn last, bool sync);
+  Status put(std::string_view bytes, std::size_t padding, Lsn last, bool sync,
+             std::size_t room_before);
   Status fail(Error error);
 
   // Immutable.

@@ -15,6 +15,7 @@ constexpr std::size_t kQueueBytesMax = 64U << 20;
 constexpr std::size_t kChunkRecordsMax = 1024;
 constexpr std::size_t kChunkBytesMax = 512U << 10;
 constexpr std::size_t kChunksKept = 4;
+constexpr std::size_t kPageSize = 4096;
 constexpr std::size_t kEncodeBytesKept = 1U << 20;  // per publishing thread
 constexpr std::size_t kLazyEntriesMax = 256;
 constexpr auto kLazyWaitMax = std::chrono::milliseconds(5);
@@ -51,23 +52,39 @@ Spool::~Spool() {
 // --- publish --------------------------------------------------------------------------------
 
 std::optional<GroupMask> Spool::route(std::string_view topic) const {
-  const auto found = routes_.find(topic);
-  if (found == routes_.end()) return std::nullopt;
-  return found->second;
+  const GroupMask* groups = routes_.find(topic);
+  return groups == nullptr ? std::nullopt : std::optional(*groups);
 }
 
-std::optional<Error> Spool::refusal(const DraftView& draft, GroupMask& groups) const {
+// Settlements go on when messages are refused. They need no more than this: segments that hold
+// nothing but settlements are freed wherever they stand in the log.
+bool Spool::has_room_for(const DraftView& draft) const {
+  const std::uint64_t reserve = std::min(options_.log.segment_size, options_.max_size / 8);
+  return segments_->bytes_total() + draft.body.size() + 512 + reserve <= options_.max_size;
+}
+
+// The groups that take it; nothing: it is refused.
+std::optional<GroupMask> Spool::admit(const DraftView& draft) const {
+  const GroupMask* groups = routes_.find(draft.topic);  // then the name is a good one
+  const bool fits =
+      options_pass(draft, options_.limits) || check_options(draft, options_.limits).ok();
+  if (groups == nullptr || !fits || failed_ || disk_full_ || !has_room_for(draft) ||
+      (draft.options.deliver_at && held_full_)) {
+    return std::nullopt;
+  }
+  return *groups;
+}
+
+// Why it is. REQUIRES: admit() refuses it, or did a moment ago.
+Error Spool::refusal(const DraftView& draft) const {
   if (failed_) {
     return Error{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
                  directory_.path(), 0};
   }
-  const auto route = routes_.find(draft.topic);
-  const bool known = route != routes_.end();  // then the name is a good one
-  const Status checked =
-      known ? check_options(draft, options_.limits) : check_draft(draft, options_.limits);
-  if (!checked.ok()) return checked.error();
-  if (known) groups = route->second;
-  if (!known) {
+  if (const auto checked = check_draft(draft, options_.limits); !checked.ok()) {
+    return checked.error();
+  }
+  if (routes_.find(draft.topic) == nullptr) {
     return Error{ErrorCode::kUnroutable,
                  "no group of this spool takes topic '" + std::string(draft.topic) +
                      "'; add it to a group's topics",
@@ -79,20 +96,13 @@ std::optional<Error> Spool::refusal(const DraftView& draft, GroupMask& groups) c
                      ") are delayed, retrying or dead; settle some, or raise held_max",
                  directory_.path(), 0};
   }
-  // Settlements go on when messages are refused. They need no more than this: segments that hold
-  // nothing but settlements are freed wherever they stand in the log.
-  const std::uint64_t reserve = std::min(options_.log.segment_size, options_.max_size / 8);
-  const std::uint64_t needed = draft.body.size() + 512 + reserve;
-  if (segments_->bytes_total() + needed > options_.max_size) {
+  if (!has_room_for(draft)) {
     return Error{ErrorCode::kFull,
                  "the spool has reached max_size (" + std::to_string(options_.max_size) +
                      " bytes); let its groups settle, or raise it",
                  directory_.path(), 0};
   }
-  if (disk_full_) {
-    return Error{ErrorCode::kFull, "the disk is full; free some space", directory_.path(), 0};
-  }
-  return std::nullopt;
+  return Error{ErrorCode::kFull, "the disk is full; free some space", directory_.path(), 0};
 }
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): as the interface says
@@ -120,24 +130,25 @@ Milliseconds Spool::dedup_reach() const {
 }
 
 void Spool::put(const DraftView& draft, ReceiptCallback done, bool may_wait) {
-  GroupMask groups = 0;
-  if (auto refused = refusal(draft, groups)) return done(*refused);
+  const auto groups = admit(draft);
+  if (!groups) return done(refusal(draft));
   const UtcTime now = clock_.utc();
   const auto& options = draft.options;
   Publish publish;
   if (!options.dedup.empty() && !admit_dedup(draft, now, done, publish.dedup)) return;
+  publish.id = uuid_v7(now);
   publish.done = std::move(done);
   const bool has_options = publish.dedup || options.deliver_at || options.expires_at;
   RecordKind kind;
   kind.type = RecordType::kMessage;
   kind.flags = message_flags(options.priority, has_options, !options.key.empty());
-  kind.groups = groups;
+  kind.groups = *groups;
   kind.deliver_at_ms = to_ms(options.deliver_at);
   kind.expires_at_ms = to_ms(options.expires_at);
   const bool wants_disk = options.durability.value_or(options_.durability) == Durability::kDisk;
   // Everything but the copy into the chunk is done outside the lock.
   thread_local std::string room;
-  const std::string_view head = encode_envelope_head(draft, uuid_v7(now), now, room);
+  const std::string_view head = encode_envelope_head(draft, publish.id, now, room);
   const std::uint32_t crc = crc32c(crc32c(0, head), draft.body);
   const std::size_t bytes = head.size() + draft.body.size();
   std::unique_lock lock(mutex_);
@@ -195,9 +206,9 @@ bool Spool::admit_dedup(const DraftView& draft, UtcTime now, ReceiptCallback& do
   return false;
 }
 
-void Spool::answer(const Publish& publish, const Result<Receipt>& result) {
+void Spool::answer(const Publish& publish, Result<Receipt> result) {
   if (publish.dedup) answer_dedup(*publish.dedup, result);
-  if (publish.done) publish.done(result);
+  if (publish.done) publish.done(std::move(result));
 }
 
 void Spool::answer_dedup(const Dedup& dedup, const Result<Receipt>& result) {
@@ -290,12 +301,15 @@ Spool::Chunk& Spool::open_chunk(bool for_message) {
       return *queue_.back();
     }
   }
+  std::uint64_t begin = expected_end_;
+  for (const auto& chunk : queue_) begin += chunk->batch.bytes();
   if (chunks_free_.empty()) {
     queue_.push_back(std::make_unique<Chunk>(buffers_));
   } else {
     queue_.push_back(std::move(chunks_free_.back()));
     chunks_free_.pop_back();
   }
+  queue_.back()->batch.expect_at(begin % kPageSize);
   return *queue_.back();
 }
 
@@ -399,6 +413,7 @@ std::unique_ptr<Spool::Chunk> Spool::take_chunk() {
   if (queue_.empty()) return nullptr;
   auto chunk = std::move(queue_.front());
   queue_.pop_front();
+  expected_end_ = segments_->position().offset + chunk->batch.bytes();
   queue_items_ -= chunk->items();
   queue_bytes_ -= chunk->bytes;
   queue_urgent_ -= chunk->urgent;
@@ -440,8 +455,8 @@ void Spool::answer_all(const Chunk& chunk, Durability durability) {
   const auto* stretch = chunk.batch.stretches().data();
   for (const auto& publish : chunk.publishes) {
     while (publish.record >= stretch->until()) ++stretch;
-    answer(publish, Receipt{envelope_id(chunk.batch.records().payload(publish.record)),
-                            stretch->lsn + (publish.record - stretch->from), durability, false});
+    answer(publish, Receipt{publish.id, stretch->lsn + (publish.record - stretch->from), durability,
+                            false});
   }
 }
 
@@ -554,6 +569,10 @@ void Spool::write_marker(CommitListener& listener) {
   }
   if (!status.ok()) return fail(status.error(), listener);
   durable_lsn_ = segments_->durable_lsn();
+  {
+    const std::lock_guard lock(mutex_);
+    if (queue_.empty()) expected_end_ = segments_->position().offset;
+  }
   committed.last = segments_->next_lsn() - 1;
   committed.position = segments_->position();
   listener.on_committed(std::move(committed));

@@ -30,6 +30,7 @@
 #include "dray/log.hpp"
 #include "dray/publisher.hpp"
 #include "dray/spool/reclaim.hpp"
+#include "dray/spool/routes.hpp"
 #include "dray/spool/spool_state.hpp"
 
 namespace dray::spool {
@@ -191,6 +192,7 @@ class Spool final : public Publisher {
   // One message, and who waits for its receipt.
   struct Publish {
     std::uint32_t record = 0;  // its index in the chunk
+    Uuid id;
     ReceiptCallback done;
     std::unique_ptr<Dedup> dedup;
   };
@@ -218,12 +220,6 @@ class Spool final : public Publisher {
     std::uint64_t hash = 0;
     std::vector<ReceiptCallback> waiters;
   };
-  struct TextHash {
-    using is_transparent = void;
-    std::size_t operator()(std::string_view text) const {
-      return std::hash<std::string_view>()(text);
-    }
-  };
 
   Spool(Directory& directory, const Clock& clock, SpoolOptions options, Log log);
 
@@ -236,10 +232,12 @@ class Spool final : public Publisher {
   std::string opening() const;
 
   // spool.cpp
-  std::optional<Error> refusal(const DraftView& draft, GroupMask& groups) const;
+  Error refusal(const DraftView& draft) const;
+  std::optional<GroupMask> admit(const DraftView& draft) const;
+  bool has_room_for(const DraftView& draft) const;
   bool admit_dedup(const DraftView& draft, UtcTime now, ReceiptCallback& done,
                    std::unique_ptr<Dedup>& dedup);
-  void answer(const Publish& publish, const Result<Receipt>& result);
+  void answer(const Publish& publish, Result<Receipt> result);
   void answer_all(const Chunk& chunk, Durability durability);
   void answer_dedup(const Dedup& dedup, const Result<Receipt>& result);
   Chunk& open_chunk(bool for_message);
@@ -279,7 +277,7 @@ class Spool final : public Publisher {
   ScanReport scan_;
   std::vector<std::string> detached_;
   std::vector<RecordedSession> sessions_;
-  std::unordered_map<std::string, GroupMask, TextHash, std::equal_to<>> routes_;
+  Routes routes_;
   std::vector<std::unique_ptr<GroupState>> groups_;
   const std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
 
@@ -319,6 +317,7 @@ class Spool final : public Publisher {
   std::size_t queue_bytes_ = 0;
   std::size_t queue_urgent_ = 0;  // items that are not lazy
   std::size_t queue_lazy_entries_ = 0;
+  std::uint64_t expected_end_ = 0;  // of the file, once what the committer took last is written
   SteadyTime lazy_since_{};
   std::optional<Snapshot> snapshot_;  // for the committer
   bool closing_ = false;

@@ -104,9 +104,9 @@ Status Spool::recover() {
   for (const auto& [id, session] : state.sessions()) sessions_.push_back(session);
   for (const auto& group : state.groups()) {
     if (group->standing() != GroupStanding::kAttached) continue;
-    for (const auto& topic : group->topics()) routes_[topic] |= GroupMask{1} << group->id();
+    for (const auto& topic : group->topics()) routes_.add(topic, GroupMask{1} << group->id());
   }
-  for (const auto& topic : options_.retained_topics) routes_.try_emplace(topic, 0);
+  for (const auto& topic : options_.retained_topics) routes_.add(topic, 0);
   groups_ = std::move(state.groups());
   dedup_ = std::move(state.dedup());
   dedup_.trim(clock_.utc().time_since_epoch().count());

@@ -2,6 +2,7 @@
 #include <set>
 
 #include "dray/fields.hpp"
+#include "dray/flat_writer.hpp"
 #include "dray/message.hpp"
 #include "dray/sequence_runs.hpp"
 #include "dray/spool/bytes.hpp"
@@ -58,6 +59,31 @@ TEST_CASE("five bytes cannot ask for gigabytes, and deep nesting is refused") {
   CHECK(!Document::parse(std::string(100, '\x91') + "\xc0").ok());
   CHECK(!Document::parse("").ok());
   CHECK(!Document::parse("\xc0\xc0").ok());
+}
+
+TEST_CASE("what is written flat is what the encoder writes") {
+  std::mt19937_64 random(12);
+  for (int i = 0; i < 20'000; ++i) {
+    std::string encoded;
+    std::string room(1 << 18, '?');
+    Encoder encoder(encoded);
+    FlatWriter writer(room.data());
+    const std::uint64_t number = random() >> (random() % 64);
+    const std::string text(random() % 3 == 0 ? random() % 70'000 : random() % 300, 'x');
+    encoder.array(5);
+    writer.small_array(5);
+    encoder.natural(number);
+    writer.natural(number);
+    encoder.text(text);
+    writer.text(text);
+    encoder.binary(text);
+    writer.binary(text);
+    encoder.nil();
+    writer.nil();
+    REQUIRE(std::string_view(room.data(), static_cast<std::size_t>(writer.at() - room.data())) ==
+            encoded);
+    if (i > 2'000 && text.size() > 1'000) i += 10;  // they take their time
+  }
 }
 
 TEST_CASE("an envelope comes back, and no damaged one crashes the reader") {

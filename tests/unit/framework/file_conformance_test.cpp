@@ -1,5 +1,7 @@
 // One suite for all implementations of File and Directory.
+#include <algorithm>
 #include <random>
+#include <vector>
 
 #include "dray/disk/posix_directory.hpp"
 #include "support/simulated_disk.hpp"
@@ -28,8 +30,8 @@ void conforms(Directory& directory) {
   }
   SECTION("a durable write writes, extends and overwrites; sync makes the rest durable") {
     auto file = directory.open("a", OpenMode::kCreateNew);
-    REQUIRE((*file)->write_durable_at(0, std::string(10'000, 'a'), Caching::kKeep).ok());
-    REQUIRE((*file)->write_durable_at(9'999, "bb", Caching::kKeep).ok());
+    REQUIRE((*file)->write_durable_at(0, std::string(10'000, 'a'), {Caching::kKeep}).ok());
+    REQUIRE((*file)->write_durable_at(9'999, "bb", {Caching::kKeep}).ok());
     REQUIRE((*file)->write_at(5'000, "c").ok());
     REQUIRE((*file)->sync_data().ok());
     CHECK(*(*file)->size() == 10'001);
@@ -60,9 +62,22 @@ void conforms(Directory& directory) {
       if (how == 0) {
         REQUIRE((*file)->write_at(at, bytes).ok());
       } else if (how == 1) {
-        REQUIRE((*file)->write_durable_at(at, bytes, Caching::kKeep).ok());
+        REQUIRE((*file)->write_durable_at(at, bytes, {Caching::kKeep}).ok());
+      } else if (how < 5) {
+        REQUIRE((*file)->write_durable_at(at, bytes, {Caching::kPast}).ok());
       } else {
-        REQUIRE((*file)->write_durable_at(at, bytes, Caching::kPast).ok());
+        // At the same place in a page as in the file, or not; with enough room before it, or not.
+        const std::size_t room = random() % 4 == 0 ? random() % 4096 : 4096;
+        const std::size_t place = random() % 4 == 0 ? random() % 4096 : at % 4096;
+        std::vector<char> memory(3 * 4096 + size);
+        const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
+        char* const begin = memory.data() + (4096 - address % 4096) % 4096 + 4096 + place;
+        std::fill(memory.begin(), memory.end(), '#');
+        std::copy(bytes.begin(), bytes.end(), begin);
+        REQUIRE((*file)->write_durable_at(at, {begin, size}, {Caching::kPast, room}).ok());
+        CHECK(std::string_view(begin, size) == bytes);
+        const char* const kept = begin - room;  // what lies before the room is another's
+        CHECK(std::all_of(memory.data(), const_cast<char*>(kept), [](char c) { return c == '#'; }));
       }
       wanted.replace(at, size, bytes);
       at += random() % size;  // the rest is padding
@@ -75,7 +90,7 @@ void conforms(Directory& directory) {
     }
     CHECK(*(*file)->size() == kSize);
     REQUIRE((*file)->truncate(5'000).ok());
-    REQUIRE((*file)->write_durable_at(5'000, std::string(3'192, 'z'), Caching::kPast).ok());
+    REQUIRE((*file)->write_durable_at(5'000, std::string(3'192, 'z'), {Caching::kPast}).ok());
     wanted.replace(5'000, kSize, std::string(3'192, 'z'));
     std::string all(kSize, '?');
     CHECK(*(*file)->read_at(0, all.data(), all.size()) == 8'192);
