@@ -24,6 +24,9 @@ constexpr auto kConnectRetry = std::chrono::seconds(1);
 constexpr auto kConnectAnew = std::chrono::seconds(5);
 constexpr std::uint32_t kWindowMax = 1'000'000;
 constexpr std::uint32_t kPrefetch = 2;  // jobs
+// Of short jobs so many are told at once, if there are more to do, and within so long.
+constexpr std::uint64_t kToldAtOnce = 512;
+constexpr auto kToldWithin = std::chrono::microseconds(500);
 // After a job this long a thread keeps nothing to itself.
 constexpr auto kLongJob = std::chrono::milliseconds(1);
 
@@ -154,6 +157,9 @@ struct Worker::State {
   std::condition_variable changed;
   std::deque<WorkerCore::Jobs> queue;
   std::vector<Finished> finished;
+  std::uint64_t finished_jobs = 0;  // in it
+  SteadyTime finished_since{};      // the first of it
+  bool waking = false;              // the socket thread will look at it
   std::vector<std::pair<std::uint64_t, WorkerCore::JobStep>> step_calls;  // by job
   bool want_drain = false;
   bool drained = false;
@@ -172,11 +178,13 @@ namespace worker_threads {
 
 // The free functions here see Worker::State through a template, so that it stays private.
 
-// What ended and was not told. REQUIRES: slot.mutex is held.
+// What ended and was not told. While there is more to do, what is plainly done waits a little for
+// more of it: waking the socket's thread costs more than some jobs. REQUIRES: slot.mutex is held.
 template <typename S, typename Slot>
-void tell_ended(S& state, Slot& slot, std::unique_ptr<Outcome> outcome = nullptr,
+void tell_ended(S& state, Slot& slot, SteadyTime now, std::unique_ptr<Outcome> outcome = nullptr,
                 std::chrono::nanoseconds outcome_took = {}) {
   const auto is = slot.where();
+  const bool urgent = outcome != nullptr || state.jobs_at_once <= 1;
   std::vector<Finished> finished;
   if (is.ended() > slot.told) {
     const std::int64_t took = slot.took_ns.load(std::memory_order_relaxed);
@@ -194,8 +202,15 @@ void tell_ended(S& state, Slot& slot, std::unique_ptr<Outcome> outcome = nullptr
   bool wake = false;
   {
     const std::lock_guard lock(state.mutex);
-    wake = state.finished.empty();
-    for (auto& each : finished) state.finished.push_back(std::move(each));
+    if (state.finished.empty()) state.finished_since = now;
+    for (auto& each : finished) {
+      state.finished_jobs += each.jobs.count;
+      state.finished.push_back(std::move(each));
+    }
+    const bool more = is.next < is.end || !slot.next.empty() || !state.queue.empty();
+    const bool due = urgent || !more || state.finished_jobs >= kToldAtOnce ||
+                     now - state.finished_since >= kToldWithin;
+    wake = due && !std::exchange(state.waking, true);
   }
   if (wake) state.wake_up.wake();
 }
@@ -222,8 +237,8 @@ std::optional<WorkerCore::Jobs> take_off(Slot& slot) {
 // A thread keeps nothing to itself while it is at a long job: what it did not begin goes back to
 // the front of the queue, what it ended is told. REQUIRES: slot.mutex is held.
 template <typename S, typename Slot>
-void hand_over(S& state, Slot& slot) {
-  tell_ended(state, slot);
+void hand_over(S& state, Slot& slot, SteadyTime now) {
+  tell_ended(state, slot, now);
   auto rest = take_off(slot);
   if (!rest && slot.next.empty()) return;
   {
@@ -270,12 +285,12 @@ bool go_on(Slot& slot) {
 // Tells what ended, waits for work and takes some of it: one job, or where jobs are so short that a
 // lock for each counts, a share of what there is. False at the end.
 template <typename S, typename Slot>
-bool take_jobs(S& state, Slot& slot, std::stop_token& stop) {
+bool take_jobs(S& state, Slot& slot, std::stop_token& stop, SteadyTime now) {
   {
     const std::lock_guard lock(slot.mutex);
     // The attempt was ended by the clock, or nobody takes its outcome any more.
     if (slot.written_off || state.closing) return false;
-    tell_ended(state, slot);
+    tell_ended(state, slot, now);
     slot.stop_asked.reset();
     if (slot.stop.stop_requested() || !stop.stop_possible()) {
       slot.stop = std::stop_source();
@@ -366,18 +381,20 @@ class Journal final : public StepJournal {
 
 // Its outcome is told at once. False if nobody takes it any more.
 template <typename S, typename Slot>
-bool tell_outcome(S& state, Slot& slot, Outcome outcome, std::chrono::nanoseconds took) {
+bool tell_outcome(S& state, Slot& slot, Outcome outcome, std::chrono::nanoseconds took,
+                  SteadyTime now) {
   const std::lock_guard lock(slot.mutex);
   if (slot.written_off || state.closing) return false;
-  tell_ended(state, slot, std::make_unique<Outcome>(std::move(outcome)), took);
+  tell_ended(state, slot, now, std::make_unique<Outcome>(std::move(outcome)), took);
   return true;
 }
 
 template <typename S, typename Slot>
 void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& slot) {
   std::stop_token stop;  // of slot->stop, which this thread alone renews
-  while (take_jobs(*state, *slot, stop)) {
-    auto started = state->clock.steady();
+  auto started = state->clock.steady();
+  while (take_jobs(*state, *slot, stop, started)) {
+    started = state->clock.steady();
     for (bool more = true; more;) {
       const std::uint32_t index = slot->where().next - 1;
       slot->started_ns.store(started.time_since_epoch().count(), std::memory_order_relaxed);
@@ -393,13 +410,13 @@ void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& s
       if (is_plain(outcome)) {
         slot->took_ns.store(slot->took_ns.load(std::memory_order_relaxed) + took.count(),
                             std::memory_order_relaxed);
-      } else if (!tell_outcome(*state, *slot, std::move(outcome), took)) {
+      } else if (!tell_outcome(*state, *slot, std::move(outcome), took, now)) {
         return;
       }
       more = go_on(*slot);
       if (took < kLongJob) continue;
       const std::lock_guard lock(slot->mutex);
-      hand_over(*state, *slot);
+      hand_over(*state, *slot, now);
     }
   }
 }
@@ -467,7 +484,7 @@ void watch_timeouts(const std::shared_ptr<S>& state) {
           std::chrono::nanoseconds(slot.started_ns.load(std::memory_order_relaxed)));
       // What it says of a job that has just begun is of the one before.
       if (job == 0 || job != slot.running()) continue;
-      if (now - started >= kLongJob) hand_over(*state, slot);
+      if (now - started >= kLongJob) hand_over(*state, slot, now);
       if (settings.timeout.count() == 0 || now - started < settings.timeout) continue;
       if (!slot.stop_asked) {
         if (!ask_attention(slot, job)) continue;
@@ -544,6 +561,8 @@ void read_finished(const std::shared_ptr<S>& state) {
   {
     const std::lock_guard lock(state->mutex);
     finished.swap(state->finished);
+    state->finished_jobs = 0;
+    state->waking = false;
     drain = state->want_drain;
   }
   const UtcTime now = state->clock.utc();

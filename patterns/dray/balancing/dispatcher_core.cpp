@@ -90,6 +90,7 @@ DispatcherCore::Session* DispatcherCore::session_of_peer(const std::string& peer
 }
 
 void DispatcherCore::on_frame(const std::string& peer, const ProtocolFrame& frame, Now now) {
+  heard_now_ = now.steady;
   if (const auto* hello = std::get_if<Hello>(&frame)) return on_hello(peer, *hello, now);
   Session* session = session_of_peer(peer);
   if (session == nullptr) {
@@ -188,6 +189,10 @@ void DispatcherCore::note_due(const Session& session) {
 
 SteadyTime DispatcherCore::next_deadline(Now now) const {
   SteadyTime next = std::min(now.steady + options_.lease / 4, sessions_due_at_);
+  const auto waits = [](const Session* session) { return !session->peer.empty(); };
+  if (std::any_of(confirming_.begin(), confirming_.end(), waits)) {
+    next = std::min(next, confirms_since_ + options_.confirm_within);
+  }
   if (links_asked_ < kAskLinksAfter.size()) {
     next = std::min(next, link_broken_at_ + kAskLinksAfter.at(links_asked_));
   }
@@ -209,6 +214,7 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
 }
 
 void DispatcherCore::on_committed(const spool::Committed& committed, Now now) {
+  heard_now_ = now.steady;
   for (const auto& group : groups_) {
     if (group->state->standing() != spool::GroupStanding::kDropped) accept(*group, committed);
   }
@@ -226,10 +232,8 @@ void DispatcherCore::on_committed(const spool::Committed& committed, Now now) {
 
 DispatcherCore::Actions DispatcherCore::take_actions(Now now) {
   now_ms_ = to_ms(now.utc);
+  heard_now_ = now.steady;
   open_gates(now);
-  // Before the next delivery of the same message: a worker must not take it for the one it
-  // answered.
-  if (!planted(Fault::kRetryAnsweredAgain)) flush_confirms();
   for (const auto& group : groups_) {
     if (!group->late.empty()) line_up_late(*group, position(*group));
     move_due(*group, now);

@@ -57,6 +57,7 @@ struct DispatcherOptions {
   Milliseconds reconnect_grace{2'000};
   std::size_t ready_messages_max = 65'536;  // per group and lane, in memory
   std::size_t ready_bytes_max = 16U << 20;  // the same in bytes
+  Milliseconds confirm_within{5};           // what has no delivery to go with
   Milliseconds snooze_age_max = std::chrono::hours(24 * 30);
   std::size_t sessions_max = 4'096;
   // Of one session, whatever window it says: nobody takes a whole backlog away from the others.
@@ -308,6 +309,7 @@ class DispatcherCore {
   void send_deliveries(Session& session, std::vector<spool::StoredRun>& runs, const Deliver& head);
   void settle_answered(Group& group, spool::Settlement settlement, std::vector<Answered> answered);
   void flush_settlements();
+  void flush_confirm(Session& session);
   void flush_confirms();
   void ping(Session& session);
   void send(const Session& session, std::string frame);
@@ -344,6 +346,8 @@ class DispatcherCore {
   std::unordered_map<std::string, Session*> peers_;
   std::vector<Session*> confirming_;  // with something to be confirmed
   SteadyTime sessions_due_at_{};      // nothing is due of any session before
+  SteadyTime confirms_since_{};       // the first of them; while confirming_ is not empty
+  SteadyTime heard_now_{};            // as of the last call with a time
   SteadyTime link_broken_at_{};
   std::size_t links_asked_ = SIZE_MAX;  // how often since then; SIZE_MAX: none broke
   std::set<Uuid> expected_;             // recorded sessions that did not speak yet

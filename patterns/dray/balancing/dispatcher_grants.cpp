@@ -400,6 +400,9 @@ void DispatcherCore::flush_deliveries(Session& session) {
 void DispatcherCore::send_deliveries(Session& session, std::vector<spool::StoredRun>& runs,
                                      const Deliver& head) {
   if (session.peer.empty()) return runs.clear();
+  // Before the next delivery of the same message: a worker must not take it for the one that it
+  // answered.
+  if (!planted(Fault::kRetryAnsweredAgain)) flush_confirm(session);
   const std::string frame = encode(head);
   const auto is_long = [&](const spool::StoredRun& run) {
     return runs.size() == 1 || run.bytes() >= kWorthSharing;
@@ -470,22 +473,37 @@ void DispatcherCore::flush_settlements() {
 
 void DispatcherCore::confirm(Session& session, std::uint64_t epoch, std::uint32_t number,
                              const SequenceRun& run) {
-  if (session.confirm.empty()) confirming_.push_back(&session);
+  if (confirming_.empty()) confirms_since_ = heard_now_;
+  if (!std::exchange(session.confirming, true)) confirming_.push_back(&session);
   session.confirm[{epoch, number}].add(run);
 }
 
+// To a session that is connected.
+void DispatcherCore::flush_confirm(Session& session) {
+  if (session.confirm.empty()) return;
+  Confirm confirm;
+  for (auto& [token, sequences] : session.confirm) {
+    sequences.sort();
+    confirm.tokens.push_back({token.first, token.second, std::move(sequences)});
+  }
+  session.confirm.clear();
+  send(session, encode(confirm));
+}
+
+// They go with the next deliveries, which wake the worker anyway; or soon without any.
 void DispatcherCore::flush_confirms() {
+  std::erase_if(confirming_, [](Session* session) {
+    session->confirming = !session->confirm.empty();
+    return !session->confirming;
+  });
+  if (confirming_.empty() || heard_now_ < confirms_since_ + options_.confirm_within) return;
   std::erase_if(confirming_, [&](Session* session) {
     if (session->peer.empty()) return false;
-    Confirm confirm;
-    for (auto& [token, sequences] : session->confirm) {
-      sequences.sort();
-      confirm.tokens.push_back({token.first, token.second, std::move(sequences)});
-    }
-    session->confirm.clear();
-    send(*session, encode(confirm));
+    flush_confirm(*session);
+    session->confirming = false;
     return true;
   });
+  confirms_since_ = heard_now_;  // of who is not connected
 }
 
 }  // namespace dray::balancing

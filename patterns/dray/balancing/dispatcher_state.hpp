@@ -58,10 +58,11 @@ struct DispatcherCore::Session {
   RetryPolicy retry;
   std::uint32_t window_messages = 1;
   std::uint64_t window_bytes = 1;
-  bool closed = false;  // it gave something back: nothing before it says WINDOW
-  bool asks = false;    // in Group::asking
-  bool fresh = false;   // in Group::fresh
-  bool roomy = false;   // in Group::roomy
+  bool closed = false;      // it gave something back: nothing before it says WINDOW
+  bool asks = false;        // in Group::asking
+  bool fresh = false;       // in Group::fresh
+  bool roomy = false;       // in Group::roomy
+  bool confirming = false;  // in confirming_
   std::uint64_t told_waiting = 0;
   bool recorded = false;
   SteadyTime heard_at{};

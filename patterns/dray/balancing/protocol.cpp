@@ -205,7 +205,8 @@ bool read_records(std::string_view bytes, Delivered& out) {
     if (!record || record->lsn == 0 || out.offsets.size() == kRunSequencesMax) return false;
     const std::size_t size = spool::record_size(record->payload_size);
     // Most have the size of the one before.
-    if (size <= (bytes.size() - at) / kPrefetch) __builtin_prefetch(bytes.data() + at + (kPrefetch - 2) * size);
+    if (size <= (bytes.size() - at) / kPrefetch)
+      __builtin_prefetch(bytes.data() + at + (kPrefetch - 2) * size);
     const auto index = static_cast<std::uint32_t>(out.offsets.size());
     if (!out.runs.empty() && out.runs.back().first + out.runs.back().count == record->lsn) {
       ++out.runs.back().count;

@@ -27,6 +27,7 @@ class Bench {
     options.epoch = 5;
     options.boundary = boundary;
     options.held_max = held_max;
+    options.confirm_within = Milliseconds(0);
     if (tweak) tweak(options);
     next_ = boundary;
     core = std::make_unique<DispatcherCore>(
@@ -247,6 +248,28 @@ TEST_CASE("a window is never exceeded, and its credit comes back with each answe
   for (const auto sequence : sequences) bench.answer("a", sequence, ResultKind::kDone);
   CHECK(bench.delivered["a"].size() == 5);
   CHECK(bench.counts().done == 5);
+}
+
+TEST_CASE("a confirmation goes with the next delivery, before it, or soon without one") {
+  Bench bench({}, 2, nullptr, 9, [](DispatcherOptions& options) { options.confirm_within = 5ms; });
+  bench.hello("a", kOne, 1);
+  const auto first = bench.publish();
+  const auto second = bench.publish();
+  bench.answer("a", first, ResultKind::kDone);
+  CHECK(bench.counts().done == 1);
+  CHECK(bench.delivered["a"].size() == 2);
+  bench.answer("a", second, ResultKind::kDone);
+  CHECK(bench.confirmed["a"] == std::vector<Sequence>{});
+  CHECK(bench.core->next_deadline(bench.now()) <= bench.now().steady + 5ms);
+  bench.advance(4ms);
+  bench.publish();
+  CHECK(bench.confirmed["a"] == std::vector<Sequence>{first, second});
+  bench.answer("a", bench.delivered["a"].back().sequence, ResultKind::kDone);
+  CHECK(bench.confirmed["a"].size() == 2);
+  bench.advance(4ms);
+  CHECK(bench.confirmed["a"].size() == 2);
+  bench.advance(1ms);
+  CHECK(bench.confirmed["a"].size() == 3);
 }
 
 TEST_CASE("neighbours go as a run: in one frame, answered and settled as one") {
