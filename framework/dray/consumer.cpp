@@ -87,15 +87,17 @@ const Log& Delivery::log() const {
 
 Outcome handle_job(RawHandler& handler, const ConsumerJob& job, const std::stop_token& stop,
                    const Log& log) {
-  auto envelope = parse_envelope(job.envelope);
-  if (!envelope.ok()) return reject("envelope: " + envelope.error().text());
-  Delivery delivery(*envelope, job.group, job.sequence, job.attempt, stop, log, job.journal);
+  EnvelopeView envelope;
+  if (!read_envelope(job.envelope, envelope)) {
+    return reject("envelope: " + parse_envelope(job.envelope).error().text());
+  }
+  Delivery delivery(envelope, job.group, job.sequence, job.attempt, stop, log, job.journal);
   try {
-    auto outcome = call(handler, envelope->body, delivery);
+    auto outcome = call(handler, envelope.body, delivery);
     if (!delivery.undecided().empty() && outcome.kind() != Outcome::Kind::kDone) {
       return reject(delivery.undecided());
     }
-    if (!outcome.follow_ups().empty() && !envelope->headers.empty()) {
+    if (!outcome.follow_ups().empty() && !envelope.headers.empty()) {
       pass_trace_on(outcome, delivery);
     }
     return outcome;

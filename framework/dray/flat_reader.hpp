@@ -8,7 +8,9 @@
 // Threading: one object, one thread. Ownership: views point into the bytes.
 #pragma once
 
+#include <bit>
 #include <cstdint>
+#include <cstring>
 #include <string_view>
 
 namespace dray {
@@ -67,12 +69,30 @@ class FlatReader {
   // Big-endian.
   bool number(std::size_t at, std::size_t size, std::uint64_t& out) const {
     if (bytes_.size() < at + size) return false;
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < size; ++i) {
-      value = value << 8 | static_cast<unsigned char>(bytes_[at + i]);
+    const char* in = bytes_.data() + at;
+    switch (size) {
+      case 1:
+        out = static_cast<unsigned char>(*in);
+        return true;
+      case 2:
+        out = big_endian<std::uint16_t>(in);
+        return true;
+      case 4:
+        out = big_endian<std::uint32_t>(in);
+        return true;
+      default:
+        out = big_endian<std::uint64_t>(in);
+        return true;
     }
-    out = value;
-    return true;
+  }
+  template <typename T>
+  static T big_endian(const char* in) {
+    T value = 0;
+    std::memcpy(&value, in, sizeof(T));
+    if constexpr (std::endian::native != std::endian::little) return value;
+    if constexpr (sizeof(T) == 2) return __builtin_bswap16(value);
+    if constexpr (sizeof(T) == 4) return __builtin_bswap32(value);
+    return static_cast<T>(__builtin_bswap64(value));
   }
   bool sized(std::size_t size_of_size, std::string_view& out) {
     std::uint64_t size = 0;

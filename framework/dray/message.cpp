@@ -164,22 +164,27 @@ std::string_view envelope_topic(std::string_view bytes) {
   return size <= bytes.size() - at ? bytes.substr(at, size) : std::string_view{};
 }
 
-Result<EnvelopeView> parse_envelope(std::string_view bytes) {
+bool read_envelope(std::string_view bytes, EnvelopeView& out) {
   // Once per message on every worker, and in every recovery.
   FlatReader in(bytes);
-  EnvelopeView view;
   std::uint64_t fields = 0;
   std::string_view id;
   const bool read = in.array(fields) && fields == kEnvelopeFields && in.binary(id) &&
-                    in.text(view.topic) && (in.nil() || in.text(view.key)) &&
-                    read_priority(in, view.priority) && read_time(in, view.published_at) &&
-                    read_time_or_nil(in, view.deliver_at) &&
-                    read_time_or_nil(in, view.expires_at) && (in.nil() || in.text(view.dedup)) &&
-                    in.binary(view.headers) && in.binary(view.body) && in.at_end();
-  if (!read || id.size() != view.id.bytes.size()) {
+                    in.text(out.topic) && (in.nil() || in.text(out.key)) &&
+                    read_priority(in, out.priority) && read_time(in, out.published_at) &&
+                    read_time_or_nil(in, out.deliver_at) && read_time_or_nil(in, out.expires_at) &&
+                    (in.nil() || in.text(out.dedup)) && in.binary(out.headers) &&
+                    in.binary(out.body) && in.at_end();
+  if (!read || id.size() != out.id.bytes.size()) return false;
+  std::memcpy(out.id.bytes.data(), id.data(), out.id.bytes.size());
+  return true;
+}
+
+Result<EnvelopeView> parse_envelope(std::string_view bytes) {
+  EnvelopeView view;
+  if (!read_envelope(bytes, view)) {
     return Error{ErrorCode::kCorrupt, "not an envelope (FORMATS.md, Envelope)", "", 0};
   }
-  std::memcpy(view.id.bytes.data(), id.data(), id.size());
   return view;
 }
 

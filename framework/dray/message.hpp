@@ -118,6 +118,8 @@ DRAY_API std::string_view envelope_topic(std::string_view bytes);
 
 // Reads an envelope without copying and without decoding the body. kCorrupt on any fault.
 DRAY_API Result<EnvelopeView> parse_envelope(std::string_view bytes);
+// The same; false on any fault, with `out` as it may be. `out` is one that was just made.
+DRAY_API bool read_envelope(std::string_view bytes, EnvelopeView& out);
 
 // The same as a publisher hands it in: without id and time. kCorrupt if its headers cannot be read.
 DRAY_API Result<Draft> draft_of(const EnvelopeView& envelope);

@@ -19,25 +19,28 @@ inline void name_thread(std::string_view name) {
   (void)pthread_setname_np(pthread_self(), std::string(name.substr(0, 15)).c_str());
 }
 
-// The thread that calls this, and those that it starts from now on, run briefly and are waited for:
-// the scheduler is asked for short slices, and so lets them run soon after they wake, also beside
-// threads that compute on and on. They get no more time than others. Since Linux 6.12 (sched(7),
-// sched_setattr(2): sched_runtime of SCHED_OTHER); before that it changes nothing.
-inline void take_short_slices() {
+// For a thread that runs briefly and is waited for: the scheduler is asked for slices of this length,
+// and lets the thread run soon after it wakes, also beside threads with longer ones, or that compute
+// on and on. It gets no more time than others. Threads that it starts later take after it. Since
+// Linux 6.12 (sched_setattr(2), sched_runtime of SCHED_OTHER); before that it changes nothing.
+enum class Slice : std::uint64_t {
+  kShort = 500'000,     // ns: of who has a socket
+  kShortest = 100'000,  // the least that there is: for whom everybody waits
+};
+inline void take_slice(Slice slice) {
 #ifdef SYS_sched_setattr
-  constexpr std::uint64_t kSliceNs = 100'000;  // the least that there is
   struct {  // struct sched_attr, SCHED_ATTR_SIZE_VER0, of sched_setattr(2)
     std::uint32_t size = 48;
     std::uint32_t policy = 0;  // SCHED_OTHER
     std::uint64_t flags = 0;
     std::int32_t nice = 0;
     std::uint32_t priority = 0;
-    std::uint64_t runtime_ns = kSliceNs, deadline_ns = 0, period_ns = 0;
+    std::uint64_t runtime_ns = 0, deadline_ns = 0, period_ns = 0;
   } wanted;
   static_assert(sizeof(wanted) == 48);
   // As it is, but for the slice.
   if (syscall(SYS_sched_getattr, 0, &wanted, sizeof(wanted), 0) != 0 || wanted.policy != 0) return;
-  wanted.runtime_ns = kSliceNs;
+  wanted.runtime_ns = static_cast<std::uint64_t>(slice);
   (void)syscall(SYS_sched_setattr, 0, &wanted, 0);
 #endif
 }

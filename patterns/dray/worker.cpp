@@ -1,5 +1,7 @@
 #include "dray/worker.hpp"
 
+#include <time.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -27,6 +29,7 @@ constexpr std::uint32_t kPrefetch = 2;  // jobs
 // Of short jobs so many are told at once, if there are more to do, and within so long.
 constexpr std::uint64_t kToldAtOnce = 512;
 constexpr auto kToldWithin = std::chrono::microseconds(500);
+constexpr auto kTickMax = Milliseconds(10);  // of CLOCK_MONOTONIC_COARSE
 // After a job this long a thread keeps nothing to itself.
 constexpr auto kLongJob = std::chrono::milliseconds(1);
 
@@ -389,35 +392,90 @@ bool tell_outcome(S& state, Slot& slot, Outcome outcome, std::chrono::nanosecond
   return true;
 }
 
+// Times jobs. Those that are far shorter than a tick of the system's are timed together: a look at
+// the clock would cost a part of what they do.
+template <typename S, typename Slot>
+class Stopwatch {
+ public:
+  Stopwatch(const S& state, Slot& slot) : state_(state), slot_(slot) { begin(); }
+
+  void begin() {
+    apart_ = state_.jobs_at_once < kTimedTogether;
+    begin_at(state_.clock.steady());
+  }
+  // When the job that just ended began, or one before it.
+  SteadyTime started() const { return started_; }
+  // A job ended. How long it took, as far as it is known; what began before it counts with it.
+  std::chrono::nanoseconds lap() {
+    if (!apart_ && ticks() == tick_) return {};
+    const auto now = state_.clock.steady();
+    const std::chrono::nanoseconds took = now - started_;
+    begin_at(now);
+    return took;
+  }
+  // The same; it is known.
+  std::chrono::nanoseconds stop() {
+    const auto now = state_.clock.steady();
+    const std::chrono::nanoseconds took = now - started_;
+    begin_at(now);
+    return took;
+  }
+
+ private:
+  static constexpr std::uint32_t kTimedTogether = 8;  // jobs that a thread takes at once
+
+  static std::int64_t ticks() {
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+  }
+  void begin_at(SteadyTime now) {
+    started_ = now;
+    if (!apart_) tick_ = ticks();
+    slot_.started_ns.store(now.time_since_epoch().count(), std::memory_order_relaxed);
+  }
+
+  const S& state_;
+  Slot& slot_;
+  bool apart_ = true;
+  SteadyTime started_{};
+  std::int64_t tick_ = 0;
+};
+
+template <typename Slot>
+void add_time(Slot& slot, std::chrono::nanoseconds took) {
+  if (took.count() == 0) return;
+  slot.took_ns.store(slot.took_ns.load(std::memory_order_relaxed) + took.count(),
+                     std::memory_order_relaxed);
+}
+
 template <typename S, typename Slot>
 void handle_jobs(const std::shared_ptr<S>& state, const std::shared_ptr<Slot>& slot) {
   std::stop_token stop;  // of slot->stop, which this thread alone renews
-  auto started = state->clock.steady();
-  while (take_jobs(*state, *slot, stop, started)) {
-    started = state->clock.steady();
+  Stopwatch<S, Slot> watch(*state, *slot);
+  while (take_jobs(*state, *slot, stop, watch.started())) {
+    watch.begin();
     for (bool more = true; more;) {
       const std::uint32_t index = slot->where().next - 1;
-      slot->started_ns.store(started.time_since_epoch().count(), std::memory_order_relaxed);
       slot->at.prefetch(index + kPrefetch);
       Journal<S, Slot> journal(*state, *slot, slot->at.first + index, stop);
       Outcome outcome =
           slot->consumer->consume({slot->at.envelope(index), state->settings.group,
                                    slot->at.sequence + index, slot->at.attempt, &journal},
                                   stop);
-      const auto now = state->clock.steady();
-      const std::chrono::nanoseconds took = now - started;
-      started = now;
-      if (is_plain(outcome)) {
-        slot->took_ns.store(slot->took_ns.load(std::memory_order_relaxed) + took.count(),
-                            std::memory_order_relaxed);
-      } else if (!tell_outcome(*state, *slot, std::move(outcome), took, now)) {
+      const bool plain = is_plain(outcome);
+      const auto took = plain ? watch.lap() : watch.stop();
+      if (plain) {
+        add_time(*slot, took);
+      } else if (!tell_outcome(*state, *slot, std::move(outcome), took, watch.started())) {
         return;
       }
       more = go_on(*slot);
       if (took < kLongJob) continue;
       const std::lock_guard lock(slot->mutex);
-      hand_over(*state, *slot, now);
+      hand_over(*state, *slot, watch.started());
     }
+    add_time(*slot, watch.stop());
   }
 }
 
@@ -485,7 +543,9 @@ void watch_timeouts(const std::shared_ptr<S>& state) {
       // What it says of a job that has just begun is of the one before.
       if (job == 0 || job != slot.running()) continue;
       if (now - started >= kLongJob) hand_over(*state, slot, now);
-      if (settings.timeout.count() == 0 || now - started < settings.timeout) continue;
+      // Of short jobs it may be that of one before.
+      const auto late_by = state->jobs_at_once > 1 ? kTickMax : Milliseconds(0);
+      if (settings.timeout.count() == 0 || now - started < settings.timeout + late_by) continue;
       if (!slot.stop_asked) {
         if (!ask_attention(slot, job)) continue;
         slot.stop_asked = now;
@@ -854,7 +914,7 @@ Result<std::unique_ptr<Worker>> Worker::start(WorkerSettings settings, ConsumerF
   DRAY_TRY(worker_threads::follow_addresses(state));
   state->socket_thread = std::thread([state] {
     name_thread("dray-worker");
-    take_short_slices();
+    take_slice(Slice::kShort);
     worker_threads::run(state);
   });
   return worker;

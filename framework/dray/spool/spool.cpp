@@ -319,7 +319,7 @@ void Spool::start(CommitListener& listener) {
   DRAY_ASSERT(!committer_.joinable());
   committer_ = std::thread([this, &listener] {
     name_thread("dray-commit");
-    take_short_slices();
+    take_slice(Slice::kShortest);
     run(listener);
   });
   start_upkeep(listener);

@@ -20,7 +20,7 @@ namespace dray::transport {
 Context::Context() {
   // ZeroMQ's own threads begin with the first socket, and take after the thread that makes it.
   std::thread([this] {
-    take_short_slices();
+    take_slice(Slice::kShort);
     impl_ = std::make_unique<Impl>();
     const zmq::socket_t first(impl_->context, zmq::socket_type::pair);
   }).join();

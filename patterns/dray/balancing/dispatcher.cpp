@@ -131,7 +131,7 @@ void Dispatcher::start() {
   }
   state_->thread = std::thread([this] {
     name_thread("dray-dispatch");
-    take_short_slices();
+    take_slice(Slice::kShort);
     run();
   });
 }
