@@ -25,6 +25,7 @@ using nlohmann::json;
 namespace {
 constexpr std::size_t kLatenciesMax = 1U << 20;
 constexpr std::uint64_t kTimedEvery = 16;
+constexpr auto kSleepLate = std::chrono::microseconds(150);
 constexpr std::uint64_t kSectorBytes = 512;  // of /sys/dev/block/*/stat, whatever the device's
 }  // namespace
 
@@ -86,6 +87,22 @@ void Latencies::take(const std::string& text) {
 Status WindowedPublisher::run() {
   const std::string body = to_bytes(Binary{std::string(size_, 'x')});
   const PublishOptions none;
+  return window_ == 1 ? run_one_by_one(body, none) : run_ahead(body, none);
+}
+
+// As those do who wait for each.
+Status WindowedPublisher::run_one_by_one(const std::string& body, const PublishOptions& none) {
+  for (std::uint64_t i = 0; i < messages_; ++i) {
+    const auto started = std::chrono::steady_clock::now();
+    if (const auto receipt = publisher_.publish_and_wait({"bench", body, none}); !receipt.ok()) {
+      return receipt.error();
+    }
+    latencies_.add(std::chrono::steady_clock::now() - started);
+  }
+  return {};
+}
+
+Status WindowedPublisher::run_ahead(const std::string& body, const PublishOptions& none) {
   std::uint64_t answered = 0;  // as it was when it was last looked at
   const auto wait_for = [&](std::uint64_t wanted) {
     answered = answered_.load(std::memory_order_acquire);
@@ -136,7 +153,10 @@ Status PacedPublisher::run(
   const auto started = std::chrono::steady_clock::now();
   for (std::uint64_t i = 0; i < messages_; ++i) {
     const auto due = started + std::chrono::nanoseconds(1'000'000'000 / rate_) * i;
-    std::this_thread::sleep_until(due);
+    // A sleep ends late: by what Linux may delay a timer, and by how long the processor wakes.
+    std::this_thread::sleep_until(due - kSleepLate);
+    while (std::chrono::steady_clock::now() < due) {
+    }
     // Measured from when it was due: one that waits for the one before it is late as well.
     publisher_.publish_draft(Draft{"bench", body(due), {}}, [this, due](const auto& receipt) {
       const std::lock_guard lock(mutex_);

@@ -58,7 +58,8 @@ class Latencies {
   std::uint64_t every_ = 1;
 };
 
-// Publishes with at most `window` receipts outstanding; notes how long every 16th receipt took.
+// Publishes with at most `window` receipts outstanding; notes how long every 16th receipt took. With
+// a window of 1 it waits for each, and notes all.
 class WindowedPublisher {
  public:
   WindowedPublisher(Publisher& publisher, std::uint64_t messages, std::uint64_t size,
@@ -69,6 +70,8 @@ class WindowedPublisher {
   Latencies& latencies() { return latencies_; }
 
  private:
+  Status run_one_by_one(const std::string& body, const PublishOptions& none);
+  Status run_ahead(const std::string& body, const PublishOptions& none);
   void on_receipt(const Result<Receipt>& receipt);
 
   Publisher& publisher_;

@@ -49,7 +49,8 @@ class DRAY_API Publisher {
     return publish_and_wait({topic, to_bytes(body), options});
   }
 
-  Result<Receipt> publish_and_wait(const DraftView& draft);
+  // The same for a body that is MessagePack already.
+  virtual Result<Receipt> publish_and_wait(const DraftView& draft);
 };
 
 }  // namespace dray

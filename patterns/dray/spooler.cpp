@@ -142,6 +142,10 @@ void Spooler::publish_view(const DraftView& draft, ReceiptCallback done) {
   state_->spool->publish_view(draft, std::move(done));
 }
 
+Result<Receipt> Spooler::publish_and_wait(const DraftView& draft) {
+  return state_->spool->publish_and_wait(draft);
+}
+
 Result<SpoolStatus> Spooler::status() {
   SpoolStatus status;
   auto& spool = *state_->spool;

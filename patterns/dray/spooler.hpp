@@ -158,6 +158,7 @@ class DRAY_API Spooler final : public Publisher {
 
   void publish_draft(Draft draft, ReceiptCallback done) override;
   void publish_view(const DraftView& draft, ReceiptCallback done) override;
+  Result<Receipt> publish_and_wait(const DraftView& draft) override;
 
   // One more endpoint for workers.
   Status bind(const std::string& endpoint);

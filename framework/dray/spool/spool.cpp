@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <future>
 
 #include "dray/spool/planted_fault.hpp"
 #include "dray/thread_traits.hpp"
@@ -107,15 +108,24 @@ Error Spool::refusal(const DraftView& draft) const {
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): as the interface says
 void Spool::publish_draft(Draft draft, ReceiptCallback done) {
-  put(draft, std::move(done), true);
+  put(draft, std::move(done), Caller::kMayWait);
 }
 
 void Spool::publish_view(const DraftView& draft, ReceiptCallback done) {
-  put(draft, std::move(done), true);
+  put(draft, std::move(done), Caller::kMayWait);
 }
 
 void Spool::publish_at_once(const DraftView& draft, ReceiptCallback done) {
-  put(draft, std::move(done), false);
+  put(draft, std::move(done), Caller::kMustNotWait);
+}
+
+Result<Receipt> Spool::publish_and_wait(const DraftView& draft) {
+  std::promise<Result<Receipt>> promise;
+  auto future = promise.get_future();
+  put(
+      draft, [&promise](Result<Receipt> receipt) { promise.set_value(std::move(receipt)); },
+      Caller::kCommits);
+  return future.get();
 }
 
 // Who waits for room is always there to take it: a little is left for who does not.
@@ -129,7 +139,7 @@ Milliseconds Spool::dedup_reach() const {
   return dedup_.reach(to_ms(clock_.utc()));
 }
 
-void Spool::put(const DraftView& draft, ReceiptCallback done, bool may_wait) {
+void Spool::put(const DraftView& draft, ReceiptCallback done, Caller caller) {
   const auto groups = admit(draft);
   if (!groups) return done(refusal(draft));
   const UtcTime now = clock_.utc();
@@ -152,7 +162,7 @@ void Spool::put(const DraftView& draft, ReceiptCallback done, bool may_wait) {
   const std::uint32_t crc = crc32c(crc32c(0, head), draft.body);
   const std::size_t bytes = head.size() + draft.body.size();
   std::unique_lock lock(mutex_);
-  if (!takes_more(lock, may_wait)) {
+  if (!takes_more(lock, caller != Caller::kMustNotWait)) {
     lock.unlock();
     return answer(publish, Error{ErrorCode::kClosed, "the spool is stopped", directory_.path(), 0});
   }
@@ -166,9 +176,39 @@ void Spool::put(const DraftView& draft, ReceiptCallback done, bool may_wait) {
   chunk.bytes += bytes;
   queue_bytes_ += bytes;
   const bool wake = ++queue_urgent_ == 1;
+  std::unique_ptr<Chunk> taken;
+  if (caller == Caller::kCommits && may_commit_here()) {
+    committing_ = true;
+    taken = take_chunk();
+  }
   lock.unlock();
-  if (wake) work_.notify_one();
   if (room.capacity() > kEncodeBytesKept) std::string().swap(room);
+  if (taken != nullptr) return commit_here(std::move(taken));
+  if (wake) work_.notify_one();
+}
+
+// Nobody commits, and there is nothing to do that is the committer thread's. REQUIRES: mutex_ is
+// held.
+bool Spool::may_commit_here() const {
+  return listener_ != nullptr && !committing_ && !closing_ && !snapshot_ && queue_.size() == 1;
+}
+
+void Spool::commit_here(std::unique_ptr<Chunk> chunk) {
+  room_.notify_all();
+  commit(*chunk, *listener_);
+  recycle(std::move(chunk));
+  end_commit();
+}
+
+void Spool::end_commit() {
+  bool wake = false;
+  {
+    const std::lock_guard lock(mutex_);
+    committing_ = false;
+    // The committer thread may have waited for this, or must know when a marker is due.
+    wake = closing_ || snapshot_ || !queue_.empty() || (marker_due_ && !marker_timed_);
+  }
+  if (wake) work_.notify_one();
 }
 
 // False if the publish was answered, or waits for another's commit.
@@ -317,6 +357,10 @@ Spool::Chunk& Spool::open_chunk(bool for_message) {
 
 void Spool::start(CommitListener& listener) {
   DRAY_ASSERT(!committer_.joinable());
+  {
+    const std::lock_guard lock(mutex_);
+    listener_ = &listener;
+  }
   committer_ = std::thread([this, &listener] {
     name_thread("dray-commit");
     take_slice(Slice::kShortest);
@@ -353,25 +397,37 @@ void Spool::run(CommitListener& listener) {
   for (;;) {
     std::unique_ptr<Chunk> chunk;
     bool closing = false;
+    bool marker = false;
     {
       std::unique_lock lock(mutex_);
       if (wait_for_work(lock)) chunk = take_chunk();
       closing = closing_ && chunk == nullptr;
+      marker = chunk == nullptr && marker_due_;
+      committing_ = true;
     }
     if (chunk != nullptr) {
       room_.notify_all();
       commit(*chunk, listener);
       recycle(std::move(chunk));
-    } else if (marker_due_) {
+    } else if (marker) {
       write_marker(listener);
     }
     pass_checkpoint_on(listener);
+    {
+      const std::lock_guard lock(mutex_);
+      committing_ = false;
+    }
     if (closing) return;
   }
 }
 
 void Spool::idle(CommitListener& listener) {
-  if (marker_due_) write_marker(listener);
+  bool marker = false;
+  {
+    const std::lock_guard lock(mutex_);
+    marker = marker_due_;
+  }
+  if (marker) write_marker(listener);
 }
 
 void Spool::commit_pending(CommitListener& listener) {
@@ -388,9 +444,14 @@ void Spool::commit_pending(CommitListener& listener) {
   pass_checkpoint_on(listener);
 }
 
-// True if there is a batch to commit; false after the idle time, or when closing with nothing.
+// True if there is a batch to commit; false after the idle time, when closing with nothing, or for a
+// checkpoint alone. Then nobody else commits.
 bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
   for (;;) {
+    if (committing_) {  // by a publisher, who says when it is through
+      work_.wait(lock);
+      continue;
+    }
     if (closing_ || snapshot_ || queue_urgent_ > 0 || queue_lazy_entries_ >= kLazyEntriesMax) {
       return !queue_.empty();
     }
@@ -402,9 +463,13 @@ bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
     }
     if (!marker_due_) {
       work_.wait(lock);
-    } else if (work_.wait_for(lock, kMarkerIdle) == std::cv_status::timeout && queue_.empty()) {
-      return false;
+      continue;
     }
+    const auto idle = clock_.steady() - committed_at_;
+    if (idle >= kMarkerIdle) return false;
+    marker_timed_ = true;
+    work_.wait_for(lock, kMarkerIdle - idle);
+    marker_timed_ = false;
   }
 }
 
@@ -444,7 +509,11 @@ void Spool::commit(Chunk& chunk, CommitListener& listener) {
     fail(wrote.error(), listener);
     return fail_publishes(chunk, unknown);
   }
-  marker_due_ = true;
+  {
+    const std::lock_guard lock(mutex_);
+    marker_due_ = true;
+    committed_at_ = clock_.steady();
+  }
   durable_lsn_ = segments_->durable_lsn();
   const bool durable = durable_lsn_ + 1 == segments_->next_lsn();
   listener.on_committed(describe(chunk, first));
@@ -553,7 +622,10 @@ void Spool::fail_publishes(Chunk& chunk, const Error& error) {
 
 // S3: without it, rot in the last batch could not be told from a torn tail.
 void Spool::write_marker(CommitListener& listener) {
-  marker_due_ = false;
+  {
+    const std::lock_guard lock(mutex_);
+    marker_due_ = false;
+  }
   if (failed_) return;
   Status status = segments_->sync();
   // What is settled gives its room back by whole segments: one that is not full would keep it.

@@ -7,7 +7,8 @@
 //                                          --> upkeep thread: writes it, frees segments
 //
 // What arrives during one sync goes with the next; there is no waiting on purpose, except that
-// lazy submissions (settlements) wait up to 5 ms or 256 entries for a commit to ride on.
+// lazy submissions (settlements) wait up to 5 ms or 256 entries for a commit to ride on. Whoever
+// waits for a receipt while nothing is being committed commits by itself: nobody has to wake.
 //
 // Promises: P1 (a receipt comes after the sync it claims), P6 (recovery), P7 (a failed write or
 // sync poisons the spool; no room refuses new messages and goes on settling).
@@ -113,7 +114,8 @@ struct Snapshot {
   std::set<std::uint64_t> dead;  // segments that nothing needs (plan_reclaim)
 };
 
-// Called on the committer thread (on_failed also on the upkeep thread); must only hand over.
+// Called by whoever commits, one at a time: the committer thread, or one in publish_and_wait()
+// (on_failed also on the upkeep thread). Must only hand over.
 class CommitListener {
  public:
   virtual ~CommitListener() = default;
@@ -144,6 +146,7 @@ class Spool final : public Publisher {
 
   void publish_draft(Draft draft, ReceiptCallback done) override;
   void publish_view(const DraftView& draft, ReceiptCallback done) override;
+  Result<Receipt> publish_and_wait(const DraftView& draft) override;
   // The same for one who must not wait: it may fill the queue a quarter further than others may.
   // REQUIRES: takes_at_once().
   void publish_at_once(const DraftView& draft, ReceiptCallback done);
@@ -241,7 +244,11 @@ class Spool final : public Publisher {
   void answer_all(const Chunk& chunk, Durability durability);
   void answer_dedup(const Dedup& dedup, const Result<Receipt>& result);
   Chunk& open_chunk(bool for_message);
-  void put(const DraftView& draft, ReceiptCallback done, bool may_wait);
+  enum class Caller { kMustNotWait, kMayWait, kCommits };
+  void put(const DraftView& draft, ReceiptCallback done, Caller caller);
+  bool may_commit_here() const;
+  void commit_here(std::unique_ptr<Chunk> chunk);
+  void end_commit();
   bool takes_more(std::unique_lock<std::mutex>& lock, bool may_wait);
   void run(CommitListener& listener);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
@@ -281,11 +288,12 @@ class Spool final : public Publisher {
   std::vector<std::unique_ptr<GroupState>> groups_;
   const std::shared_ptr<Buffers> buffers_ = std::make_shared<Buffers>();
 
-  // Owned by the committer thread.
+  CommitListener* listener_ = nullptr;  // since start()
+
+  // Owned by whoever commits: see committing_.
   std::unique_ptr<SegmentLog> segments_;
   std::array<std::uint64_t, kGroupsMax> accepted_{};
   std::vector<GroupRecord> declared_;  // index: GroupId
-  bool marker_due_ = false;
   std::uint64_t checkpointed_at_ = 0;  // SegmentLog::bytes_appended() of the last one
 
   // Owned by the upkeep thread.
@@ -319,6 +327,10 @@ class Spool final : public Publisher {
   std::size_t queue_lazy_entries_ = 0;
   std::uint64_t expected_end_ = 0;  // of the file, once what the committer took last is written
   SteadyTime lazy_since_{};
+  bool committing_ = false;    // somebody does
+  bool marker_due_ = false;    // something was committed since the last one
+  bool marker_timed_ = false;  // the committer thread waits for no longer than until it is due
+  SteadyTime committed_at_{};
   std::optional<Snapshot> snapshot_;  // for the committer
   bool closing_ = false;
 
