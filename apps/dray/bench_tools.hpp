@@ -58,8 +58,8 @@ class Latencies {
   std::uint64_t every_ = 1;
 };
 
-// Publishes with at most `window` receipts outstanding; notes how long every 16th receipt took. With
-// a window of 1 it waits for each, and notes all.
+// Publishes with at most `window` receipts outstanding; notes how long every 16th receipt took.
+// With a window of 1 it waits for each, and notes all.
 class WindowedPublisher {
  public:
   WindowedPublisher(Publisher& publisher, std::uint64_t messages, std::uint64_t size,

@@ -19,10 +19,11 @@ inline void name_thread(std::string_view name) {
   (void)pthread_setname_np(pthread_self(), std::string(name.substr(0, 15)).c_str());
 }
 
-// For a thread that runs briefly and is waited for: the scheduler is asked for slices of this length,
-// and lets the thread run soon after it wakes, also beside threads with longer ones, or that compute
-// on and on. It gets no more time than others. Threads that it starts later take after it. Since
-// Linux 6.12 (sched_setattr(2), sched_runtime of SCHED_OTHER); before that it changes nothing.
+// For a thread that runs briefly and is waited for: the scheduler is asked for slices of this
+// length, and lets the thread run soon after it wakes, also beside threads with longer ones, or
+// that compute on and on. It gets no more time than others. Threads that it starts later take after
+// it. Since Linux 6.12 (sched_setattr(2), sched_runtime of SCHED_OTHER); before that it changes
+// nothing.
 enum class Slice : std::uint64_t {
   kShort = 500'000,     // ns: of who has a socket
   kShortest = 100'000,  // the least that there is: for whom everybody waits

@@ -23,9 +23,9 @@ enum class Caching { kKeep, kPast };
 
 struct WriteHints {
   Caching caching = Caching::kKeep;
-  // So many bytes before the first one are the caller's, and may be overwritten with what lies there
-  // in the file. A write past the cache begins with a block: with room for its beginning, and at the
-  // same place in a page as in the file, the bytes need not be copied.
+  // So many bytes before the first one are the caller's, and may be overwritten with what lies
+  // there in the file. A write past the cache begins with a block: with room for its beginning, and
+  // at the same place in a page as in the file, the bytes need not be copied.
   std::size_t room_before = 0;
 };
 

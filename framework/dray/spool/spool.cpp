@@ -444,8 +444,8 @@ void Spool::commit_pending(CommitListener& listener) {
   pass_checkpoint_on(listener);
 }
 
-// True if there is a batch to commit; false after the idle time, when closing with nothing, or for a
-// checkpoint alone. Then nobody else commits.
+// True if there is a batch to commit; false after the idle time, when closing with nothing, or for
+// a checkpoint alone. Then nobody else commits.
 bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
   for (;;) {
     if (committing_) {  // by a publisher, who says when it is through
@@ -524,8 +524,8 @@ void Spool::answer_all(const Chunk& chunk, Durability durability) {
   const auto* stretch = chunk.batch.stretches().data();
   for (const auto& publish : chunk.publishes) {
     while (publish.record >= stretch->until()) ++stretch;
-    answer(publish, Receipt{publish.id, stretch->lsn + (publish.record - stretch->from), durability,
-                            false});
+    answer(publish,
+           Receipt{publish.id, stretch->lsn + (publish.record - stretch->from), durability, false});
   }
 }
 

@@ -111,8 +111,7 @@ TEST_CASE("many who wait, and many who do not, are all committed, one commit aft
     });
   }
   for (auto& thread : threads) thread.join();
-  CHECK(bench.listener.wait_until(
-      [](const Watcher& each) { return each.messages_ == 6 * kEach; }));
+  CHECK(bench.listener.wait_until([](const Watcher& each) { return each.messages_ == 6 * kEach; }));
   bench.spool->stop();
   CHECK(receipts == 6 * kEach);
   CHECK(all_ok);

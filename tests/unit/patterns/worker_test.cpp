@@ -239,6 +239,48 @@ TEST_CASE("a job that is written off among short ones leaves their results, and 
   for (const auto& [number, times] : seen.snapshot()) CHECK(times == (number == 5'000 ? 2 : 1));
 }
 
+TEST_CASE(
+    "workers that drain in a flood of short jobs keep nothing, lose nothing, repeat nothing") {
+  TemporaryFolder folder;
+  const auto options = options_in(folder);
+  auto spooler = open_spooler(options);
+  Seen seen;
+  seen.what = [&](const Ping& ping, Delivery& delivery) -> Outcome {
+    const auto kind = delivery.attempt() == 1 ? ping.number % 64 : 0;
+    if (kind == 1) return retry("once", 1ms);
+    if (kind == 2 && ping.text.empty()) return done().publish("ping", Ping{ping.number, "again"});
+    return done();
+  };
+  WorkerSettings settings;
+  settings.threads = 3;
+  std::vector<std::unique_ptr<Worker>> workers(2);
+  for (auto& worker : workers) worker = start_worker("email", options.bind, seen, settings);
+  constexpr std::uint64_t kCount = 40'000;
+  std::thread publisher([&] {
+    for (std::uint64_t i = 0; i < kCount; ++i) {
+      spooler->publish_async("ping", Ping{i, ""}, {}, [](const auto&) {});
+    }
+  });
+  for (std::size_t i = 0; i < 12; ++i) {
+    auto& worker = workers[i % workers.size()];
+    const std::size_t before = seen.count();
+    // In the middle of it, if there is a middle left.
+    wait_for(*spooler, "email", [&](const auto& status) {
+      return seen.count() > before + 500 || status.pending == 0;
+    });
+    CHECK(worker->drain(10s));
+    worker->stop();
+    worker = start_worker("email", options.bind, seen, settings);
+  }
+  publisher.join();
+  wait_for(*spooler, "email", [](const auto& status) {
+    return status.pending == 0 && status.done == kCount + kCount / 64;
+  });
+  for (const auto& [number, times] : seen.snapshot()) {
+    CHECK(times == (number % 64 == 1 || number % 64 == 2 ? 2 : 1));
+  }
+}
+
 TEST_CASE("a worker stops though a step waits for an answer that will not come") {
   const TemporaryFolder folder;
   auto spooler = *Spooler::open(options_in(folder));
