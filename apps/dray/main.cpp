@@ -226,11 +226,13 @@ int main(int argc, char** argv) {
                            "What a bare program without Dray code does on this machine.",
                            bench_limits);
   limits->remove_option(limits->get_option("--window"));
-  auto* append = add_bench("append",
-                           "Example: dray bench append --batch 1024\n\n"
-                           "One thread: a batch, one commit, the next.",
-                           bench_append);
-  append->add_option("--batch", measured.batch, "messages per commit")
+  auto* append =
+      add_bench("append",
+                "Example: dray bench append --batch 1024\n\n"
+                "One thread hands in batches, another commits them one by one and settles\n"
+                "what it committed before. With --batch 1 each is waited for.",
+                bench_append);
+  append->add_option("--batch", measured.batch, "messages per commit; 1,024 at most go into one")
       ->check(CLI::Range(1UL, 60'000UL));
   append->add_option("--runs", measured.runs, "each alternates with the bare program")
       ->check(CLI::Range(1, 100));

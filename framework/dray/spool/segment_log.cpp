@@ -12,6 +12,7 @@ constexpr std::uint64_t kPageSize = 4096;
 constexpr unsigned kReadBackCommits = 1'000;
 constexpr std::size_t kPrefetch = 8;  // records
 constexpr Lsn kReadBackNear = 1U << 20;
+constexpr std::uint64_t kRestShare = 64;  // of a segment, at its end
 
 }  // namespace
 
@@ -99,6 +100,7 @@ Status SegmentLog::use(SpareSegments::Spare spare) {
   current_ = segment;
   blank_ = true;
   growing_ = spare.size < capacity_ - capacity_ / 8;
+  blocks_until_ = spare.size;
   opening_due_ = opening_ != nullptr;
   const std::lock_guard lock(mutex_);
   segments_.push_back(std::move(segment));
@@ -235,7 +237,7 @@ Status SegmentLog::write_opening() {
 // A file that grows with every write costs the file system's own commit each time: it is left
 // as soon as there is one whose blocks are all there.
 bool SegmentLog::better_segment_ready() const {
-  return growing_ && !blank_ && spares_.has_whole();
+  return growing_ && !blank_ && end_ >= blocks_until_ && spares_.has_whole();
 }
 
 // How far the records from `from` on go into this segment, in whole units. One that is larger than
@@ -247,6 +249,8 @@ std::size_t SegmentLog::fit(const Batch& batch, std::size_t from) const {
   };
   const std::uint64_t room = capacity_ > end_ ? capacity_ - end_ : 0;
   if (extent(records.size()) <= room) return records.size();
+  // A little that is left costs a write and a sync of its own.
+  if (!blank_ && room < capacity_ / kRestShare) return from;
   std::size_t until = from;
   for (std::size_t unit = from; unit < records.size(); until = unit) {
     while ((records.flags(unit) & kContinues) != 0 && unit + 1 < records.size()) ++unit;

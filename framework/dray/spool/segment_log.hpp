@@ -196,9 +196,10 @@ class SegmentLog {
   bool set_aside_ = false;  // a segment could not be read at all
   bool unsynced_ = false;   // something was written and not synced
   std::shared_ptr<Segment> current_;
-  std::uint64_t capacity_ = 0;  // bytes of current_
-  std::uint64_t end_ = 0;       // where the next record goes in current_
-  bool blank_ = false;          // nothing but its opening is in current_
+  std::uint64_t capacity_ = 0;      // bytes of current_
+  std::uint64_t blocks_until_ = 0;  // bytes of current_ that had blocks when it was begun
+  std::uint64_t end_ = 0;           // where the next record goes in current_
+  bool blank_ = false;              // nothing but its opening is in current_
   std::vector<Segment::IndexEntry> fresh_index_;
   std::uint64_t indexed_until_ = 0;
   std::uint64_t bytes_appended_ = 0;

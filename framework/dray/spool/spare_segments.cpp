@@ -150,7 +150,9 @@ void SpareSegments::count() {
 
 bool SpareSegments::wants_recycled(std::uint64_t size, std::size_t coming) const {
   const std::lock_guard lock(mutex_);
-  if (!is_usable(size)) return false;
+  if (size > segment_size_) return false;
+  // Left early, for it grew: what it has need not be filled again.
+  if (!is_usable(size)) return ready_.empty() && coming == 0 && size >= segment_size_ / 4;
   return (!reserve_ && coming == 0 && size == segment_size_) || usable() + coming < ready_wanted_;
 }
 
@@ -163,11 +165,20 @@ void SpareSegments::recycle(Spare spare) {
       has_reserve_ = true;
       return;
     }
-    if (ready_.size() >= ready_wanted_) {  // the one that is being filled
-      replaced = std::move(ready_.back());
-      ready_.pop_back();
+    if (!is_usable(spare.size)) {  // prepare() fills the rest
+      spare.size -= spare.size % kSlice;
+      if (ready_.empty()) {
+        ready_.push_back(std::move(spare));
+      } else {
+        replaced = std::move(spare);
+      }
+    } else {
+      if (ready_.size() >= ready_wanted_) {  // the one that is being filled
+        replaced = std::move(ready_.back());
+        ready_.pop_back();
+      }
+      ready_.push_front(std::move(spare));
     }
-    ready_.push_front(std::move(spare));
     count();
   }
   if (replaced) (void)directory_.remove(replaced->name);

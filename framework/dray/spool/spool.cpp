@@ -4,6 +4,7 @@
 #include <bit>
 #include <future>
 
+#include "dray/brief_lock.hpp"
 #include "dray/spool/planted_fault.hpp"
 #include "dray/thread_traits.hpp"
 
@@ -21,8 +22,6 @@ constexpr std::size_t kEncodeBytesKept = 1U << 20;  // per publishing thread
 constexpr std::size_t kLazyEntriesMax = 256;
 constexpr auto kLazyWaitMax = std::chrono::milliseconds(5);
 constexpr auto kMarkerIdle = std::chrono::milliseconds(50);
-// A checkpoint costs at most 1/16 of what the log writes.
-constexpr std::uint64_t kCheckpointShare = 16;
 
 std::int64_t to_ms(const std::optional<UtcTime>& time) {
   return time ? time->time_since_epoch().count() : 0;
@@ -161,7 +160,7 @@ void Spool::put(const DraftView& draft, ReceiptCallback done, Caller caller) {
   const std::string_view head = encode_envelope_head(draft, publish.id, now, room);
   const std::uint32_t crc = crc32c(crc32c(0, head), draft.body);
   const std::size_t bytes = head.size() + draft.body.size();
-  std::unique_lock lock(mutex_);
+  auto lock = lock_briefly(mutex_);
   if (!takes_more(lock, caller != Caller::kMustNotWait)) {
     lock.unlock();
     return answer(publish, Error{ErrorCode::kClosed, "the spool is stopped", directory_.path(), 0});
@@ -196,19 +195,26 @@ bool Spool::may_commit_here() const {
 void Spool::commit_here(std::unique_ptr<Chunk> chunk) {
   room_.notify_all();
   commit(*chunk, *listener_);
-  recycle(std::move(chunk));
-  end_commit();
-}
-
-void Spool::end_commit() {
   bool wake = false;
   {
-    const std::lock_guard lock(mutex_);
-    committing_ = false;
+    const auto lock = lock_briefly(mutex_);
+    end_commit(std::move(chunk));
     // The committer thread may have waited for this, or must know when a marker is due.
     wake = closing_ || snapshot_ || !queue_.empty() || (marker_due_ && !marker_timed_);
   }
   if (wake) work_.notify_one();
+}
+
+// Somebody else may commit now. REQUIRES: mutex_ is held.
+void Spool::end_commit(std::unique_ptr<Chunk> chunk) {
+  committing_ = false;
+  if (std::exchange(wrote_, false)) {
+    marker_due_ = true;
+    committed_at_ = clock_.steady();
+  }
+  if (chunk != nullptr && chunks_free_.size() < kChunksKept) {
+    chunks_free_.push_back(std::move(chunk));
+  }
 }
 
 // False if the publish was answered, or waits for another's commit.
@@ -285,7 +291,7 @@ void Spool::submit(const Submission& submission) {
   if (submission.entries.empty()) return;
   bool wake = false;
   {
-    std::unique_lock lock(mutex_);
+    auto lock = lock_briefly(mutex_);
     if (!takes_more(lock, false)) return;
     Chunk& chunk = open_chunk(false);
     chunk.submitted.push_back({static_cast<std::uint32_t>(chunk.batch.size()),
@@ -394,12 +400,13 @@ void Spool::stop() {
 }
 
 void Spool::run(CommitListener& listener) {
-  for (;;) {
-    std::unique_ptr<Chunk> chunk;
+  std::unique_ptr<Chunk> chunk;
+  for (bool committed = false;; committed = true) {
     bool closing = false;
     bool marker = false;
     {
-      std::unique_lock lock(mutex_);
+      auto lock = lock_briefly(mutex_);
+      if (committed) end_commit(std::move(chunk));
       if (wait_for_work(lock)) chunk = take_chunk();
       closing = closing_ && chunk == nullptr;
       marker = chunk == nullptr && marker_due_;
@@ -408,17 +415,14 @@ void Spool::run(CommitListener& listener) {
     if (chunk != nullptr) {
       room_.notify_all();
       commit(*chunk, listener);
-      recycle(std::move(chunk));
     } else if (marker) {
       write_marker(listener);
     }
     pass_checkpoint_on(listener);
-    {
-      const std::lock_guard lock(mutex_);
-      committing_ = false;
-    }
-    if (closing) return;
+    if (closing) break;
   }
+  const std::lock_guard lock(mutex_);
+  end_commit(nullptr);
 }
 
 void Spool::idle(CommitListener& listener) {
@@ -431,15 +435,14 @@ void Spool::idle(CommitListener& listener) {
 }
 
 void Spool::commit_pending(CommitListener& listener) {
-  for (;;) {
-    std::unique_ptr<Chunk> chunk;
+  for (std::unique_ptr<Chunk> chunk;;) {
     {
       const std::lock_guard lock(mutex_);
+      end_commit(std::move(chunk));
       chunk = take_chunk();
     }
     if (chunk == nullptr) break;
     commit(*chunk, listener);
-    recycle(std::move(chunk));
   }
   pass_checkpoint_on(listener);
 }
@@ -487,13 +490,13 @@ std::unique_ptr<Spool::Chunk> Spool::take_chunk() {
   return chunk;
 }
 
-void Spool::recycle(std::unique_ptr<Chunk> chunk) {
-  chunk->clear();
-  const std::lock_guard lock(mutex_);
-  if (chunks_free_.size() < kChunksKept) chunks_free_.push_back(std::move(chunk));
+// Empties the chunk: nobody waits for that.
+void Spool::commit(Chunk& chunk, CommitListener& listener) {
+  commit_or_answer(chunk, listener);
+  chunk.clear();
 }
 
-void Spool::commit(Chunk& chunk, CommitListener& listener) {
+void Spool::commit_or_answer(Chunk& chunk, CommitListener& listener) {
   if (failed_) {
     return fail_publishes(
         chunk, Error{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
@@ -509,11 +512,7 @@ void Spool::commit(Chunk& chunk, CommitListener& listener) {
     fail(wrote.error(), listener);
     return fail_publishes(chunk, unknown);
   }
-  {
-    const std::lock_guard lock(mutex_);
-    marker_due_ = true;
-    committed_at_ = clock_.steady();
-  }
+  wrote_ = true;
   durable_lsn_ = segments_->durable_lsn();
   const bool durable = durable_lsn_ + 1 == segments_->next_lsn();
   listener.on_committed(describe(chunk, first));
@@ -572,9 +571,7 @@ Committed Spool::describe(const Chunk& chunk, Lsn first) const {
     while (each.record >= stretch->until()) ++stretch;
     committed.tickets.emplace_back(each.ticket, stretch->lsn + (each.record - stretch->from));
   }
-  const std::uint64_t interval =
-      std::max<std::uint64_t>(options_.log.segment_size, checkpoint_bytes_ * kCheckpointShare);
-  committed.checkpoint_due = segments_->bytes_appended() - checkpointed_at_ >= interval;
+  committed.checkpoint_due = checkpoint_is_due();
   return committed;
 }
 

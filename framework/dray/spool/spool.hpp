@@ -248,13 +248,13 @@ class Spool final : public Publisher {
   void put(const DraftView& draft, ReceiptCallback done, Caller caller);
   bool may_commit_here() const;
   void commit_here(std::unique_ptr<Chunk> chunk);
-  void end_commit();
+  void end_commit(std::unique_ptr<Chunk> chunk);
   bool takes_more(std::unique_lock<std::mutex>& lock, bool may_wait);
   void run(CommitListener& listener);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
   std::unique_ptr<Chunk> take_chunk();
-  void recycle(std::unique_ptr<Chunk> chunk);
   void commit(Chunk& chunk, CommitListener& listener);
+  void commit_or_answer(Chunk& chunk, CommitListener& listener);
   Status write(Chunk& chunk);
   Committed describe(const Chunk& chunk, Lsn first) const;
   bool refuse_for_room(Chunk& chunk);
@@ -268,6 +268,7 @@ class Spool final : public Publisher {
   // spool_upkeep.cpp
   void pass_checkpoint_on(CommitListener& listener);
   void run_upkeep(CommitListener& listener);
+  bool checkpoint_is_due() const;
   void write_checkpoint(const Snapshot& snapshot, CommitListener& listener);
   void refresh_room();
 
@@ -293,8 +294,10 @@ class Spool final : public Publisher {
   // Owned by whoever commits: see committing_.
   std::unique_ptr<SegmentLog> segments_;
   std::array<std::uint64_t, kGroupsMax> accepted_{};
-  std::vector<GroupRecord> declared_;  // index: GroupId
-  std::uint64_t checkpointed_at_ = 0;  // SegmentLog::bytes_appended() of the last one
+  std::vector<GroupRecord> declared_;       // index: GroupId
+  bool wrote_ = false;                      // what end_commit() has to say
+  std::uint64_t checkpointed_at_ = 0;       // SegmentLog::bytes_appended() of the last one
+  std::uint64_t checkpointed_segment_ = 0;  // the current one then
 
   // Owned by the upkeep thread.
   CheckpointStore checkpoints_;

@@ -16,6 +16,9 @@ constexpr auto kRoomRetry = std::chrono::milliseconds(250);
 constexpr auto kPreparePause = std::chrono::milliseconds(10);
 constexpr auto kPreparePauseBehind = std::chrono::milliseconds(1);
 constexpr double kPrepareFrom = 0.25;  // of the current segment
+// A checkpoint costs at most 1/16 of what the log writes.
+constexpr std::uint64_t kCheckpointShare = 16;
+constexpr std::uint64_t kCheckpointFrom = 8;  // of a segment: where it is due
 
 }  // namespace
 
@@ -28,8 +31,21 @@ void Spool::checkpoint(Snapshot snapshot) {
   work_.notify_one();
 }
 
+// Where messages are settled as they come, all before a segment is settled when an eighth of it is
+// written. A checkpoint at that place frees a file before one would have to be made (kPrepareFrom).
+bool Spool::checkpoint_is_due() const {
+  const std::uint64_t segment = options_.log.segment_size;
+  const std::uint64_t interval = std::max(segment, checkpoint_bytes_ * kCheckpointShare);
+  const std::uint64_t written = segments_->bytes_appended() - checkpointed_at_;
+  if (written >= interval) return true;
+  return written + segment / 4 >= interval &&
+         segments_->position().segment != checkpointed_segment_ &&
+         segments_->current_bytes() >= segment / kCheckpointFrom;
+}
+
 // S8: a checkpoint never speaks of records that are not durable.
 void Spool::pass_checkpoint_on(CommitListener& listener) {
+  if (!checkpoint_under_way_) return;
   std::optional<Snapshot> snapshot;
   {
     const std::lock_guard lock(mutex_);
@@ -41,6 +57,7 @@ void Spool::pass_checkpoint_on(CommitListener& listener) {
     durable_lsn_ = segments_->durable_lsn();
   }
   checkpointed_at_ = segments_->bytes_appended();
+  checkpointed_segment_ = segments_->position().segment;
   {
     const std::lock_guard lock(upkeep_mutex_);
     durable_snapshot_ = std::move(snapshot);
@@ -63,8 +80,8 @@ void Spool::run_upkeep(CommitListener& listener) {
     const std::uint64_t bytes = segments_->current_bytes();
     const bool idle = std::exchange(bytes_seen, bytes) == bytes;
     const std::uint64_t filled = segments_->spares().filled();
-    const bool behind = filled<bytes&& static_cast<double>(bytes)> kPrepareFrom *
-                        static_cast<double>(options_.log.segment_size);
+    const double from = kPrepareFrom * static_cast<double>(options_.log.segment_size);
+    const bool behind = bytes > filled && static_cast<double>(bytes) > from;
     // Where messages are settled as they come, a segment is freed before a file must be made. What
     // a burst uses up of the room made for it is made again after the burst.
     const bool begun = filled > 0 && !segments_->spares().has_whole();

