@@ -224,6 +224,8 @@ class Spool final : public Publisher {
     std::vector<ReceiptCallback> waiters;
   };
 
+  static constexpr std::size_t kLazyEntriesMax = 256;  // without a commit
+
   Spool(Directory& directory, const Clock& clock, SpoolOptions options, Log log);
 
   // spool_open.cpp
@@ -235,32 +237,34 @@ class Spool final : public Publisher {
   std::string opening() const;
 
   // spool.cpp
+  enum class Caller { kMustNotWait, kMayWait, kCommits };
+  void put(const DraftView& draft, ReceiptCallback done, Caller caller);
   Error refusal(const DraftView& draft) const;
   std::optional<GroupMask> admit(const DraftView& draft) const;
   bool has_room_for(const DraftView& draft) const;
+  bool wants_room() const;
   bool admit_dedup(const DraftView& draft, UtcTime now, ReceiptCallback& done,
                    std::unique_ptr<Dedup>& dedup);
   void answer(const Publish& publish, Result<Receipt> result);
-  void answer_all(const Chunk& chunk, Durability durability);
   void answer_dedup(const Dedup& dedup, const Result<Receipt>& result);
   Chunk& open_chunk(bool for_message);
-  enum class Caller { kMustNotWait, kMayWait, kCommits };
-  void put(const DraftView& draft, ReceiptCallback done, Caller caller);
+  bool takes_more(std::unique_lock<std::mutex>& lock, bool may_wait);
+
+  // spool_commit.cpp
+  void run(CommitListener& listener);
   bool may_commit_here() const;
   void commit_here(std::unique_ptr<Chunk> chunk);
   void end_commit(std::unique_ptr<Chunk> chunk);
-  bool takes_more(std::unique_lock<std::mutex>& lock, bool may_wait);
-  void run(CommitListener& listener);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
   std::unique_ptr<Chunk> take_chunk();
   void commit(Chunk& chunk, CommitListener& listener);
   void commit_or_answer(Chunk& chunk, CommitListener& listener);
   Status write(Chunk& chunk);
   Committed describe(const Chunk& chunk, Lsn first) const;
+  void answer_all(const Chunk& chunk, Durability durability);
   bool refuse_for_room(Chunk& chunk);
   void fail_publishes(Chunk& chunk, const Error& error);
   void write_marker(CommitListener& listener);
-  bool wants_room() const;
   void count_accepted(GroupMask groups, std::uint64_t messages);
   void note_declared(std::string_view payload);
   void fail(const Error& error, CommitListener& listener);
