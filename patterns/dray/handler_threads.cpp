@@ -304,6 +304,9 @@ bool HandlerThreads::take_jobs(Shared& shared, Slot& slot, std::stop_token& stop
   for (;;) {
     {
       std::unique_lock lock(shared.mutex);
+      // What was told while there was more to do waits for no more of it.
+      const bool untold = shared.queue.empty() && !shared.news.ended.empty();
+      if (untold && !std::exchange(shared.waking, true)) shared.wake_up.wake();
       shared.work.wait(lock, [&] { return shared.closing || !shared.queue.empty(); });
     }
     const std::lock_guard slot_lock(slot.mutex);

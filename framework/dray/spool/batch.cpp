@@ -14,29 +14,35 @@ bool may_have_neighbours(const RecordKind& kind) {
 
 }  // namespace
 
-void Batch::begin(const RecordKind& kind) {
+Records& Batch::open() {
   if (records_ == nullptr) {
     records_ = buffers_->take();
     records_->begin_at(place_);
   }
+  if (stretches_.size() == stretches_.capacity()) stretches_.reserve(2 * stretches_.size() + 8);
+  return *records_;
+}
+
+void Batch::count(const RecordKind& kind) {
   if (!stretches_.empty() && stretches_.back().kind == kind && may_have_neighbours(kind)) {
     ++stretches_.back().count;
   } else {
-    stretches_.push_back({kind, static_cast<std::uint32_t>(records_->size())});
+    stretches_.push_back({kind, static_cast<std::uint32_t>(records_->size() - 1)});
   }
 }
 
+// If there is no memory for the record nothing is changed.
 void Batch::add(const RecordKind& kind, std::string_view head, std::string_view tail,
                 std::uint32_t payload_crc) {
-  begin(kind);
-  records_->add(kind.type, kind.flags, head, tail, payload_crc);
+  open().add(kind.type, kind.flags, head, tail, payload_crc);
+  count(kind);
 }
 
 void Batch::add_from(const Batch& other, const Stretch& stretch, std::uint32_t from,
                      std::uint32_t until) {
   for (std::uint32_t i = std::max(from, stretch.from); i < std::min(until, stretch.until()); ++i) {
-    begin(stretch.kind);
-    records_->add_from(*other.records_, i);
+    open().add_from(*other.records_, i);
+    count(stretch.kind);
   }
 }
 

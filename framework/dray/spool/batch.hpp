@@ -66,7 +66,10 @@ class Batch {
  private:
   friend class SegmentLog;  // numbers and seals
 
-  void begin(const RecordKind& kind);
+  // With room for one more stretch.
+  Records& open();
+  // The last record is one of these.
+  void count(const RecordKind& kind);
   // What is on either side of `index` is no stretch any more.
   void split(std::uint32_t index);
 

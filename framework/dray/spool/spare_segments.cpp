@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
+#include <vector>
 
 namespace dray::spool {
 namespace {
@@ -88,7 +90,10 @@ bool SpareSegments::make_reserve(std::uint64_t size) {
   }
   auto spare = create();
   if (!spare.ok()) return false;
-  if (spare->file->allocate(size).ok()) {
+  bool allocated = spare->file->allocate(size).ok();
+  // Nor do files that are not whole keep the room that it needs.
+  if (!allocated && drop_parts()) allocated = spare->file->allocate(size).ok();
+  if (allocated) {
     spare->size = size;
     spare->confined = size < segment_size_;
     const std::lock_guard lock(mutex_);
@@ -99,6 +104,23 @@ bool SpareSegments::make_reserve(std::uint64_t size) {
   spare->file.reset();
   (void)directory_.remove(spare->name);
   return false;
+}
+
+bool SpareSegments::drop_parts() {
+  std::vector<Spare> parts;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto whole = std::stable_partition(ready_.begin(), ready_.end(),
+                                             [&](const auto& spare) { return is_whole(spare); });
+    std::move(whole, ready_.end(), std::back_inserter(parts));
+    ready_.erase(whole, ready_.end());
+    count();
+  }
+  for (auto& part : parts) {
+    part.file.reset();
+    (void)directory_.remove(part.name);
+  }
+  return !parts.empty();
 }
 
 bool SpareSegments::ensure_reserve() {
@@ -150,7 +172,8 @@ void SpareSegments::count() {
 
 bool SpareSegments::wants_recycled(std::uint64_t size, std::size_t coming) const {
   const std::lock_guard lock(mutex_);
-  if (size > segment_size_) return false;
+  // On a full disk the room is worth more than a file that is not whole: the reserve needs it.
+  if (size > segment_size_ || (!reserve_ && size != segment_size_)) return false;
   // Left early, for it grew: what it has need not be filled again.
   if (!is_usable(size)) return ready_.empty() && coming == 0 && size >= segment_size_ / 4;
   return (!reserve_ && coming == 0 && size == segment_size_) || usable() + coming < ready_wanted_;

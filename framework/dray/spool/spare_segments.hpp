@@ -70,6 +70,8 @@ class SpareSegments {
 
  private:
   bool make_reserve(std::uint64_t size);
+  // Gives the room of files that are not whole back; false if there are none.
+  bool drop_parts();
   bool is_usable(std::uint64_t size) const;
   bool is_whole(const Spare& spare) const { return spare.size >= segment_size_; }
   std::size_t usable() const;  // REQUIRES: mutex_ is held, as for count()

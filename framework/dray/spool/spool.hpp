@@ -253,7 +253,7 @@ class Spool final : public Publisher {
   // spool_commit.cpp
   void run(CommitListener& listener);
   bool may_commit_here() const;
-  void commit_here(std::unique_ptr<Chunk> chunk);
+  void commit_here(std::unique_ptr<Chunk> chunk) noexcept;
   void end_commit(std::unique_ptr<Chunk> chunk);
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
   std::unique_ptr<Chunk> take_chunk();

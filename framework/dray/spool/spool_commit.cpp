@@ -60,7 +60,9 @@ bool Spool::may_commit_here() const {
   return listener_ != nullptr && !committing_ && !closing_ && !snapshot_ && queue_.size() == 1;
 }
 
-void Spool::commit_here(std::unique_ptr<Chunk> chunk) {
+// What a callback throws ends the program, as on the committer thread: half a commit must not look
+// like the failure of this publisher.
+void Spool::commit_here(std::unique_ptr<Chunk> chunk) noexcept {
   room_.notify_all();
   commit(*chunk, *listener_);
   bool wake = false;

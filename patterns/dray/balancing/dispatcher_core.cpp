@@ -326,14 +326,21 @@ void DispatcherCore::end_grants(Group& group, const Ticket& ticket) {
   const bool damaged =
       ticket.kind == Ticket::Kind::kSettled && ticket.settlement == spool::Settlement::kDamaged;
   Session* session = nullptr;  // of the one before: most are one session's
+  bool was_full = false;       // of deliveries that were not confirmed
+  const auto end_session = [&] {
+    if (session != nullptr && was_full) note_room(*session);
+    was_full = false;
+  };
   for (const auto& [session_id, run] : ticket.sequences) {
     if (session == nullptr || session->id != session_id) {
+      end_session();
       const auto found = sessions_.find(session_id);
       session = found == sessions_.end() ? nullptr : found->second.get();
     }
     const bool look_at_keys = ends_turn && !group.lines.empty();
     std::map<Sequence, KeyHash> keys;
     if (session != nullptr) {
+      was_full = was_full || session->grants.size() >= session->unconfirmed_max;
       session->grants.for_parts(
           run, [&](Session::Grants::Run& grants, Sequence from, Sequence until) {
             const Grant& grant = grants.common;
@@ -353,6 +360,7 @@ void DispatcherCore::end_grants(Group& group, const Ticket& ticket) {
       release_key(group, sequence, key);
     }
   }
+  end_session();
 }
 
 }  // namespace dray::balancing

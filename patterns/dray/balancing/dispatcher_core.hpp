@@ -63,6 +63,7 @@ struct DispatcherOptions {
   // Of one session, whatever window it says: nobody takes a whole backlog away from the others.
   std::uint32_t window_messages_max = 100'000;
   std::uint64_t window_bytes_max = 256U << 20;
+  std::size_t unconfirmed_max = kUnconfirmedMax;  // deliveries, at most that
   std::size_t key_reads_max = 512;     // keys read from the log in one turn, after a restart
   std::uint64_t held_max = 1'000'000;  // dead, delayed and retrying messages, over all groups
   spool::RetainOptions retain;

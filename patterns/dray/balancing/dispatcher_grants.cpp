@@ -476,18 +476,16 @@ void DispatcherCore::confirm(Session& session, std::uint64_t epoch, std::uint32_
   if (confirming_.empty()) confirms_since_ = heard_now_;
   if (!std::exchange(session.confirming, true)) confirming_.push_back(&session);
   session.confirm[{epoch, number}].add(run);
+  ++session.confirm_parts;
 }
 
 // To a session that is connected.
 void DispatcherCore::flush_confirm(Session& session) {
   if (session.confirm.empty()) return;
-  Confirm confirm;
-  for (auto& [token, sequences] : session.confirm) {
-    sequences.sort();
-    confirm.tokens.push_back({token.first, token.second, std::move(sequences)});
-  }
+  for (auto& [token, sequences] : session.confirm) sequences.sort();
+  for (auto& tokens : in_frames(session.confirm)) send(session, encode(Confirm{std::move(tokens)}));
   session.confirm.clear();
-  send(session, encode(confirm));
+  session.confirm_parts = 0;
 }
 
 // They go with the next deliveries, which wake the worker anyway; or soon without any.

@@ -39,6 +39,8 @@ void DispatcherCore::refuse_stale(Session& session, const ResultItem& item,
                                   const SequenceRun& run) {
   stale_results_ += run.count;
   confirm(session, item.tokens.epoch, item.tokens.number, run);
+  // A peer may make up as many as it likes.
+  if (session.confirm_parts >= kFrameSequencesMax) flush_confirm(session);
 }
 
 // What apply_result() does for each, for many at a time: done, without follow-ups.

@@ -30,6 +30,7 @@ void DispatcherCore::on_hello(const std::string& peer, const Hello& hello, Now n
     slot = std::make_unique<Session>();
     slot->id = hello.session;
     slot->group = *group_id;
+    slot->unconfirmed_max = options_.unconfirmed_max;
     groups_[*group_id]->sessions.push_back(slot.get());
   }
   Session& session = *slot;
@@ -105,9 +106,12 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
           (history->dead() || history->number_epoch() > static_cast<std::uint32_t>(range.epoch) ||
            history->number() > range.number ||
            (history->ended() && history->number() == range.number));
-      if (held_elsewhere(group, session, sequence, range) || !group.gated || !expected ||
-          planted(Fault::kHeldNotBelieved) || sequence >= options_.boundary || later_grant ||
-          group.state->is_settled(sequence) || session.grants.contains(sequence)) {
+      const bool believed = group.gated && expected && !planted(Fault::kHeldNotBelieved) &&
+                            sequence < options_.boundary && !later_grant &&
+                            !group.state->is_settled(sequence) &&
+                            !session.grants.contains(sequence);
+      // Only who is believed takes it from another.
+      if (!believed || held_elsewhere(group, session, sequence, range)) {
         confirm(session, range.epoch, range.number, sequence);
         continue;
       }

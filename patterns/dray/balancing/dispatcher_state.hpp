@@ -58,6 +58,7 @@ struct DispatcherCore::Session {
   RetryPolicy retry;
   std::uint32_t window_messages = 1;
   std::uint64_t window_bytes = 1;
+  std::size_t unconfirmed_max = 1;
   bool closed = false;      // it gave something back: nothing before it says WINDOW
   bool asks = false;        // in Group::asking
   bool fresh = false;       // in Group::fresh
@@ -76,21 +77,24 @@ struct DispatcherCore::Session {
   std::vector<Delivery> deliver;
   std::size_t deliver_messages = 0;
   std::size_t deliver_bytes = 0;
-  std::map<std::pair<std::uint64_t, std::uint32_t>, SequenceRuns> confirm;
+  Tokens confirm;
+  std::size_t confirm_parts = 0;          // put into it
   std::vector<spool::StepRecord> untold;  // begun while it was not connected
 
   bool can_receive() const {
     return recorded && !peer.empty() && !broken_at && !closed && !exclusive && !reserved;
   }
   bool has_room() const {
-    return outstanding < window_messages && (outstanding == 0 || outstanding_bytes < window_bytes);
+    return outstanding < window_messages &&
+           (outstanding == 0 || outstanding_bytes < window_bytes) &&
+           grants.size() < unconfirmed_max;
   }
   // How many messages of so many bytes each it has room for. REQUIRES: has_room().
   std::uint32_t room_for(std::uint64_t bytes_each) const {
     const std::uint64_t left = window_bytes - std::min(window_bytes, outstanding_bytes);
     const std::uint64_t by_bytes = left / std::max<std::uint64_t>(1, bytes_each) + 1;
-    return static_cast<std::uint32_t>(
-        std::min<std::uint64_t>(window_messages - outstanding, by_bytes));
+    return static_cast<std::uint32_t>(std::min<std::uint64_t>(
+        {window_messages - outstanding, by_bytes, unconfirmed_max - grants.size()}));
   }
   // Those of [first, end) that were not yet: credit returns.
   void answered(Grants::Run& run, Sequence first, Sequence end) {

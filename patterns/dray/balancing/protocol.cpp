@@ -194,6 +194,9 @@ ResultFrame read_result(Fields& fields) {
   return frame;
 }
 
+// Counting on from any of a frame's must not pass the end.
+constexpr Sequence kSequenceMax = UINT64_MAX - kRunSequencesMax;
+
 // Where each record begins, and which are neighbours. False if these are no records of messages.
 bool read_records(std::string_view bytes, Delivered& out) {
   constexpr std::size_t kUsualRecord = 256;  // bytes
@@ -202,7 +205,10 @@ bool read_records(std::string_view bytes, Delivered& out) {
   out.offsets.reserve(bytes.size() / kUsualRecord + 1);
   for (std::size_t at = 0; at < bytes.size();) {
     const auto record = spool::parse_loose_record(bytes.substr(at));
-    if (!record || record->lsn == 0 || out.offsets.size() == kRunSequencesMax) return false;
+    if (!record || record->lsn == 0 || record->lsn > kSequenceMax ||
+        out.offsets.size() == kRunSequencesMax) {
+      return false;
+    }
     const std::size_t size = spool::record_size(record->payload_size);
     // Most have the size of the one before.
     if (size <= (bytes.size() - at) / kPrefetch)
@@ -652,6 +658,30 @@ Result<ProtocolFrame> decode_frame(std::string_view bytes, std::string_view reco
   }
   if (!fields.ok()) return fault;
   return frame;
+}
+
+std::vector<std::vector<TokenRange>> in_frames(const Tokens& tokens) {
+  std::vector<std::vector<TokenRange>> frames;
+  std::uint64_t left = 0;
+  for (const auto& [token, sequences] : tokens) {
+    bool named = false;  // in the last frame
+    for (SequenceRun rest : sequences) {
+      while (rest.count > 0) {
+        if (left == 0) {
+          frames.emplace_back();
+          left = kFrameSequencesMax;
+          named = false;
+        }
+        if (!std::exchange(named, true)) frames.back().push_back({token.first, token.second, {}});
+        const auto count = std::min(rest.count, left);
+        frames.back().back().sequences.add(rest.first, count);
+        left -= count;
+        rest.first += count;
+        rest.count -= count;
+      }
+    }
+  }
+  return frames;
 }
 
 }  // namespace dray::balancing

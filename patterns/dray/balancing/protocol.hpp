@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -32,6 +33,17 @@ struct TokenRange {
   std::uint32_t number = 0;
   SequenceRuns sequences;  // ascending
 };
+
+// So many deliveries a session may have that are not confirmed: what it holds is named in one
+// HELLO.
+inline constexpr std::size_t kUnconfirmedMax = 1U << 18;
+// Sequences in one RESULT or CONFIRM, as Dray sends them.
+inline constexpr std::size_t kFrameSequencesMax = 1U << 16;
+
+// What several frames say of these tokens, each within kFrameSequencesMax; of each grant the
+// sequences ascend.
+using Tokens = std::map<std::pair<std::uint64_t, std::uint32_t>, SequenceRuns>;
+std::vector<std::vector<TokenRange>> in_frames(const Tokens& tokens);
 
 struct RetryPolicy {
   std::uint32_t max_attempts = 8;

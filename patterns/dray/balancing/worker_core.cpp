@@ -12,6 +12,8 @@ namespace {
 constexpr auto kStallFine = std::chrono::milliseconds(5);
 constexpr auto kStallCoarse = std::chrono::milliseconds(100);
 constexpr auto kBusyWait = std::chrono::milliseconds(250);
+// A dispatcher that keeps to kUnconfirmedMax never reaches it; one HELLO still names them all.
+constexpr std::size_t kHeldMax = kUnconfirmedMax / 2 * 3;
 constexpr std::size_t kResultItemsMax = 4'096;
 constexpr std::size_t kResultBytesMax = 1U << 20;     // of one frame, when there is more to say
 constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
@@ -291,10 +293,18 @@ void WorkerCore::on_deliver(std::size_t link, Deliver deliver,
   auto& state = links_[link];
   // It crossed the BYE, which gives it back.
   if ((state.said_bye || state.left) && !planted(Fault::kByeCrossed)) return;
+  const auto arrived = static_cast<std::uint32_t>(deliver.records.offsets.size());
+  if (state.held.size() + arrived > kHeldMax) {
+    actions_.problems.push_back(
+        "a dispatcher delivers without confirming anything: " + std::to_string(state.held.size()) +
+        " deliveries are held; connecting anew");
+    on_disconnected(link, now);
+    actions_.reconnect.push_back(link);
+    return;
+  }
   auto& load = loads_[link];
   load.active_at = now;
   load.waiting = deliver.waiting;
-  const auto arrived = static_cast<std::uint32_t>(deliver.records.offsets.size());
   load.offered -= std::min(load.offered, arrived);
   if (state.offered_at) planner_.on_round_trip(now - *state.offered_at);
   state.offered_at.reset();
@@ -623,7 +633,7 @@ void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
   auto& state = links_[link];
   if (!state.welcomed || state.unsent.empty()) return;
   state.unsent.sort();
-  std::map<std::pair<std::uint64_t, std::uint32_t>, SequenceRuns> done;
+  Tokens done;
   ResultFrame frame;
   std::size_t bytes = 0;
   const auto flush = [&] {
@@ -655,11 +665,13 @@ void WorkerCore::flush_results(std::size_t link, SteadyTime now) {
                             [&](const SequenceRun& part) { say_part(held.common, part); });
     });
   }
-  for (auto& [token, sequences] : done) {
-    if (sequences.empty()) continue;
-    ResultItem item;
-    item.tokens = {token.first, token.second, std::move(sequences)};
-    frame.items.push_back(std::move(item));
+  for (auto& tokens : in_frames(done)) {
+    for (auto& each : tokens) {
+      ResultItem item;
+      item.tokens = std::move(each);
+      frame.items.push_back(std::move(item));
+    }
+    flush();
   }
   flush();
 }

@@ -1,5 +1,7 @@
 #include "dray/spool/spare_segments.hpp"
 
+#include <algorithm>
+
 #include "catch2/catch.hpp"
 #include "support/simulated_disk.hpp"
 
@@ -71,6 +73,30 @@ TEST_CASE("a segment that was left early is filled to its end, if no other file 
   CHECK(taken->name == name);
   const auto size = taken->file->size();
   CHECK((size.ok() && *size == kLarge));
+}
+
+TEST_CASE("on a full disk a file that is not whole gives its room to the reserve") {
+  constexpr std::uint64_t kLarge = 1U << 20;
+  for (const std::uint64_t part : {kLarge / 2, kLarge - 100}) {
+    CAPTURE(part);
+    test::SimulatedDisk disk(1);
+    const auto directory = disk.directory();
+    SpareSegments spares(*directory, kLarge);
+    REQUIRE(spares.ensure_reserve());
+    REQUIRE(spares.wants_recycled(part));
+    const auto name = spares.fresh_name();
+    make_file(*directory, name, part);
+    auto file = directory->open(name, OpenMode::kReadWrite);
+    spares.recycle({std::move(*file), name, part, false});
+    spares.release_reserve();
+    CHECK(!spares.wants_recycled(part));
+    CHECK(spares.wants_recycled(kLarge));
+    disk.fail_at(2, ErrorCode::kFull, true);  // not the new file, but its blocks
+    CHECK(spares.ensure_reserve());
+    CHECK(spares.filled() == 0);
+    const auto names = disk.names();
+    CHECK(std::find(names.begin(), names.end(), name) == names.end());
+  }
 }
 
 TEST_CASE("as many files as wanted are kept ready, recycled ones among them") {

@@ -154,7 +154,13 @@ class Bench {
           refusals.push_back(refused->code);
         }
       }
-      for (auto& submission : actions.submissions) commit(submission);
+      for (auto& submission : actions.submissions) {
+        if (commits) {
+          commit(submission);
+        } else {
+          uncommitted.push_back(submission);
+        }
+      }
       for (const auto& refill : actions.refills) {
         const auto& state = core->group_state(refill.group);
         spool::BacklogSlice slice;
@@ -184,6 +190,13 @@ class Bench {
     }
   }
 
+  // What was not committed while `commits` was false.
+  void commit_all() {
+    commits = true;
+    for (const auto& submission : std::exchange(uncommitted, {})) commit(submission);
+    settle_down();
+  }
+
   const spool::GroupCounts& counts() const { return core->group_state(0).counts(); }
 
   VirtualClock clock;
@@ -203,6 +216,8 @@ class Bench {
   std::vector<std::string> refusals;
   std::map<Sequence, std::shared_ptr<const spool::Records>> stored;
   std::vector<spool::RecordType> records;
+  bool commits = true;
+  std::vector<spool::Submission> uncommitted;
 
   void commit_now(const spool::Submission& submission) { commit(submission); }
 
@@ -532,6 +547,64 @@ TEST_CASE("a peer that takes nothing has to say HELLO when it speaks again, and 
   bench.answer("a", sequence, ResultKind::kDone);
   CHECK(bench.counts().done == 1);
   CHECK(bench.delivered["a"].size() == 1);
+}
+
+TEST_CASE("a HELLO that makes deliveries up takes nothing from whoever has them") {
+  Bench bench;
+  bench.hello("a", kOne, 100);
+  const auto first = bench.publish_run(20);
+  REQUIRE(bench.delivered["a"].size() == 20);
+  TokenRange made_up{99, 1, {}};
+  made_up.sequences.add(1, 1'000);
+  bench.hello("b", kTwo, 100, {made_up});
+  CHECK(bench.confirmed["b"].size() == 1'000);
+  CHECK(bench.confirmed["a"].empty());
+  CHECK(bench.delivered["b"].empty());
+  bench.answer_run("a", first, 20);
+  CHECK(bench.counts().done == 20);
+  CHECK(bench.confirmed["a"].size() == 20);
+}
+
+TEST_CASE("results that nobody asked for are confirmed in frames that can be read, however many") {
+  Bench bench;
+  bench.hello("a", kOne);
+  Sequence next = 1;
+  for (int i = 0; i < 2; ++i) {  // in one turn
+    ResultFrame frame;
+    frame.items.push_back({ResultKind::kDone, {5, 1, {}}, "", -1, {}});
+    frame.items.back().tokens.sequences.add(next, kRunSequencesMax);
+    next += kRunSequencesMax;
+    bench.core->on_frame("a", frame, bench.now());
+  }
+  bench.settle_down();  // decodes what is sent
+  CHECK(bench.confirmed["a"].size() == 2 * kRunSequencesMax);
+  // Scattered ones are not gathered without end.
+  ResultFrame frame;
+  frame.items.push_back({ResultKind::kDone, {5, 1, {}}, "", -1, {}});
+  for (Sequence i = 0; i < 3 * kFrameSequencesMax; ++i) {
+    frame.items.back().tokens.sequences.add(next + 2 * i);
+  }
+  bench.core->on_frame("a", frame, bench.now());
+  const auto actions = bench.core->take_actions(bench.now());
+  CHECK(actions.sends.size() == 3);
+}
+
+TEST_CASE("a session has no more deliveries unconfirmed than one HELLO names") {
+  Bench bench({}, 2, nullptr, 1'000'000,
+              [](DispatcherOptions& options) { options.unconfirmed_max = 50; });
+  bench.hello("a", kOne, 40);
+  const auto first = bench.publish_run(200);
+  CHECK(bench.delivered["a"].size() == 40);
+  bench.commits = false;
+  bench.answer_run("a", first, 40);
+  CHECK(bench.delivered["a"].size() == 50);
+  bench.answer_run("a", first + 40, 10);
+  CHECK(bench.delivered["a"].size() == 50);
+  bench.commit_all();
+  CHECK(bench.confirmed["a"].size() == 50);
+  CHECK(bench.delivered["a"].size() == 90);
+  for (Sequence done = 50; done < 200; done += 10) bench.answer_run("a", first + done, 10);
+  CHECK(bench.counts().done == 200);
 }
 
 TEST_CASE("a HELLO that is repeated by the same connection takes nothing back") {

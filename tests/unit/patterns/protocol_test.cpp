@@ -1,5 +1,7 @@
 #include "dray/balancing/protocol.hpp"
 
+#include "dray/spool/records.hpp"
+
 #include <catch2/catch.hpp>
 #include <fstream>
 #include <set>
@@ -97,6 +99,18 @@ TEST_CASE("no frame that is cut short or altered in one byte crashes the decoder
       }
     }
   }
+}
+
+TEST_CASE("a sequence behind which none could be counted is refused") {
+  for (const Sequence sequence :
+       {Sequence{UINT64_MAX}, Sequence{UINT64_MAX - kRunSequencesMax + 1}}) {
+    spool::Records records;
+    records.add_loose(sequence, "envelope");
+    CHECK(!decode_frame(encode(Deliver{1, 1, 1, 0}), records.extent(0, 1)).ok());
+  }
+  spool::Records records;
+  records.add_loose(UINT64_MAX - kRunSequencesMax, "envelope");
+  CHECK(decode_frame(encode(Deliver{1, 1, 1, 0}), records.extent(0, 1)).ok());
 }
 
 TEST_CASE("a frame of another version is refused by its number") {

@@ -13,10 +13,11 @@ namespace {
 // Plays one dispatcher and the handler threads for a worker core.
 class Bench {
  public:
-  Bench() {
+  explicit Bench(std::uint32_t window_fixed = 0) {
     WorkerOptions options;
     options.group = "g";
     options.threads = 2;
+    options.window_fixed = window_fixed;
     core = std::make_unique<WorkerCore>(options, 1, clock.steady());
   }
   void connect() {
@@ -79,6 +80,49 @@ class Bench {
 };
 
 }  // namespace
+
+TEST_CASE("many results are said in frames that can be read") {
+  Bench bench(1'000'000);
+  bench.connect();
+  constexpr std::uint64_t kMany = 3 * kFrameSequencesMax;
+  std::vector<Sequence> sequences;
+  for (Sequence each = 1; each <= kMany; ++each) sequences.push_back(each);
+  bench.deliver(sequences);
+  REQUIRE(bench.started.size() == kMany);
+  bench.frames.clear();
+  bench.core->on_done({bench.started.front().id, kMany}, 1ms);
+  bench.act();
+  const auto said = bench.sent<ResultFrame>();
+  CHECK(said.size() == 3);
+  std::uint64_t count = 0;
+  for (const auto& frame : said) {
+    for (const auto& item : frame.items) count += item.tokens.sequences.size();
+  }
+  CHECK(count == kMany);
+}
+
+TEST_CASE("from a dispatcher that confirms nothing no more is taken than a HELLO can name") {
+  Bench bench(1'000'000);
+  bench.connect();
+  Sequence next = 1;
+  const auto deliver = [&](std::uint64_t count) {
+    std::vector<Sequence> sequences;
+    for (std::uint64_t i = 0; i < count; ++i) sequences.push_back(2 * next++);  // scattered
+    auto frame = test::deliver_frame(1, sequences, 1, 1, "e");
+    bench.core->on_frame(0, std::move(frame.frame), frame.owner, bench.clock.steady());
+  };
+  for (int i = 0; i < 6; ++i) deliver(kFrameSequencesMax);
+  auto actions = bench.core->take_actions(bench.clock.steady());
+  CHECK(actions.reconnect.empty());
+  deliver(1);
+  actions = bench.core->take_actions(bench.clock.steady());
+  CHECK(actions.reconnect == std::vector<std::size_t>{0});
+  CHECK(actions.problems.size() == 1);
+  bench.connect();  // says HELLO
+  const auto hellos = bench.sent<Hello>();
+  REQUIRE(!hellos.empty());
+  CHECK(hellos.back().held.at(0).sequences.size() == 6 * kFrameSequencesMax);
+}
 
 TEST_CASE("a result that finds no room for its follow-ups is said again, and not run again") {
   Bench bench;
