@@ -39,7 +39,7 @@ class DRAY_API Publisher {
 
   template <typename T>
   void publish_async(std::string_view topic, const T& body, const PublishOptions& options,
-                     ReceiptCallback done) {
+                     ReceiptCallback done) {  // NOLINT: it is moved
     publish_view({topic, to_bytes(body), options}, std::move(done));
   }
 

@@ -269,11 +269,12 @@ void HandlerThreads::hand_over(Shared& shared, Slot& slot, SteadyTime now) {
 void HandlerThreads::take_share(Shared& shared, Slot& slot) {
   std::size_t queued = 0;
   const std::size_t most = shared.jobs_at_once;
+  const std::size_t shares = 2 * std::size_t{shared.settings.threads};
   for (const auto& each : shared.queue) {
     queued += each.count;
-    if (queued >= 2 * most * shared.settings.threads) break;
+    if (queued >= shares * most) break;
   }
-  auto share = std::clamp<std::size_t>(queued / (2 * shared.settings.threads), 1, most);
+  auto share = std::clamp<std::size_t>(queued / shares, 1, most);
   while (share > 0 && !shared.queue.empty()) {
     auto& front = shared.queue.front();
     if (front.count > share) {

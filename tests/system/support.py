@@ -61,7 +61,10 @@ class Shop:
                 return self.request("GET", "/catalogue")[0] == 200
             except OSError:
                 return False
-        wait_until(answers, "the shop opens")
+        try:
+            wait_until(answers, "the shop opens")
+        except AssertionError as late:
+            raise AssertionError(f"{late}; port {self.port}; its log ends:\n{self.log()[-4000:]}") from late
 
     def log(self):
         with open(self.log_path, encoding="utf-8", errors="replace") as file:

@@ -1,6 +1,7 @@
 // What becomes of the queue: one commit after the other, by the committer thread or by a publisher
 // that waits for it.
 #include <bit>
+#include <utility>
 
 #include "dray/brief_lock.hpp"
 #include "dray/spool/planted_fault.hpp"
@@ -94,7 +95,7 @@ void Spool::run(CommitListener& listener) {
     bool marker = false;
     {
       auto lock = lock_briefly(mutex_);
-      if (committed) end_commit(std::move(chunk));
+      if (committed) end_commit(std::exchange(chunk, nullptr));
       if (wait_for_work(lock)) chunk = take_chunk();
       closing = closing_ && chunk == nullptr;
       marker = chunk == nullptr && marker_due_;
@@ -126,7 +127,7 @@ void Spool::commit_pending(CommitListener& listener) {
   for (std::unique_ptr<Chunk> chunk;;) {
     {
       const std::lock_guard lock(mutex_);
-      end_commit(std::move(chunk));
+      end_commit(std::exchange(chunk, nullptr));
       chunk = take_chunk();
     }
     if (chunk == nullptr) break;
