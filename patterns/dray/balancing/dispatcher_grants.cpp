@@ -447,7 +447,7 @@ void DispatcherCore::settle_answered(Group& group, spool::Settlement settlement,
 
 void DispatcherCore::flush_settlements() {
   const auto settle = [&](Group& group, spool::Settlement settlement,
-                          std::vector<Answered> answered) {
+                          const std::vector<Answered>& answered) {
     std::uint64_t messages = 0;
     std::vector<Answered> piece;
     for (const auto& each : answered) {
