@@ -2,6 +2,7 @@
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -13,11 +14,31 @@ BIN = os.environ["DRAY_BIN"]
 CONFIG = os.environ["DRAY_SHOP_CONFIG"]
 DRAY = os.path.join(BIN, "dray")
 
+claimed_ports = {}
+
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port for this process's servers, also for one that is stopped and started again.
+
+    Below the range from which the kernel takes ports for connections: such a port is free now and
+    may be a connection's, of a neighbouring test or the probe's own, before the server binds it.
+    Neighbours see it is taken by an abstract UNIX socket, which goes when this process does.
+    """
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+        below = max(int(file.read().split()[0]), 20000)
+    for port in random.sample(range(10000, below), below - 10000):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0dray-test-port-{port}")
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        claimed_ports[port] = claim
+        return port
+    raise AssertionError("no port is free")
 
 
 def wait_until(condition, what, seconds=30):
