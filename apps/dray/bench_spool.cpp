@@ -40,6 +40,9 @@ class StateOwner final : public spool::CommitListener {
         clock_(clock),
         settles_(settles),
         state_(std::move(spool.take_groups().front())) {}
+  ~StateOwner() override { spool_.stop(); }  // its threads call this object
+  StateOwner(const StateOwner&) = delete;
+  StateOwner& operator=(const StateOwner&) = delete;
 
   void on_committed(spool::Committed committed) override {
     spool::Lsn skip_from = committed.first;
@@ -103,22 +106,18 @@ class StateOwner final : public spool::CommitListener {
 class BatchAppender {
  public:
   BatchAppender(spool::Spool& spool, const BenchOptions& options)
-      : spool_(spool),
-        batch_(options.batch),
-        body_(to_bytes(Binary{std::string(options.size, 'x')})) {}
+      : spool_(spool), batch_(options.batch), size_(options.size) {}
 
   // Returns when the last receipt is there; how long each batch took, from its first message on.
   Result<Latencies> run(std::uint64_t messages) {
-    Latencies latencies;
     if (batch_ == 1) {
-      for (std::uint64_t i = 0; i < messages; ++i) {
-        const auto before = std::chrono::steady_clock::now();
-        const auto receipt = spool_.publish_and_wait({"bench", body_, none_});
-        if (!receipt.ok()) return receipt.error();
-        latencies.add(std::chrono::steady_clock::now() - before);
-      }
-      return latencies;
+      WindowedPublisher one_by_one(spool_, messages, size_, 1);
+      DRAY_TRY(one_by_one.run());
+      return std::move(one_by_one.latencies());
     }
+    const std::string body = to_bytes(Binary{std::string(size_, 'x')});
+    const PublishOptions none;
+    Latencies latencies;
     std::deque<std::chrono::steady_clock::time_point> begun;
     for (std::uint64_t i = 0; i < messages; i += batch_) {
       if (begun.size() == kBatchesAhead) {  // rather woken for two than for each
@@ -128,7 +127,7 @@ class BatchAppender {
       begun.push_back(std::chrono::steady_clock::now());
       for (std::uint64_t k = 0; k < batch_; ++k) {
         const bool last = k + 1 == batch_;
-        spool_.publish_view({"bench", body_, none_},
+        spool_.publish_view({"bench", body, none},
                             [this, last](const auto& receipt) { on_receipt(receipt, last); });
       }
     }
@@ -153,8 +152,7 @@ class BatchAppender {
 
   spool::Spool& spool_;
   const std::uint64_t batch_;
-  const std::string body_;
-  const PublishOptions none_;
+  const std::uint64_t size_;
   std::counting_semaphore<> done_{0};  // batches
   std::optional<Error> failed_;        // by the committer, before it releases
 };

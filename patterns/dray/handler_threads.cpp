@@ -112,9 +112,11 @@ struct HandlerThreads::Slot {
 };
 
 struct HandlerThreads::Shared {
-  explicit Shared(const WorkerSettings& settings_in) : settings(settings_in) {}
+  Shared(const WorkerSettings& settings_in, ConsumerFactory factory_in)
+      : settings(settings_in), factory(std::move(factory_in)) {}
 
   const WorkerSettings settings;
+  const ConsumerFactory factory;  // may keep the code of its consumers loaded
   SystemClock clock;
   // Any thread.
   transport::WakeUp wake_up;
@@ -449,7 +451,7 @@ void HandlerThreads::handle_jobs(Shared& shared, Slot& slot) {
 // --- the socket thread ----------------------------------------------------------------------
 
 HandlerThreads::HandlerThreads(const WorkerSettings& settings, ConsumerFactory factory)
-    : shared_(std::make_shared<Shared>(settings)), factory_(std::move(factory)) {}
+    : shared_(std::make_shared<Shared>(settings, std::move(factory))) {}
 
 HandlerThreads::~HandlerThreads() {
   close();
@@ -457,7 +459,7 @@ HandlerThreads::~HandlerThreads() {
 }
 
 Status HandlerThreads::add() {
-  auto consumer = factory_();
+  auto consumer = shared_->factory();
   if (!consumer.ok()) return consumer.error();
   auto slot = std::make_shared<Slot>();
   slot->consumer = std::move(*consumer);

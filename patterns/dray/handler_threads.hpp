@@ -8,7 +8,7 @@
 // from one job to its neighbour without a lock (Progress, in the .cpp). While there is more to do,
 // what is plainly done is told some at a time: waking the socket thread costs more than some jobs.
 //
-// Threading: the socket thread, but for stop(), which may be called by another once that has ended.
+// Threading: the socket thread, but for close(), and stop() once the socket thread has ended.
 // Failure: add() returns the consumer's error. A handler that outlives its time-out and a grace
 // period is written off: its thread is left running, another takes its place, and what it shares
 // with this object stays alive for it. Ownership: owns the threads, their consumers and jobs.
@@ -64,7 +64,7 @@ class HandlerThreads {
   // Any thread.
   std::uint64_t written_off() const;
 
-  // No thread begins another job; those that run are not waited for.
+  // Any thread. No thread takes more jobs; those that run are not waited for.
   void close();
   // After close(): handlers are asked to stop, and waited for. Repeatable.
   void stop();
@@ -87,7 +87,6 @@ class HandlerThreads {
   void replace(std::size_t index);
 
   std::shared_ptr<Shared> shared_;  // with threads that were written off
-  const ConsumerFactory factory_;
   std::vector<std::shared_ptr<Slot>> slots_;
   std::vector<std::thread> threads_;  // by slot
   bool exhausted_ = false;
