@@ -1,26 +1,34 @@
 #include "dray/spool/records.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "dray/result.hpp"
+#include "dray/spool/huge_pages.hpp"
 
 namespace dray::spool {
 namespace {
 
 constexpr std::size_t kFirstCapacity = 16U << 10;
-constexpr std::size_t kPage = 4096;
 
 }  // namespace
 
+void Records::Free::operator()(char* memory) const {
+  if (bytes < huge_pages::kBlockMin) return std::free(memory);  // NOLINT: allocate() made it
+  huge_pages::give_back(memory, bytes);
+}
+
 // What is written past the page cache begins with a page. Of little ones there are many.
-std::unique_ptr<char[], Records::Free> Records::allocate(std::size_t bytes) {  // NOLINT
-  void* memory = bytes < kFirstCapacity
-                     ? std::malloc(bytes)  // NOLINT: its owner frees it
-                     : std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage);
+Records::Memory Records::allocate(std::size_t bytes) {
+  if (bytes >= huge_pages::kBlockMin) return Memory(huge_pages::take(bytes), Free{bytes});
+  void* memory =
+      bytes < kFirstCapacity
+          ? std::malloc(bytes)  // NOLINT: its owner frees it
+          : std::aligned_alloc(kPageSize, (bytes + kPageSize - 1) / kPageSize * kPageSize);
   if (memory == nullptr) throw std::bad_alloc();
-  return std::unique_ptr<char[], Free>(static_cast<char*>(memory));  // NOLINT: as above
+  return Memory(static_cast<char*>(memory), Free{bytes});
 }
 
 void Records::reserve(std::size_t bytes) {
@@ -31,12 +39,12 @@ void Records::reserve(std::size_t bytes) {
 }
 
 void Records::begin_at(std::size_t place_in_page) {
-  DRAY_ASSERT(empty() && place_in_page < kPage);
+  DRAY_ASSERT(empty() && place_in_page < kPageSize);
   if (capacity_ < kFirstCapacity) {
     bytes_ = allocate(kFirstCapacity);
     capacity_ = kFirstCapacity;
   }
-  lead_ = kPage + place_in_page;
+  lead_ = kPageSize + place_in_page;
 }
 
 // Room for so many bytes behind the last record.

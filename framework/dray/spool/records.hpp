@@ -5,7 +5,6 @@
 // Failure: none. Limits: less than 4 GiB in all. Ownership: owns the bytes.
 #pragma once
 
-#include <cstdlib>
 #include <memory>
 #include <string_view>
 #include <vector>
@@ -13,6 +12,8 @@
 #include "dray/spool/record.hpp"
 
 namespace dray::spool {
+
+constexpr std::size_t kPageSize = 4096;  // of memory, of the page cache, and of what disks align to
 
 class Records {
  public:
@@ -74,12 +75,14 @@ class Records {
   char* make_room(std::size_t size);
 
   struct Free {
-    void operator()(char* memory) const { std::free(memory); }  // NOLINT: from aligned_alloc
+    std::size_t bytes;  // as asked of allocate()
+    void operator()(char* memory) const;
   };
-  static std::unique_ptr<char[], Free> allocate(std::size_t bytes);  // NOLINT: as below
+  using Memory = std::unique_ptr<char[], Free>;  // NOLINT(modernize-avoid-c-arrays)
+  static Memory allocate(std::size_t bytes);
 
-  std::unique_ptr<char[], Free> bytes_;  // NOLINT(modernize-avoid-c-arrays): not filled with zeros
-  std::size_t lead_ = 0;                 // bytes before the first record
+  Memory bytes_;          // not filled with zeros
+  std::size_t lead_ = 0;  // bytes before the first record
   std::size_t size_ = 0;
   std::size_t capacity_ = 0;
   std::vector<std::uint32_t> offsets_;

@@ -7,8 +7,6 @@
 namespace dray::spool {
 namespace {
 
-// Of the page cache. A part of a page that is not in memory is read before it can be written.
-constexpr std::uint64_t kPageSize = 4096;
 constexpr unsigned kReadBackCommits = 1'000;
 constexpr std::size_t kPrefetch = 8;  // records
 constexpr Lsn kReadBackNear = 1U << 20;
@@ -265,11 +263,11 @@ Status SegmentLog::write_records(Batch& batch, std::size_t from, std::size_t unt
   auto& records = *batch.records_;
   const std::size_t begin = records.offset(from);
   const std::size_t size = records.offset(until) - begin;
-  // A page is written whole when it is begun, so that none need be read: what was filled ahead is
-  // not in memory.
+  // A page is written whole when it is begun: what was filled ahead is not in memory, and would be
+  // read before a part of it can be written.
   const std::uint64_t behind = end_ + size;
   const std::uint64_t page_end =
-      std::min((behind + kPageSize - 1) / kPageSize * kPageSize, capacity_);
+      std::min<std::uint64_t>((behind + kPageSize - 1) / kPageSize * kPageSize, capacity_);
   const std::size_t padding =
       until == batch.size() && page_end > behind ? static_cast<std::size_t>(page_end - behind) : 0;
   records.pad(padding);

@@ -14,7 +14,6 @@ constexpr std::size_t kQueueItemsMax = 1U << 16;
 constexpr std::size_t kQueueBytesMax = 64U << 20;
 constexpr std::size_t kChunkRecordsMax = 1024;
 constexpr std::size_t kChunkBytesMax = 512U << 10;
-constexpr std::size_t kPageSize = 4096;
 constexpr std::size_t kEncodeBytesKept = 1U << 20;  // per publishing thread
 
 std::int64_t to_ms(const std::optional<UtcTime>& time) {
