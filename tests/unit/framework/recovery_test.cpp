@@ -10,7 +10,7 @@ using test::SpoolOwner;
 
 namespace {
 
-SpoolOptions small_options() {
+SpoolOptions one_group() {
   SpoolOptions options;
   options.log.segment_size = 4096;
   options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}};
@@ -28,7 +28,7 @@ struct Wreck {
   std::map<Sequence, std::string> open;
 
   explicit Wreck(bool with_checkpoints = true) {
-    SpoolOwner owner(disk, small_options());
+    SpoolOwner owner(disk, one_group());
     REQUIRE(owner.ok());
     for (int i = 0; i < 60; ++i) {
       const auto receipt = owner.publish("t", body_of(i));
@@ -70,7 +70,7 @@ struct Wreck {
 
 // Opens, reads all, and expects every open message but `lost`.
 void serves_all_but(Wreck& wreck, const std::set<Sequence>& lost) {
-  SpoolOwner owner(wreck.disk, small_options());
+  SpoolOwner owner(wreck.disk, one_group());
   INFO((owner.ok() ? "" : owner.error().text()));
   REQUIRE(owner.ok());
   auto expected = wreck.open;
@@ -129,7 +129,7 @@ TEST_CASE("recovery: a sector can no longer be read") {
   Wreck wreck;
   const auto [name, at] = wreck.find(body_of(7));
   wreck.disk.break_sector(name, at + 100);
-  SpoolOwner owner(wreck.disk, small_options());
+  SpoolOwner owner(wreck.disk, one_group());
   REQUIRE(owner.ok());
   const auto found = owner.read_backlog(0);
   CHECK(found.count(wreck.sequence_of(7)) == 0);
@@ -164,7 +164,7 @@ TEST_CASE("recovery: a segment's header is damaged and the checkpoint knows it")
 TEST_CASE("recovery: a segment's header is damaged and no checkpoint knows it") {
   Wreck wreck;
   wreck.disk.flip_bit(wreck.segments().back(), 40);
-  SpoolOwner owner(wreck.disk, small_options());
+  SpoolOwner owner(wreck.disk, one_group());
   REQUIRE(owner.ok());
   REQUIRE(!owner.spool().scan_report().damaged.empty());
   CHECK(!owner.read_backlog(0).empty());
@@ -186,7 +186,7 @@ TEST_CASE("recovery: both checkpoints are bad, the log is read from its beginnin
   wreck.disk.flip_bit("checkpoint.a", 100);
   wreck.disk.flip_bit("checkpoint.b", 100);
   {
-    SpoolOwner owner(wreck.disk, small_options());
+    SpoolOwner owner(wreck.disk, one_group());
     REQUIRE(owner.ok());
     CHECK(owner.spool().scan_report().checkpoints_lost);
   }
@@ -198,7 +198,7 @@ TEST_CASE("recovery: both checkpoints are bad and old segments are gone, with a 
   SimulatedDisk disk{2};
   Sequence kept = 0;
   {
-    SpoolOwner owner(disk, small_options());
+    SpoolOwner owner(disk, one_group());
     kept = owner.publish("t", "kept")->sequence;
     const DeadRecord dead{0, kept, 1, 3, "attempts", "no such address", "w", 1, 0};
     owner.submit(RecordType::kDead, to_bytes(dead));
@@ -220,7 +220,7 @@ TEST_CASE("recovery: both checkpoints are bad and old segments are gone, with a 
     disk.flip_bit("checkpoint.a", 100);
     disk.flip_bit("checkpoint.b", 100);
   }
-  SpoolOwner owner(disk, small_options());
+  SpoolOwner owner(disk, one_group());
   REQUIRE(owner.ok());
   CHECK(owner.group(0).counts().dead == 1);
   CHECK(owner.group(0).counts().balanced());
@@ -237,7 +237,7 @@ TEST_CASE("recovery: both checkpoints are bad and old segments are gone, with a 
 
 TEST_CASE("attempts of before a copy are still there when a retry overtook the copy") {
   test::SimulatedDisk disk(8);
-  SpoolOwner owner(disk, small_options());
+  SpoolOwner owner(disk, one_group());
   REQUIRE(owner.ok());
   const Sequence kept = owner.publish("t", "kept")->sequence;
   const auto retry = [&](std::uint32_t attempts, const std::string& reason) {
@@ -272,7 +272,7 @@ TEST_CASE("recovery: a newer checkpoint is refused") {
   auto& bytes = wreck.disk.bytes("checkpoint.a");
   bytes[8] = static_cast<char>(kFormatVersion + 1);
   put_le_at(bytes.data() + 36, crc32c(0, std::string_view(bytes).substr(0, 36)));
-  const SpoolOwner owner(wreck.disk, small_options());
+  const SpoolOwner owner(wreck.disk, one_group());
   REQUIRE(!owner.ok());
   CHECK(owner.error().code == ErrorCode::kUnsupported);
   CHECK(owner.error().text().find("newer") != std::string::npos);
@@ -288,7 +288,7 @@ TEST_CASE("recovery: a file that is no segment is refused by name") {
             ->write_at(0, "somebody's notes, longer than a header would be" + std::string(200, '.'))
             .ok());
   }
-  const SpoolOwner owner(wreck.disk, small_options());
+  const SpoolOwner owner(wreck.disk, one_group());
   REQUIRE(!owner.ok());
   CHECK(owner.error().text().find("0000000000000099.segment: not a Dray segment") !=
         std::string::npos);
@@ -298,14 +298,14 @@ TEST_CASE("recovery: a copied spool is refused until it is adopted") {
   Wreck wreck;
   wreck.disk.move_to(2);
   {
-    const SpoolOwner owner(wreck.disk, small_options());
+    const SpoolOwner owner(wreck.disk, one_group());
     REQUIRE(!owner.ok());
     CHECK(owner.error().code == ErrorCode::kConflict);
     CHECK(owner.error().text().find("dray spool adopt") != std::string::npos);
   }
   SECTION("another machine is the same") {
     wreck.disk.move_to(1);
-    auto options = small_options();
+    auto options = one_group();
     options.log.machine_id = uuid_v4();
     { REQUIRE(SpoolOwner(wreck.disk, options).ok()); }
     options.log.machine_id = uuid_v4();
@@ -314,7 +314,7 @@ TEST_CASE("recovery: a copied spool is refused until it is adopted") {
     CHECK(owner.error().code == ErrorCode::kConflict);
   }
   SECTION("adopted") {
-    auto options = small_options();
+    auto options = one_group();
     options.log.adopt = true;
     { REQUIRE(SpoolOwner(wreck.disk, options).ok()); }
     serves_all_but(wreck, {});
@@ -323,9 +323,9 @@ TEST_CASE("recovery: a copied spool is refused until it is adopted") {
 
 TEST_CASE("recovery: a second process is refused") {
   Wreck wreck;
-  SpoolOwner first(wreck.disk, small_options());
+  SpoolOwner first(wreck.disk, one_group());
   REQUIRE(first.ok());
-  const SpoolOwner second(wreck.disk, small_options());
+  const SpoolOwner second(wreck.disk, one_group());
   REQUIRE(!second.ok());
   CHECK(second.error().code == ErrorCode::kBusy);
 }
@@ -356,7 +356,7 @@ TEST_CASE("repair gives up what is lost, and verify finds nothing any more") {
 
 TEST_CASE("verify of a spool that is served finds no damage") {
   SimulatedDisk disk{3};
-  SpoolOwner owner(disk, small_options());
+  SpoolOwner owner(disk, one_group());
   for (int i = 0; i < 100; ++i) {
     const auto sequence = owner.publish("t", body_of(i))->sequence;
     owner.settle(0, sequence);
@@ -374,7 +374,7 @@ TEST_CASE("verify of a spool that is served finds no damage") {
 
 TEST_CASE("room comes back when a full spool is settled, and retained segments stay their time") {
   SimulatedDisk disk{4};
-  auto options = small_options();
+  auto options = one_group();
   options.max_size = 40'000;
   SpoolOwner owner(disk, options);
   std::vector<Sequence> open;
@@ -418,7 +418,7 @@ TEST_CASE("the dedup window outlives checkpoints, restarts and the segments of i
   with_id.dedup = "order-1";
   Sequence first = 0;
   {
-    SpoolOwner owner(disk, small_options());
+    SpoolOwner owner(disk, one_group());
     first = owner.publish("t", "x", with_id)->sequence;
     owner.settle(0, first);
     for (int i = 0; i < 40; ++i) owner.settle(0, owner.publish("t", body_of(i))->sequence);
@@ -427,7 +427,7 @@ TEST_CASE("the dedup window outlives checkpoints, restarts and the segments of i
     REQUIRE(owner.spool().segments().segments().front().first_lsn > first);
     disk.kill();
   }
-  SpoolOwner owner(disk, small_options());
+  SpoolOwner owner(disk, one_group());
   const auto again = owner.publish("t", "x", with_id);
   REQUIRE(again.ok());
   CHECK(again->duplicate);
@@ -461,7 +461,7 @@ TEST_CASE("a message with a history costs at most 64 bytes, and one that waits n
 
 TEST_CASE("a group that gets a topic later takes what came from then on, read in one go") {
   SimulatedDisk disk{6};
-  auto options = small_options();
+  auto options = one_group();
   options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}, {"late", {"u"}}};
   {
     SpoolOwner owner(disk, options);

@@ -20,7 +20,7 @@ struct Listener final : CommitListener {
   void on_failed(const Error& error) override { failure = error; }
 };
 
-SpoolOptions small_options() {
+SpoolOptions two_groups() {
   SpoolOptions options;
   options.log.segment_size = 16U << 10;  // so that segments roll often
   options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}, {"view", {"t", "u"}}};
@@ -85,7 +85,7 @@ TEST_CASE("acknowledged messages survive a power cut at any moment, from many se
       auto directory = disk.directory();
       Listener listener;
       disk.fail_at(1 + random() % 250, ErrorCode::kIo);  // dies in start or at work
-      auto spool = Spool::open(*directory, clock, small_options(), Log());
+      auto spool = Spool::open(*directory, clock, two_groups(), Log());
       if (spool.ok()) {
         for (int i = 0; i < 50; ++i) {
           const std::string body =
@@ -99,7 +99,7 @@ TEST_CASE("acknowledged messages survive a power cut at any moment, from many se
       disk.cut_power();
     }
     auto directory = disk.directory();
-    SpoolOptions options = small_options();
+    SpoolOptions options = two_groups();
     auto spool = Spool::open(*directory, clock, options, Log());
     INFO((spool.ok() ? "" : spool.error().text()));
     REQUIRE(spool.ok());
@@ -121,13 +121,13 @@ TEST_CASE("the harness catches a spool whose syncs do nothing") {
     Listener listener;
     auto directory = disk.directory();
     disk.ignore_syncs();
-    auto spool = Spool::open(*directory, clock, small_options(), Log());
+    auto spool = Spool::open(*directory, clock, two_groups(), Log());
     REQUIRE(spool.ok());
     const auto receipt = publish(**spool, listener, draft("t", "x"));
     REQUIRE(receipt.ok());
     spool = Error{};
     disk.cut_power();
-    auto again = Spool::open(*directory, clock, small_options(), Log());
+    auto again = Spool::open(*directory, clock, two_groups(), Log());
     lost = !again.ok() || read_all(**again).count(receipt->sequence) == 0;
   }
   CHECK(lost);
@@ -142,7 +142,7 @@ TEST_CASE("every single I/O call may fail: receipts stay true and the spool refu
     auto directory = disk.directory();
     disk.fail_at(call, ErrorCode::kIo);
     std::map<Sequence, std::string> acknowledged;
-    auto spool = Spool::open(*directory, clock, small_options(), Log());
+    auto spool = Spool::open(*directory, clock, two_groups(), Log());
     bool failed = !spool.ok();
     for (int i = 0; spool.ok() && i < 50; ++i) {
       const std::string body = std::to_string(i) + std::string(700, 'b');
@@ -163,7 +163,7 @@ TEST_CASE("every single I/O call may fail: receipts stay true and the spool refu
     }
     spool = Error{};
     disk.cut_power();
-    auto again = Spool::open(*directory, clock, small_options(), Log());
+    auto again = Spool::open(*directory, clock, two_groups(), Log());
     REQUIRE(again.ok());
     const auto found = read_all(**again);
     for (const auto& [sequence, body] : acknowledged) REQUIRE(found.at(sequence) == body);
@@ -180,7 +180,7 @@ TEST_CASE(
   auto directory = disk.directory();
   std::vector<Sequence> sequences;
   {
-    auto spool = Spool::open(*directory, clock, small_options(), Log());
+    auto spool = Spool::open(*directory, clock, two_groups(), Log());
     for (int i = 0; i < 10; ++i) {
       sequences.push_back(
           publish(**spool, listener, draft("t", std::string(100, static_cast<char>('a' + i))))
@@ -191,7 +191,7 @@ TEST_CASE(
   const auto at = disk.bytes(segment).find(std::string(100, 'd'));
   REQUIRE(at != std::string::npos);
   disk.flip_bit(segment, at + 50);
-  auto spool = Spool::open(*directory, clock, small_options(), Log());
+  auto spool = Spool::open(*directory, clock, two_groups(), Log());
   REQUIRE(spool.ok());
   const auto& report = (*spool)->scan_report();
   REQUIRE(report.damaged.size() == 1);  // P6
@@ -209,13 +209,13 @@ TEST_CASE("a torn tail is cut, and the sequence goes on behind it") {
   auto directory = disk.directory();
   Sequence last = 0;
   {
-    auto spool = Spool::open(*directory, clock, small_options(), Log());
+    auto spool = Spool::open(*directory, clock, two_groups(), Log());
     for (int i = 0; i < 5; ++i) last = publish(**spool, listener, draft("t", "x"))->sequence;
   }
   std::string& bytes = disk.bytes(segment_of(disk, 0));
   const auto end = bytes.find_last_not_of('\0') + 1;
   bytes.replace((end + 7) / 8 * 8, 6, "\xD7\x5A\x03junk", 6);  // the beginning of a record
-  auto spool = Spool::open(*directory, clock, small_options(), Log());
+  auto spool = Spool::open(*directory, clock, two_groups(), Log());
   REQUIRE(spool.ok());
   CHECK((*spool)->scan_report().damaged.empty());
   CHECK((*spool)->scan_report().torn_bytes > 0);
@@ -227,7 +227,7 @@ TEST_CASE("a newer format and a foreign spool's segment are refused by name") {
   test::SimulatedDisk disk(9);
   SystemClock clock;
   auto directory = disk.directory();
-  { REQUIRE(Spool::open(*directory, clock, small_options(), Log()).ok()); }
+  { REQUIRE(Spool::open(*directory, clock, two_groups(), Log()).ok()); }
   SegmentHeader header;
   header.version = kFormatVersion + 1;
   header.spool_id = uuid_v4();
@@ -235,7 +235,7 @@ TEST_CASE("a newer format and a foreign spool's segment are refused by name") {
   SECTION("newer") {
     auto file = directory->open(segment_name(2), OpenMode::kCreateNew);
     REQUIRE((*file)->write_at(0, encode_segment_header(header)).ok());
-    const auto spool = Spool::open(*directory, clock, small_options(), Log());
+    const auto spool = Spool::open(*directory, clock, two_groups(), Log());
     REQUIRE(!spool.ok());
     CHECK(spool.error().code == ErrorCode::kUnsupported);
   }
@@ -243,7 +243,7 @@ TEST_CASE("a newer format and a foreign spool's segment are refused by name") {
     header.version = kFormatVersion;
     auto file = directory->open(segment_name(2), OpenMode::kCreateNew);
     REQUIRE((*file)->write_at(0, encode_segment_header(header)).ok());
-    const auto spool = Spool::open(*directory, clock, small_options(), Log());
+    const auto spool = Spool::open(*directory, clock, two_groups(), Log());
     REQUIRE(!spool.ok());
     CHECK(spool.error().code == ErrorCode::kCorrupt);
   }
@@ -254,7 +254,7 @@ TEST_CASE("a full disk refuses new messages, goes on settling, and recovers by i
   VirtualClock clock;
   Listener listener;
   auto directory = disk.directory();
-  auto options = small_options();
+  auto options = two_groups();
   auto spool = Spool::open(*directory, clock, options, Log());
   REQUIRE(spool.ok());
   options.max_size = 40U << 10;
@@ -284,7 +284,7 @@ TEST_CASE("groups: declared, detached when absent, and only later messages for n
   SystemClock clock;
   Listener listener;
   auto directory = disk.directory();
-  auto options = small_options();
+  auto options = two_groups();
   {
     auto spool = Spool::open(*directory, clock, options, Log());
     REQUIRE(publish(**spool, listener, draft("t", "1")).ok());
@@ -311,7 +311,7 @@ TEST_CASE("a unit of records counts together or not at all") {
   SystemClock clock;
   Listener listener;
   auto directory = disk.directory();
-  auto spool = Spool::open(*directory, clock, small_options(), Log());
+  auto spool = Spool::open(*directory, clock, two_groups(), Log());
   const auto first = publish(**spool, listener, draft("t", "1"))->sequence;
   const std::string follow_up =
       encode_envelope(draft("u", "follow-up"), uuid_v7(clock.utc()), clock.utc());
@@ -326,7 +326,7 @@ TEST_CASE("a unit of records counts together or not at all") {
   (*spool)->submit(unit);
   (*spool)->commit_pending(listener);
   spool = Error{};
-  spool = Spool::open(*directory, clock, small_options(), Log());
+  spool = Spool::open(*directory, clock, two_groups(), Log());
   const auto groups = (*spool)->take_groups();
   CHECK(groups[0]->counts().done == (whole ? 1 : 0));
   CHECK(groups[1]->counts().accepted == (whole ? 2 : 1));
@@ -337,7 +337,7 @@ TEST_CASE("dedup: a repeat gets the first receipt, another body is a conflict") 
   SystemClock clock;
   Listener listener;
   auto directory = disk.directory();
-  auto spool = Spool::open(*directory, clock, small_options(), Log());
+  auto spool = Spool::open(*directory, clock, two_groups(), Log());
   std::vector<Result<Receipt>> receipts;
   const auto collect = [&](Result<Receipt> receipt) { receipts.push_back(std::move(receipt)); };
   (*spool)->publish_draft(draft("t", "a", "id"), collect);
