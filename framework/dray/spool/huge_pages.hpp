@@ -1,6 +1,6 @@
 // Huge pages: memory for large buffers that a disk reads from. In pages of 4 KiB each is a piece of
-// its own to pin, to describe and to fetch: a durable write of 340 KiB past the page cache took 12
-// % longer than from huge pages. Where the system has none to give, it is usual memory.
+// its own to pin, to describe and to fetch: durable writes of 340 KiB past the page cache took 4 to
+// 11 % longer (p50, a virtual disk). Where the system has none to give, it is usual memory.
 //
 //   slab of 2 MiB, one huge page:  | granule 64 KiB | granule | ... | 32 of them
 //
