@@ -467,7 +467,7 @@ void DispatcherCore::flush_settlements() {
     if (group->expired.empty()) continue;
     std::vector<Answered> expired;
     for (const auto& run : std::exchange(group->expired, {})) expired.push_back({Uuid{}, run});
-    settle(*group, spool::Settlement::kExpired, std::move(expired));
+    settle(*group, spool::Settlement::kExpired, expired);
   }
 }
 
