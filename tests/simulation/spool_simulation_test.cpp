@@ -82,24 +82,26 @@ struct Plant {
 
 TEST_CASE("every planted fault is caught within 1000 seeds") {
   using spool::Fault;
-  const auto plant = GENERATE(Plant{Fault::kNoCommitSync, "no sync before the receipt"},
-                              Plant{Fault::kNoHeaderSync, "no sync of a new segment's header"},
-                              Plant{Fault::kNoSegmentNameSync, "no sync of a new segment's name"},
-                              Plant{Fault::kNoSealSync, "no sync of a segment that is sealed"},
-                              Plant{Fault::kNoTailRewrite, "the tail believed after a crash"},
-                              Plant{Fault::kNoRecordCrc, "payloads unchecked", true},
-                              Plant{Fault::kDamageIsTornTail, "the durable_lsn rule ignored", true},
-                              Plant{Fault::kTornTailIsDamage, "a torn tail called damage"},
-                              Plant{Fault::kNoLatch, "going on after a failed write"},
-                              Plant{Fault::kUnitsTorn, "part of a unit counts"},
-                              Plant{Fault::kNoCheckpointSync, "no sync of a checkpoint"},
-                              Plant{Fault::kNoCheckpointNameSync, "no sync of a checkpoint's name"},
-                              Plant{Fault::kNoCheckpointCrc, "checkpoints unchecked"},
-                              Plant{Fault::kCheckpointAhead, "a checkpoint ahead of the log"},
-                              Plant{Fault::kOneCheckpointFrees, "one checkpoint frees a segment"},
-                              Plant{Fault::kFreedWithOpen, "a segment freed with an open message"},
-                              Plant{Fault::kFreedBeforeCopy, "a segment freed before its copies"},
-                              Plant{Fault::kAttemptsForgotten, "attempts not replayed"});
+  const auto plant =
+      GENERATE(Plant{Fault::kNoCommitSync, "no sync before the receipt"},
+               Plant{Fault::kNoHeaderSync, "no sync of a new segment's header"},
+               Plant{Fault::kNoSegmentNameSync, "no sync of a new segment's name"},
+               Plant{Fault::kNoSealSync, "no sync of a segment that is sealed"},
+               Plant{Fault::kNoTailRewrite, "the tail believed after a crash"},
+               Plant{Fault::kNoRecordCrc, "payloads unchecked", true},
+               Plant{Fault::kDamageIsTornTail, "the durable_lsn rule ignored", true},
+               Plant{Fault::kTornTailIsDamage, "a torn tail called damage"},
+               Plant{Fault::kNoLatch, "going on after a failed write"},
+               Plant{Fault::kLaterSyncCounts, "a later sync counts after one that failed"},
+               Plant{Fault::kUnitsTorn, "part of a unit counts"},
+               Plant{Fault::kNoCheckpointSync, "no sync of a checkpoint"},
+               Plant{Fault::kNoCheckpointNameSync, "no sync of a checkpoint's name"},
+               Plant{Fault::kNoCheckpointCrc, "checkpoints unchecked"},
+               Plant{Fault::kCheckpointAhead, "a checkpoint ahead of the log"},
+               Plant{Fault::kOneCheckpointFrees, "one checkpoint frees a segment"},
+               Plant{Fault::kFreedWithOpen, "a segment freed with an open message"},
+               Plant{Fault::kFreedBeforeCopy, "a segment freed before its copies"},
+               Plant{Fault::kAttemptsForgotten, "attempts not replayed"});
   spool::planted_fault = plant.fault;
   const auto caught = first_fault(1'000, plant.rot ? rot_fault : clean_fault);
   spool::planted_fault = Fault::kNone;

@@ -38,6 +38,14 @@ SpoolWorld::SpoolWorld(std::uint64_t seed, const WorldOptions& options)
   spool_options_.max_size = 1U << 20;
   durability_ = draw(4) == 0 ? Durability::kOs : Durability::kDisk;
   spool_options_.durability = durability_;
+  // Several small writes for a sync, and some while one is under way.
+  if (draw(3) != 0) {
+    spool_options_.log.read_back_commits = 0;
+    burst_ = 8;
+    spool_options_.write_records = 1 + draw(4);
+    spool_options_.worth_a_write = draw(400);
+    spool_options_.sync_records = 1 + draw(8);
+  }
 }
 
 SpoolWorld::~SpoolWorld() = default;
@@ -144,6 +152,7 @@ void SpoolWorld::operate() {
     case 1:
     case 2:
     case 3:
+      for (std::uint64_t more = draw(burst_); more > 0; --more) publish();
       return publish();
     case 4:
     case 5:
@@ -235,7 +244,7 @@ void SpoolWorld::on_committed(Committed committed) {
       if ((run.groups >> group & 1) != 0) groups_[group]->state->accept();
     }
   });
-  commits_.emplace_back(std::min(durable_, committed.first - 1), committed.last);
+  commits_.emplace_back(committed.evidence, committed.last);
   last_ = committed.last;
   position_ = committed.position;
   for (const auto& [ticket, lsn] : committed.tickets) {
@@ -615,7 +624,7 @@ void SpoolWorld::check() {
   for (auto each = messages_.begin(); each != messages_.end();) {
     const Sequence sequence = each->first;
     // What was not durable may be gone, and its position belongs to another record.
-    // Rot in the last batch, before anything says that it was durable, looks like a torn tail (S3).
+    // Rot in what nothing after it says was durable looks like a torn tail (S3).
     const bool may_be_gone =
         (power_cut_ && sequence > durable_) || (rotted_ && sequence > evidence_);
     if (may_be_gone && is_gone(sequence, each->second.body)) {

@@ -112,6 +112,7 @@ class SpoolWorld : private spool::CommitListener {
   std::set<std::string> units_;  // bodies of follow-ups that must not exist without settlement
   std::map<std::string, std::pair<Sequence, std::string>> follow_ups_;  // body -> origin, topic
   std::map<std::string, std::pair<Sequence, std::string>> dedups_;      // id -> sequence, body
+  std::uint64_t burst_ = 1;  // as many messages, or fewer, are published at once
   spool::Lsn durable_ = 0;   // everything up to here was acknowledged as durable
   spool::Lsn evidence_ = 0;  // a record in the log says that everything up to here was durable
   std::vector<std::pair<spool::Lsn, spool::Lsn>> commits_;  // since the last check

@@ -56,6 +56,10 @@ class LazyFile final : public File {
                           const WriteHints&) override {
     return file_->write_at(offset, bytes);
   }
+  Result<bool> write_ahead_at(std::uint64_t offset, std::string_view bytes,
+                              std::size_t room_before) override {
+    return file_->write_ahead_at(offset, bytes, room_before);
+  }
   Result<std::size_t> read_at(std::uint64_t offset, char* out, std::size_t size) const override {
     return file_->read_at(offset, out, size);
   }
@@ -98,6 +102,11 @@ SpoolOptions storm_options() {
   SpoolOptions options;
   options.log.segment_size = 256U << 10;
   options.max_size = 24U << 20;
+  // Small loads as the large ones are: several writes for a sync, some while one is under way.
+  options.log.read_back_commits = 0;
+  options.write_records = 16;
+  options.worth_a_write = 2U << 10;
+  options.sync_records = 32;
   options.groups = std::vector<GroupDeclaration>{{"g", {"t"}}};
   return options;
 }

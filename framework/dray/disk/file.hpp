@@ -1,7 +1,7 @@
 // File and Directory: the only way the spool reaches a disk, so that a simulation can be the disk.
 //
 // Threading: one thread at a time for all but read_at, which may run beside them on ranges that are
-// not being written.
+// not being written, and sync_data, which may run beside write_ahead_at.
 // Failure: every error is returned and none is repeated. ENOSPC and EDQUOT come as kFull, all
 // others as kIo. What a failed write or sync left behind is unknown.
 // Ownership: a File keeps one descriptor for its life (Linux reports a write-back error once per
@@ -37,6 +37,11 @@ class File {
   // The same, and returns once these bytes (no others) are on stable storage.
   virtual Status write_durable_at(std::uint64_t offset, std::string_view bytes,
                                   const WriteHints& hints) = 0;
+  // Writes all of `bytes` past the page cache, so that an error in writing them is returned here
+  // and by no sync; a sync_data() that begins after it returned, on any thread, makes them durable.
+  // False: not here and now (best after a write_durable_at), and nothing was written.
+  virtual Result<bool> write_ahead_at(std::uint64_t offset, std::string_view bytes,
+                                      std::size_t room_before);
   // Writes zeros and returns once they are on stable storage, best without a trace in memory.
   virtual Status fill_zeros(std::uint64_t offset, std::uint64_t size);
   // Reads up to `size` bytes; fewer only at the end of the file.

@@ -86,7 +86,7 @@ class DirectWriter {
 
   // Returns 0 or the system's error. REQUIRES: takes(). EINVAL: the file system cannot.
   int write(const Descriptor& file, std::uint64_t offset, std::string_view bytes,
-            std::size_t room_before) {
+            std::size_t room_before, int flags) {
     const std::uint64_t begin = offset / kDirectAlignment * kDirectAlignment;
     const auto prefix = static_cast<std::size_t>(offset - begin);
     const std::size_t size = prefix + bytes.size();
@@ -108,8 +108,7 @@ class DirectWriter {
     tail_at_ = kNoTail;
     for (std::size_t done = 0; done < size;) {
       const iovec part{memory + done, size - done};
-      const auto wrote =
-          pwritev2(direct_.get(), &part, 1, static_cast<off_t>(begin + done), RWF_DSYNC);
+      const auto wrote = pwritev2(direct_.get(), &part, 1, static_cast<off_t>(begin + done), flags);
       if (wrote < 0 && errno == EINTR) continue;
       if (wrote < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) unsupported_ = true;
       if (wrote < 0) return unsupported_ ? EINVAL : errno;
@@ -192,7 +191,7 @@ class PosixFile final : public File {
   Status write_durable_at(std::uint64_t offset, std::string_view bytes,
                           const WriteHints& hints) override {
     if (hints.caching == Caching::kPast && direct_.takes(descriptor_, offset, bytes.size())) {
-      const int failed = direct_.write(descriptor_, offset, bytes, hints.room_before);
+      const int failed = direct_.write(descriptor_, offset, bytes, hints.room_before, RWF_DSYNC);
       if (failed == 0) return {};
       // Nothing was written: not here, then.
       if (failed != EINVAL && failed != ENOMEM) return disk_error("write", path_, failed);
@@ -213,6 +212,15 @@ class PosixFile final : public File {
       offset += static_cast<std::uint64_t>(wrote);
     }
     return {};
+  }
+
+  Result<bool> write_ahead_at(std::uint64_t offset, std::string_view bytes,
+                              std::size_t room_before) override {
+    if (!direct_.takes(descriptor_, offset, bytes.size())) return false;
+    const int failed = direct_.write(descriptor_, offset, bytes, room_before, 0);
+    if (failed == 0) return true;
+    if (failed == EINVAL || failed == ENOMEM) return false;
+    return disk_error("write", path_, failed);
   }
 
   // Past the page cache: filling a segment ahead must not cost a copy, nor push out what is read.
@@ -419,6 +427,10 @@ Result<std::unique_ptr<Directory>> open_posix_directory(const std::string& path,
   Descriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (folder.get() < 0) return disk_error("open", path, errno);
   return std::unique_ptr<Directory>(std::make_unique<PosixDirectory>(std::move(folder), path));
+}
+
+Result<bool> File::write_ahead_at(std::uint64_t, std::string_view, std::size_t) {
+  return false;
 }
 
 Status File::fill_zeros(std::uint64_t offset, std::uint64_t size) {

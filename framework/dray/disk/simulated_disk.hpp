@@ -184,6 +184,10 @@ class SimulatedFile final : public File {
     node_->unsynced.pop_back();
     return {};
   }
+  Result<bool> write_ahead_at(std::uint64_t offset, std::string_view bytes, std::size_t) override {
+    DRAY_TRY(write_at(offset, bytes));
+    return true;
+  }
   Result<std::size_t> read_at(std::uint64_t offset, char* out, std::size_t size) const override {
     if (offset >= node_->current.size()) return std::size_t{0};
     const std::size_t got = std::min<std::size_t>(size, node_->current.size() - offset);

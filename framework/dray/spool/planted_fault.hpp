@@ -18,6 +18,7 @@ enum class Fault {
   kDamageIsTornTail,      // S3: the durable_lsn rule ignored
   kTornTailIsDamage,      // S3: every invalid tail called damage
   kNoLatch,               // S5: going on after a failed write
+  kLaterSyncCounts,       // S5: receipts for what was written beside a sync that failed
   kUnitsTorn,             // S6: part of a unit counts
   kNoCheckpointSync,      // S8: a checkpoint named before it is on the disk
   kNoCheckpointNameSync,  // S8: segments freed before the checkpoint's name is on the disk

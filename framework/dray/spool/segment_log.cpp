@@ -7,7 +7,6 @@
 namespace dray::spool {
 namespace {
 
-constexpr unsigned kReadBackCommits = 1'000;
 constexpr std::size_t kPrefetch = 8;  // records
 constexpr Lsn kReadBackNear = 1U << 20;
 constexpr std::uint64_t kRestShare = 64;  // of a segment, at its end
@@ -47,7 +46,7 @@ Status SegmentLog::seal() {
   if (!unsynced_ || planted(Fault::kNoSealSync)) return {};
   DRAY_TRY(current_->file->sync_data());
   unsynced_ = false;
-  durable_lsn_ = current_->last_lsn;
+  durable_lsn_ = current_->last_lsn.load();
   return {};
 }
 
@@ -90,6 +89,7 @@ Status SegmentLog::use(SpareSegments::Spare spare) {
   segment->end = kSegmentHeaderSize;
   capacity_ = spare.confined ? spare.size : options_.segment_size;
   ++next_segment_;
+  fresh_index_.clear();
   indexed_until_ = 0;
   end_ = kSegmentHeaderSize;
   current_bytes_ = end_;
@@ -226,7 +226,7 @@ Status SegmentLog::write_opening() {
   append_record(bytes, current_->seed, end_, header, payload);
   fresh_index_.push_back({next_lsn_, end_});
   indexed_until_ = end_ + kIndexSpacing;
-  DRAY_TRY(put(bytes, 0, next_lsn_, false, 0));
+  DRAY_TRY(put({bytes, 0, 0, next_lsn_}, false));
   if (planted(Fault::kNoHeaderSync)) unsynced_ = false;  // else the next sync is the header's too
   opening_due_ = false;
   return {};
@@ -259,7 +259,8 @@ std::size_t SegmentLog::fit(const Batch& batch, std::size_t from) const {
   return until;
 }
 
-Status SegmentLog::write_records(Batch& batch, std::size_t from, std::size_t until, bool sync) {
+// Numbers and seals the records [from, until), and pads them.
+SegmentLog::Sealed SegmentLog::seal_records(Batch& batch, std::size_t from, std::size_t until) {
   auto& records = *batch.records_;
   const std::size_t begin = records.offset(from);
   const std::size_t size = records.offset(until) - begin;
@@ -272,12 +273,13 @@ Status SegmentLog::write_records(Batch& batch, std::size_t from, std::size_t unt
       until == batch.size() && page_end > behind ? static_cast<std::size_t>(page_end - behind) : 0;
   records.pad(padding);
   char* const bytes = records.data();
+  const Lsn durable = durable_lsn();
   Lsn lsn = next_lsn_;
   for (std::size_t i = from; i < until; ++i, ++lsn) {
     // Another thread made them: they are in its processor's cache.
     if (i + kPrefetch < until) __builtin_prefetch(bytes + records.offset(i + kPrefetch), 1);
     const std::uint64_t offset = end_ + records.offset(i) - begin;
-    seal_record(bytes + records.offset(i), current_->seed, offset, lsn, durable_lsn_);
+    seal_record(bytes + records.offset(i), current_->seed, offset, lsn, durable);
     if (offset < indexed_until_) continue;
     fresh_index_.push_back({lsn, offset});
     indexed_until_ = offset + kIndexSpacing;
@@ -285,9 +287,47 @@ Status SegmentLog::write_records(Batch& batch, std::size_t from, std::size_t unt
   number_stretches(batch, static_cast<std::uint32_t>(from), static_cast<std::uint32_t>(until));
   // Before the others lie records that were written already, and are read by now.
   const std::size_t room_before = from == 0 ? records.room_before() : 0;
-  DRAY_TRY(put({bytes + begin, size + padding}, padding, lsn - 1, sync, room_before));
+  return {{bytes + begin, size + padding}, padding, room_before, lsn - 1};
+}
+
+Status SegmentLog::write_records(Batch& batch, std::size_t from, std::size_t until, bool sync) {
+  DRAY_TRY(put(seal_records(batch, from, until), sync));
   blank_ = false;
   return {};
+}
+
+Result<std::optional<SegmentLog::Ahead>> SegmentLog::write_ahead(Batch& batch) {
+  DRAY_ASSERT(current_ != nullptr && batch.size() > 0);
+  const bool possible = failed_.empty() && !opening_due_ && !unsynced_ && !better_segment_ready() &&
+                        caching() == Caching::kPast && fit(batch, 0) == batch.size();
+  if (!possible) return std::optional<Ahead>();
+  const std::uint64_t indexed_until = indexed_until_;
+  const Sealed sealed = seal_records(batch, 0, batch.size());
+  const auto wrote = current_->file->write_ahead_at(end_, sealed.bytes, sealed.room_before);
+  if (!wrote.ok() && wrote.error().code != ErrorCode::kFull) return fail(wrote.error()).error();
+  if (!wrote.ok() || !*wrote) {
+    fresh_index_.clear();
+    indexed_until_ = indexed_until;
+    return std::optional<Ahead>();
+  }
+  blank_ = false;
+  advance(sealed);
+  return std::optional(Ahead{current_, sealed.last, end_});
+}
+
+Status SegmentLog::sync_ahead(const Ahead& ahead) {
+  if (planted(Fault::kNoCommitSync)) return {};
+  auto synced = ahead.segment->file->sync_data();
+  if (synced.ok()) return {};
+  Error error = synced.error();
+  error.code = ErrorCode::kIo;
+  return error;
+}
+
+void SegmentLog::count_ahead(const Ahead& ahead) {
+  durable_lsn_ = ahead.last;  // S1
+  ahead.segment->last_lsn = ahead.last;
+  ahead.segment->end.store(ahead.end, std::memory_order_release);
 }
 
 // The records [from, until) get the next numbers; those behind them get theirs in another segment.
@@ -303,29 +343,33 @@ void SegmentLog::number_stretches(Batch& batch, std::uint32_t from, std::uint32_
 
 // What will be read back soon goes through the page cache. For a reader that is far behind it would
 // only push out what it reads first.
-Caching SegmentLog::caching() {
+Caching SegmentLog::caching() const {
+  const Lsn read_back = read_back_.load(std::memory_order_relaxed);
+  const bool reads = read_back != read_back_seen_ || read_back_commits_ > 0;
+  const bool near = next_lsn_ - std::min(next_lsn_, read_back) < kReadBackNear;
+  return reads && near ? Caching::kKeep : Caching::kPast;
+}
+
+// Once for each write.
+void SegmentLog::note_readers() {
   const Lsn read_back = read_back_.load(std::memory_order_relaxed);
   if (read_back != read_back_seen_) {
     read_back_seen_ = read_back;
-    read_back_commits_ = kReadBackCommits;
+    read_back_commits_ = options_.read_back_commits;
   } else if (read_back_commits_ > 0) {
     --read_back_commits_;
   }
-  const bool near = next_lsn_ - std::min(next_lsn_, read_back) < kReadBackNear;
-  return read_back_commits_ > 0 && near ? Caching::kKeep : Caching::kPast;
 }
 
-// Writes behind the last record; `last` is the number of the last one in `bytes`, which end with
-// `padding` bytes that are no record; `room_before`: see WriteHints.
-Status SegmentLog::put(std::string_view bytes, std::size_t padding, Lsn last, bool sync,
-                       std::size_t room_before) {
-  const auto index = std::exchange(fresh_index_, {});
+// Writes behind the last record.
+Status SegmentLog::put(const Sealed& sealed, bool sync) {
   // One call writes and syncs these bytes alone: all before them is durable. So it may be repeated
   // elsewhere if the disk is full, whichever half of it found that out.
   const bool one_call = sync && !unsynced_;
-  DRAY_TRY(one_call && !planted(Fault::kNoCommitSync)
-               ? current_->file->write_durable_at(end_, bytes, {caching(), room_before})
-               : current_->file->write_at(end_, bytes));
+  DRAY_TRY(
+      one_call && !planted(Fault::kNoCommitSync)
+          ? current_->file->write_durable_at(end_, sealed.bytes, {caching(), sealed.room_before})
+          : current_->file->write_at(end_, sealed.bytes));
   unsynced_ = !one_call;
   if (sync && unsynced_ && !planted(Fault::kNoCommitSync)) {
     if (auto synced = current_->file->sync_data(); !synced.ok()) {
@@ -336,20 +380,26 @@ Status SegmentLog::put(std::string_view bytes, std::size_t padding, Lsn last, bo
     }
     unsynced_ = false;
   }
-  if (sync) durable_lsn_ = last;  // S1
-  const std::uint64_t records = bytes.size() - padding;
-  next_lsn_ = last + 1;
+  advance(sealed);
+  if (sync) durable_lsn_ = sealed.last;  // S1
+  current_->last_lsn = sealed.last;
+  current_->end.store(end_, std::memory_order_release);
+  return {};
+}
+
+// They are written.
+void SegmentLog::advance(const Sealed& sealed) {
+  note_readers();
+  const std::uint64_t records = sealed.bytes.size() - sealed.padding;
+  next_lsn_ = sealed.last + 1;
   end_ += records;
   current_bytes_ = end_;
   bytes_total_ += records;
   bytes_appended_ += records;
-  if (!index.empty()) {
-    const std::lock_guard lock(mutex_);
-    current_->index.insert(current_->index.end(), index.begin(), index.end());
-  }
-  current_->last_lsn = last;
-  current_->end.store(end_, std::memory_order_release);
-  return {};
+  const auto index = std::exchange(fresh_index_, {});
+  if (index.empty()) return;
+  const std::lock_guard lock(mutex_);
+  current_->index.insert(current_->index.end(), index.begin(), index.end());
 }
 
 Status SegmentLog::fail(Error error) {

@@ -6,7 +6,8 @@
 // its first record; S5 a failed write or sync latches: nothing is written after it; S7 the tail of
 // an unclean log is written again and synced before it is served.
 //
-// Threading: open, start, write and sync belong to one thread (the committer). release() belongs to
+// Threading: open, start, write and sync belong to one thread at a time (the committer), and what
+// was written ahead may be synced and counted beside write_ahead(). release() belongs to
 // the upkeep thread; spares() may be used by both. LogReaders and segments() may run beside them on
 // any thread, on records that were committed.
 // Failure: returns errors; after one from write or sync every later call returns it again. A write
@@ -38,6 +39,7 @@ struct LogOptions {
   std::uint64_t segment_size = 64U << 20;
   std::uint64_t preallocate = 0;  // bytes of segments that are kept ready ahead of their use
   Uuid machine_id;
+  unsigned read_back_commits = 1'000;  // for so many more commits a reader counts as reading on
   bool adopt = false;  // serve also what was made on another machine or in another folder
 };
 
@@ -112,6 +114,20 @@ class SegmentLog {
   // index behind the last one written. REQUIRES: from < batch.size(); the batch ends with a whole
   // unit.
   Result<std::size_t> write(Batch& batch, std::size_t from, bool sync);
+  // What was written ahead, and is durable after a sync of its file.
+  struct Ahead {
+    std::shared_ptr<Segment> segment;
+    Lsn last = 0;
+    std::uint64_t end = 0;
+  };
+  // Numbers and writes the whole batch, if that can be done so that others may be written while it
+  // is synced: in this segment, with all before it durable or written in the same way. Nothing:
+  // it cannot, and nothing was written. Then write() can, once all written ahead is counted.
+  Result<std::optional<Ahead>> write_ahead(Batch& batch);
+  // Any thread. After an error nothing may be written any more (S5).
+  static Status sync_ahead(const Ahead& ahead);
+  // S1. Any thread, one at a time and in the order in which they were written: they are durable.
+  void count_ahead(const Ahead& ahead);
   // One record by itself, not synced.
   Result<Lsn> write_record(RecordType type, std::string_view payload);
   // Returns once all that was written is on stable storage.
@@ -120,7 +136,8 @@ class SegmentLog {
   Status start_next();
 
   Lsn next_lsn() const { return next_lsn_; }
-  Lsn durable_lsn() const { return durable_lsn_; }
+  // Any thread.
+  Lsn durable_lsn() const { return durable_lsn_.load(std::memory_order_relaxed); }
   // Behind the last committed record.
   LogPosition position() const { return {current_->header.number, end_}; }
   const Uuid& spool_id() const { return spool_id_; }
@@ -172,11 +189,19 @@ class SegmentLog {
   Status write_opening();
   bool better_segment_ready() const;
   std::size_t fit(const Batch& batch, std::size_t from) const;
+  struct Sealed {
+    std::string_view bytes;  // with padding
+    std::size_t padding = 0;
+    std::size_t room_before = 0;  // see WriteHints
+    Lsn last = 0;
+  };
+  Sealed seal_records(Batch& batch, std::size_t from, std::size_t until);
   Status write_records(Batch& batch, std::size_t from, std::size_t until, bool sync);
   void number_stretches(Batch& batch, std::uint32_t from, std::uint32_t until) const;
-  Caching caching();
-  Status put(std::string_view bytes, std::size_t padding, Lsn last, bool sync,
-             std::size_t room_before);
+  Caching caching() const;
+  void note_readers();
+  Status put(const Sealed& sealed, bool sync);
+  void advance(const Sealed& sealed);
   Status fail(Error error);
 
   // Immutable.
@@ -192,7 +217,6 @@ class SegmentLog {
   bool opening_due_ = false;
   std::uint64_t next_segment_ = 1;
   Lsn next_lsn_ = 1;
-  Lsn durable_lsn_ = 0;
   bool set_aside_ = false;  // a segment could not be read at all
   bool unsynced_ = false;   // something was written and not synced
   std::shared_ptr<Segment> current_;
@@ -206,9 +230,10 @@ class SegmentLog {
   Batch single_{std::make_shared<Buffers>()};  // of write_record()
   std::vector<Status> failed_;                 // empty, or the first failure
   Lsn read_back_seen_ = 0;
-  unsigned read_back_commits_ = 0;  // for so many more commits readers count as reading on
+  unsigned read_back_commits_ = 0;  // of LogOptions::read_back_commits, left
 
   SpareSegments spares_;
+  std::atomic<Lsn> durable_lsn_{0};
   std::atomic<std::uint64_t> bytes_total_{0};
   std::atomic<std::uint64_t> current_bytes_{0};
   // Where a reader of the backlog stood last. Any thread.

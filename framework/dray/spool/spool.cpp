@@ -12,8 +12,6 @@ namespace {
 constexpr std::uint64_t kWorthRolling = 64U << 10;  // bytes of a segment
 constexpr std::size_t kQueueItemsMax = 1U << 16;
 constexpr std::size_t kQueueBytesMax = 64U << 20;
-constexpr std::size_t kChunkRecordsMax = 1024;
-constexpr std::size_t kChunkBytesMax = 512U << 10;
 constexpr std::size_t kEncodeBytesKept = 1U << 20;  // per publishing thread
 
 std::int64_t to_ms(const std::optional<UtcTime>& time) {
@@ -165,15 +163,12 @@ void Spool::put(const DraftView& draft, ReceiptCallback done, Caller caller) {
   ++queue_items_;
   chunk.bytes += bytes;
   queue_bytes_ += bytes;
-  const bool wake = ++queue_urgent_ == 1;
-  std::unique_ptr<Chunk> taken;
-  if (caller == Caller::kCommits && may_commit_here()) {
-    committing_ = true;
-    taken = take_chunk();
-  }
+  const bool wake = wants_committer(++queue_urgent_ == 1, chunk, bytes);
+  Commit commit;
+  if (caller == Caller::kCommits && may_commit_here()) commit = begin_commit();
   lock.unlock();
   if (room.capacity() > kEncodeBytesKept) std::string().swap(room);
-  if (taken != nullptr) return commit_here(std::move(taken));
+  if (commit.begun) return commit_here(std::move(commit));
   if (wake) work_.notify_one();
 }
 
@@ -210,6 +205,15 @@ bool Spool::admit_dedup(const DraftView& draft, UtcTime now, ReceiptCallback& do
   lock.unlock();
   done(conflict);
   return false;
+}
+
+// Who commits sees what is queued meanwhile when it is through; but while it waits for the disk,
+// another may write what has become enough. REQUIRES: mutex_ is held.
+bool Spool::wants_committer(bool first, const Chunk& chunk, std::size_t added) const {
+  if (committing_) return false;
+  if (syncing_ == 0) return first;
+  const std::size_t enough = options_.worth_a_write;
+  return &chunk == queue_.front().get() && chunk.bytes >= enough && chunk.bytes - added < enough;
 }
 
 void Spool::answer(const Publish& publish, Result<Receipt> result) {
@@ -273,7 +277,7 @@ void Spool::submit(const Submission& submission) {
     ++queue_items_;
     if (submission.lazy) {
       if (queue_lazy_entries_ == 0) lazy_since_ = clock_.steady();
-      // The committer must hear of the first one (to start its 5 ms) and of a full load.
+      // A committer must hear of the first one (to start its 5 ms) and of a full load.
       wake = queue_lazy_entries_ == 0 ||
              queue_lazy_entries_ + submission.entries.size() >= kLazyEntriesMax;
       queue_lazy_entries_ += submission.entries.size();
@@ -282,6 +286,7 @@ void Spool::submit(const Submission& submission) {
       ++chunk.urgent;
       wake = ++queue_urgent_ == 1;
     }
+    wake = wake && !committing_ && syncing_ == 0;
   }
   if (wake) work_.notify_one();
 }
@@ -303,7 +308,8 @@ Spool::Chunk& Spool::open_chunk(bool for_message) {
   if (!queue_.empty()) {
     const auto& last = queue_.back()->batch;
     const std::size_t stretch = for_message ? 1 : 2;
-    if (last.size() < kChunkRecordsMax * stretch && last.bytes() < kChunkBytesMax * stretch) {
+    if (last.size() < options_.write_records * stretch &&
+        last.bytes() < options_.write_bytes * stretch) {
       return *queue_.back();
     }
   }

@@ -1,14 +1,17 @@
 // Spool: the durable store of one producer. Publishing ends here; dispatching begins here.
 //
-//   publish_draft() --> framed into a chunk --> committer thread: one chunk, one write, one sync
+//   publish_draft() --> framed into a chunk --> committer threads: one chunk, one write, one sync
 //                                          --> CommitListener (dispatcher), receipts
 //   submit() (dispatcher's records) --^
 //   checkpoint() (dispatcher's state) --> committer: makes it durable up to there
 //                                          --> upkeep thread: writes it, frees segments
 //
-// What arrives during one sync goes with the next; there is no waiting on purpose, except that
-// lazy submissions (settlements) wait up to 5 ms or 256 entries for a commit to ride on. Whoever
-// waits for a receipt while nothing is being committed commits by itself: nobody has to wake.
+// What arrives during one sync goes with the next; there is no waiting on purpose. What came while
+// a large chunk was written, if it is a large one too, is written before they are synced together;
+// and of two committer threads one writes while the other waits for the disk to sync what is
+// before. Listener and receipts hear of them in order. Lazy submissions (settlements) wait up to 5
+// ms or 256 entries for a commit to ride on. Whoever waits for a receipt while nothing is being
+// committed commits by itself: nobody has to wake.
 //
 // Promises: P1 (a receipt comes after the sync it claims), P6 (recovery), P7 (a failed write or
 // sync poisons the spool; no room refuses new messages and goes on settling).
@@ -53,6 +56,14 @@ struct SpoolOptions {
   // The owner's config decides the groups; nothing: serve those that the log has.
   std::optional<std::vector<GroupDeclaration>> groups;
   bool allow_volatile = false;  // accept `disk` durability on tmpfs or NFS
+  // What is written at once takes messages until it has so many records, or so many bytes.
+  std::size_t write_records = 1024;
+  std::size_t write_bytes = 512U << 10;
+  // So many bytes are worth a write of their own: while a sync is under way, or before one that has
+  // fewer records than this, and fewer bytes.
+  std::size_t worth_a_write = 128U << 10;
+  std::size_t sync_records = 2048;
+  std::size_t sync_bytes = 1U << 20;
 };
 
 // Messages that are now as durable as their receipts say: neighbours in the log, of one kind.
@@ -92,6 +103,7 @@ struct Committed {
   std::shared_ptr<const Records> records;              // nothing without runs
   std::vector<std::pair<std::uint64_t, Lsn>> tickets;  // ticket, lsn of its first entry
   bool checkpoint_due = false;                         // enough was written since the last one
+  Lsn evidence = 0;  // up to here its records say that all is durable (S3), or further
 
   // Calls `visit(sequence, run, envelope)` for each message.
   template <typename Visit>
@@ -114,7 +126,7 @@ struct Snapshot {
   std::set<std::uint64_t> dead;  // segments that nothing needs (plan_reclaim)
 };
 
-// Called by whoever commits, one at a time: the committer thread, or one in publish_and_wait()
+// Called by whoever commits, one at a time: a committer thread, or one in publish_and_wait()
 // (on_failed also on the upkeep thread). Must only hand over.
 class CommitListener {
  public:
@@ -131,7 +143,7 @@ class Spool final : public Publisher {
                                              SpoolOptions options, Log log);
   ~Spool() override;
 
-  // Starts the committer and upkeep threads. REQUIRES: once.
+  // Starts the committer threads and the upkeep thread. REQUIRES: once.
   void start(CommitListener& listener);
   // Commits what is queued, writes a marker and joins; later publishes get kClosed. Idempotent.
   void stop();
@@ -205,7 +217,7 @@ class Spool final : public Publisher {
     std::uint32_t count = 1;
     std::uint64_t ticket = 0;
   };
-  // What goes into one commit: it takes messages until it has 1,024 records or 512 KiB, and
+  // What goes into one write: it takes messages until it has write_records or write_bytes, and
   // submissions, whole, until it has twice that.
   struct Chunk {
     explicit Chunk(std::shared_ptr<Buffers> buffers) : batch(std::move(buffers)) {}
@@ -218,6 +230,23 @@ class Spool final : public Publisher {
     std::size_t lazy_entries = 0;
     std::size_t items() const { return publishes.size() + submitted.size(); }
     void clear();
+  };
+  // A chunk that is written, and durable after a sync.
+  struct Written {
+    std::unique_ptr<Chunk> chunk;
+    SegmentLog::Ahead ahead;
+    Committed committed;
+  };
+  // What is on its way with one sync. Who has it may write until it is released or ended.
+  struct Commit {
+    bool begun = false;
+    std::uint64_t turn = 0;
+    std::unique_ptr<Chunk> chunk;  // the last one, if it could not be written ahead
+    std::vector<Written> written;
+    std::size_t records = 0;  // taken from the queue
+    std::size_t bytes = 0;
+    bool released = false;  // others may write
+    bool wrote = false;
   };
   struct PendingDedup {
     std::uint64_t hash = 0;
@@ -247,23 +276,36 @@ class Spool final : public Publisher {
                    std::unique_ptr<Dedup>& dedup);
   void answer(const Publish& publish, Result<Receipt> result);
   void answer_dedup(const Dedup& dedup, const Result<Receipt>& result);
+  bool wants_committer(bool first, const Chunk& chunk, std::size_t added) const;
   Chunk& open_chunk(bool for_message);
   bool takes_more(std::unique_lock<std::mutex>& lock, bool may_wait);
 
   // spool_commit.cpp
   void run(CommitListener& listener);
   bool may_commit_here() const;
-  void commit_here(std::unique_ptr<Chunk> chunk) noexcept;
-  void end_commit(std::unique_ptr<Chunk> chunk);
+  void commit_here(Commit commit) noexcept;
   bool wait_for_work(std::unique_lock<std::mutex>& lock);
-  std::unique_ptr<Chunk> take_chunk();
-  void commit(Chunk& chunk, CommitListener& listener);
-  void commit_or_answer(Chunk& chunk, CommitListener& listener);
+  bool may_overlap() const;
+  bool is_worth_a_write() const;
+  Commit begin_commit();
+  void take_chunk(Commit& commit);
+  void commit(Commit& commit, CommitListener& listener);
+  void write_ahead(Commit& commit);
+  bool take_more_or_release(Commit& commit);
+  void await_turn(const Commit& commit);
+  void finish_ahead(Commit& commit, CommitListener& listener, const Status& synced);
+  void commit_or_answer(Commit& commit, CommitListener& listener);
+  void end_commit(Commit commit);
+  bool write_ahead(Chunk& chunk, Written& written);
+  bool commit_or_answer(Chunk& chunk, CommitListener& listener);
+  static Status sync(const Commit& commit);
+  void fail_unknown(const Chunk& chunk, const Error& error, CommitListener& listener);
   Status write(Chunk& chunk);
-  Committed describe(const Chunk& chunk, Lsn first) const;
+  void note_written(const Chunk& chunk, std::size_t from, std::size_t until);
+  Committed describe(const Chunk& chunk, Lsn first, Lsn evidence) const;
   void answer_all(const Chunk& chunk, Durability durability);
   bool refuse_for_room(Chunk& chunk);
-  void fail_publishes(Chunk& chunk, const Error& error);
+  void fail_publishes(const Chunk& chunk, const Error& error);
   void write_marker(CommitListener& listener);
   void count_accepted(GroupMask groups, std::uint64_t messages);
   void note_declared(std::string_view payload);
@@ -299,7 +341,6 @@ class Spool final : public Publisher {
   std::unique_ptr<SegmentLog> segments_;
   std::array<std::uint64_t, kGroupsMax> accepted_{};
   std::vector<GroupRecord> declared_;       // index: GroupId
-  bool wrote_ = false;                      // what end_commit() has to say
   std::uint64_t checkpointed_at_ = 0;       // SegmentLog::bytes_appended() of the last one
   std::uint64_t checkpointed_segment_ = 0;  // the current one then
 
@@ -325,6 +366,7 @@ class Spool final : public Publisher {
   // Guarded by mutex_.
   mutable std::mutex mutex_;
   std::condition_variable work_;
+  std::condition_variable turn_;
   std::condition_variable room_;
   std::deque<std::unique_ptr<Chunk>> queue_;
   std::vector<std::unique_ptr<Chunk>> chunks_free_;
@@ -334,8 +376,12 @@ class Spool final : public Publisher {
   std::size_t queue_lazy_entries_ = 0;
   std::uint64_t expected_end_ = 0;  // of the file, once what the committer took last is written
   SteadyTime lazy_since_{};
-  bool committing_ = false;    // somebody does
-  bool marker_due_ = false;    // something was committed since the last one
+  bool committing_ = false;              // somebody may write
+  std::uint64_t begun_ = 0;              // commits
+  std::atomic<std::uint64_t> ended_{0};  // the same; it is the turn of that number
+  unsigned syncing_ = 0;                 // commits that are released and not ended
+  bool turn_wanted_ = false;             // somebody waits for it
+  bool marker_due_ = false;              // something was committed since the last one
   bool marker_timed_ = false;  // the committer thread waits for no longer than until it is due
   SteadyTime committed_at_{};
   std::optional<Snapshot> snapshot_;  // for the committer
@@ -347,7 +393,7 @@ class Spool final : public Publisher {
   std::optional<Snapshot> durable_snapshot_;  // for the upkeep thread
   bool upkeep_closing_ = false;
 
-  std::thread committer_;
+  std::vector<std::thread> committers_;
   std::thread upkeep_;
 };
 

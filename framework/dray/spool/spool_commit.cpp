@@ -12,22 +12,25 @@ namespace dray::spool {
 namespace {
 
 constexpr std::size_t kChunksKept = 4;
+constexpr int kCommitters = 2;  // one writes while one syncs; of three one only waits
 constexpr auto kLazyWaitMax = std::chrono::milliseconds(5);
 constexpr auto kMarkerIdle = std::chrono::milliseconds(50);
 
 }  // namespace
 
 void Spool::start(CommitListener& listener) {
-  DRAY_ASSERT(!committer_.joinable());
+  DRAY_ASSERT(committers_.empty());
   {
     const std::lock_guard lock(mutex_);
     listener_ = &listener;
   }
-  committer_ = std::thread([this, &listener] {
-    name_thread("dray-commit");
-    take_slice(Slice::kShortest);
-    run(listener);
-  });
+  for (int i = 0; i < kCommitters; ++i) {
+    committers_.emplace_back([this, &listener] {
+      name_thread("dray-commit");
+      take_slice(Slice::kShortest);
+      run(listener);
+    });
+  }
   start_upkeep(listener);
 }
 
@@ -46,7 +49,9 @@ void Spool::stop() {
   }
   work_.notify_all();
   room_.notify_all();
-  if (committer_.joinable()) committer_.join();
+  for (auto& committer : committers_) {
+    if (committer.joinable()) committer.join();
+  }
   {
     const std::lock_guard lock(upkeep_mutex_);
     upkeep_closing_ = true;
@@ -55,63 +60,137 @@ void Spool::stop() {
   if (upkeep_.joinable()) upkeep_.join();
 }
 
-// Nobody commits, and there is nothing to do that is the committer thread's. REQUIRES: mutex_ is
+// Nobody commits, and there is nothing to do that is a committer thread's. REQUIRES: mutex_ is
 // held.
 bool Spool::may_commit_here() const {
-  return listener_ != nullptr && !committing_ && !closing_ && !snapshot_ && queue_.size() == 1;
+  return listener_ != nullptr && !committing_ && syncing_ == 0 && !closing_ && !snapshot_ &&
+         queue_.size() == 1;
 }
 
-// What a callback throws ends the program, as on the committer thread: half a commit must not look
+// What a callback throws ends the program, as on a committer thread: half a commit must not look
 // like the failure of this publisher.
-void Spool::commit_here(std::unique_ptr<Chunk> chunk) noexcept {
+void Spool::commit_here(Commit mine) noexcept {
   room_.notify_all();
-  commit(*chunk, *listener_);
+  commit(mine, *listener_);
   bool wake = false;
   {
     const auto lock = lock_briefly(mutex_);
-    end_commit(std::move(chunk));
-    // The committer thread may have waited for this, or must know when a marker is due.
+    end_commit(std::move(mine));
+    // A committer thread may have waited for this, or must know when a marker is due.
     wake = closing_ || snapshot_ || !queue_.empty() || (marker_due_ && !marker_timed_);
   }
   if (wake) work_.notify_one();
 }
 
-// Somebody else may commit now. REQUIRES: mutex_ is held.
-void Spool::end_commit(std::unique_ptr<Chunk> chunk) {
-  committing_ = false;
-  if (std::exchange(wrote_, false)) {
-    marker_due_ = true;
-    committed_at_ = clock_.steady();
+// REQUIRES: mutex_ is held, nobody may write, and there is something in the queue.
+Spool::Commit Spool::begin_commit() {
+  Commit begun;
+  begun.begun = true;
+  begun.turn = begun_++;
+  committing_ = true;
+  take_chunk(begun);
+  return begun;
+}
+
+// REQUIRES: mutex_ is held, and there is something in the queue.
+void Spool::take_chunk(Commit& commit) {
+  commit.chunk = std::move(queue_.front());
+  queue_.pop_front();
+  const Chunk& chunk = *commit.chunk;
+  commit.records += chunk.batch.size();
+  commit.bytes += chunk.batch.bytes();
+  expected_end_ = segments_->position().offset + chunk.batch.bytes();
+  queue_items_ -= chunk.items();
+  queue_bytes_ -= chunk.bytes;
+  queue_urgent_ -= chunk.urgent;
+  queue_lazy_entries_ -= chunk.lazy_entries;
+  DRAY_ASSERT(!queue_.empty() || queue_items_ + queue_bytes_ + queue_urgent_ == 0);
+}
+
+// True: there is another chunk, to be written before they are synced. Else others may write while
+// they are.
+bool Spool::take_more_or_release(Commit& commit) {
+  bool wake = false;
+  {
+    const auto lock = lock_briefly(mutex_);
+    const bool small = commit.records < options_.sync_records && commit.bytes < options_.sync_bytes;
+    if (small && is_worth_a_write()) {
+      take_chunk(commit);
+    } else {
+      commit.released = true;
+      committing_ = false;
+      ++syncing_;
+      wake = may_overlap();
+    }
   }
-  if (chunk != nullptr && chunks_free_.size() < kChunksKept) {
-    chunks_free_.push_back(std::move(chunk));
+  if (!commit.released) room_.notify_all();
+  if (wake) work_.notify_one();
+  return !commit.released;
+}
+
+void Spool::await_turn(const Commit& commit) {
+  if (ended_.load(std::memory_order_acquire) == commit.turn) return;
+  std::unique_lock lock(mutex_);
+  while (ended_ != commit.turn) {
+    turn_wanted_ = true;
+    turn_.wait(lock);
   }
 }
 
+// It was this one's turn. REQUIRES: mutex_ is held.
+void Spool::end_commit(Commit commit) {
+  if (!commit.begun) return;
+  DRAY_ASSERT(ended_ == commit.turn);
+  ++ended_;
+  if (std::exchange(turn_wanted_, false)) turn_.notify_all();
+  if (commit.released) {
+    --syncing_;
+  } else {
+    committing_ = false;
+  }
+  if (commit.wrote) {
+    marker_due_ = true;
+    committed_at_ = clock_.steady();
+  }
+  const auto keep = [this](std::unique_ptr<Chunk> chunk) {
+    if (chunk != nullptr && chunks_free_.size() < kChunksKept) {
+      chunks_free_.push_back(std::move(chunk));
+    }
+  };
+  for (auto& each : commit.written) keep(std::move(each.chunk));
+  keep(std::move(commit.chunk));
+}
+
 void Spool::run(CommitListener& listener) {
-  std::unique_ptr<Chunk> chunk;
-  for (bool committed = false;; committed = true) {
+  for (Commit mine;;) {
     bool closing = false;
     bool marker = false;
     {
       auto lock = lock_briefly(mutex_);
-      if (committed) end_commit(std::exchange(chunk, nullptr));
-      if (wait_for_work(lock)) chunk = take_chunk();
-      closing = closing_ && chunk == nullptr;
-      marker = chunk == nullptr && marker_due_;
-      committing_ = true;
+      end_commit(std::exchange(mine, {}));
+      if (wait_for_work(lock)) {
+        mine = begin_commit();
+      } else {
+        closing = closing_ && queue_.empty();
+        marker = marker_due_ && queue_.empty();
+        committing_ = true;
+      }
     }
-    if (chunk != nullptr) {
+    if (mine.begun) {
       room_.notify_all();
-      commit(*chunk, listener);
-    } else if (marker) {
-      write_marker(listener);
+      commit(mine, listener);
+      continue;
     }
+    if (marker) write_marker(listener);
     pass_checkpoint_on(listener);
-    if (closing) break;
+    {
+      const auto lock = lock_briefly(mutex_);
+      committing_ = false;
+    }
+    if (!closing) continue;
+    work_.notify_all();
+    break;
   }
-  const std::lock_guard lock(mutex_);
-  end_commit(nullptr);
 }
 
 void Spool::idle(CommitListener& listener) {
@@ -123,28 +202,56 @@ void Spool::idle(CommitListener& listener) {
   if (marker) write_marker(listener);
 }
 
+// As two committer threads would, if the first is always slower to sync than the second to write.
 void Spool::commit_pending(CommitListener& listener) {
-  for (std::unique_ptr<Chunk> chunk;;) {
+  std::optional<Commit> before;  // is written
+  const auto finish = [&](Commit done) {
+    finish_ahead(done, listener, sync(done));
+    commit_or_answer(done, listener);
+    const std::lock_guard lock(mutex_);
+    end_commit(std::move(done));
+  };
+  for (;;) {
+    Commit next;
     {
       const std::lock_guard lock(mutex_);
-      end_commit(std::exchange(chunk, nullptr));
-      chunk = take_chunk();
+      if (before ? may_overlap() : !queue_.empty()) next = begin_commit();
     }
-    if (chunk == nullptr) break;
-    commit(*chunk, listener);
+    if (next.begun) write_ahead(next);
+    if (before) finish(std::move(*before));
+    before.reset();
+    if (!next.begun) break;
+    if (next.released) {
+      before = std::move(next);
+    } else {
+      finish(std::move(next));
+    }
   }
   pass_checkpoint_on(listener);
 }
 
-// True if there is a batch to commit; false after the idle time, when closing with nothing, or for
+// REQUIRES: mutex_ is held.
+bool Spool::is_worth_a_write() const {
+  return !closing_ && !snapshot_ && !queue_.empty() && queue_.front()->sync &&
+         queue_.front()->bytes >= options_.worth_a_write;
+}
+
+// Whether the next chunk may be written while one is synced. REQUIRES: mutex_ is held.
+bool Spool::may_overlap() const {
+  return syncing_ == 1 && !committing_ && is_worth_a_write();
+}
+
+// True if there is a chunk to commit; false after the idle time, when closing with nothing, or for
 // a checkpoint alone. Then nobody else commits.
 bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
   for (;;) {
-    if (committing_) {  // by a publisher, who says when it is through
+    if (committing_ || syncing_ > 0) {  // by another, who sees to it when it is through
+      if (may_overlap()) return true;
       work_.wait(lock);
       continue;
     }
-    if (closing_ || snapshot_ || queue_urgent_ > 0 || queue_lazy_entries_ >= kLazyEntriesMax) {
+    if (snapshot_) return false;
+    if (closing_ || queue_urgent_ > 0 || queue_lazy_entries_ >= kLazyEntriesMax) {
       return !queue_.empty();
     }
     if (queue_lazy_entries_ > 0) {
@@ -165,47 +272,96 @@ bool Spool::wait_for_work(std::unique_lock<std::mutex>& lock) {
   }
 }
 
-// Nothing if the queue is empty. REQUIRES: mutex_ is held.
-std::unique_ptr<Spool::Chunk> Spool::take_chunk() {
-  if (queue_.empty()) return nullptr;
-  auto chunk = std::move(queue_.front());
-  queue_.pop_front();
-  expected_end_ = segments_->position().offset + chunk->batch.bytes();
-  queue_items_ -= chunk->items();
-  queue_bytes_ -= chunk->bytes;
-  queue_urgent_ -= chunk->urgent;
-  queue_lazy_entries_ -= chunk->lazy_entries;
-  DRAY_ASSERT(!queue_.empty() || queue_items_ + queue_bytes_ + queue_urgent_ == 0);
-  return chunk;
+void Spool::commit(Commit& mine, CommitListener& listener) {
+  write_ahead(mine);
+  const Status synced = sync(mine);
+  await_turn(mine);
+  finish_ahead(mine, listener, synced);
+  commit_or_answer(mine, listener);
 }
 
-// Empties the chunk: nobody waits for that.
-void Spool::commit(Chunk& chunk, CommitListener& listener) {
-  commit_or_answer(chunk, listener);
-  chunk.clear();
+// Until there is no more, and it is released; or until a chunk cannot be written so.
+void Spool::write_ahead(Commit& commit) {
+  do {
+    Written written;
+    if (!write_ahead(*commit.chunk, written)) return;
+    written.chunk = std::move(commit.chunk);
+    commit.written.push_back(std::move(written));
+  } while (take_more_or_release(commit));
 }
 
-void Spool::commit_or_answer(Chunk& chunk, CommitListener& listener) {
-  if (failed_) {
-    return fail_publishes(
-        chunk, Error{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
-                     directory_.path(), 0});
-  }
-  if (!refuse_for_room(chunk)) return;
+// False: not so; when its turn has come there may be another way, or an answer.
+bool Spool::write_ahead(Chunk& chunk, Written& written) {
+  if (!chunk.sync || failed_ || !takes_follow_ups()) return false;
   const Lsn first = segments_->next_lsn();
-  if (auto wrote = write(chunk); !wrote.ok()) {
-    // P7: the chunk may or may not be on disk; the next start finds out.
-    Error unknown = wrote.error();
-    unknown.code = ErrorCode::kUnknown;
-    unknown.message += "; whether this was stored is unknown, publish again with the same dedup id";
-    fail(wrote.error(), listener);
-    return fail_publishes(chunk, unknown);
+  const Lsn evidence = segments_->durable_lsn();
+  auto ahead = segments_->write_ahead(chunk.batch);
+  if (!ahead.ok() || !*ahead) return false;
+  note_written(chunk, 0, chunk.batch.size());
+  written.ahead = std::move(**ahead);
+  written.committed = describe(chunk, first, evidence);
+  return true;
+}
+
+// They are all in one segment.
+Status Spool::sync(const Commit& commit) {
+  return commit.written.empty() ? Status() : SegmentLog::sync_ahead(commit.written.back().ahead);
+}
+
+void Spool::finish_ahead(Commit& commit, CommitListener& listener, const Status& synced) {
+  for (auto& [chunk, ahead, committed] : commit.written) {
+    if (!synced.ok()) {
+      fail_unknown(*chunk, synced.error(), listener);
+    } else if (failed_ && !planted(Fault::kLaterSyncCounts)) {
+      const Error earlier{ErrorCode::kIo, "a write or sync failed before", directory_.path(), 0};
+      fail_unknown(*chunk, earlier, listener);
+    } else {
+      segments_->count_ahead(ahead);
+      durable_lsn_ = segments_->durable_lsn();
+      commit.wrote = true;
+      listener.on_committed(std::move(committed));
+      answer_all(*chunk, Durability::kDisk);
+    }
+    chunk->clear();
   }
-  wrote_ = true;
+}
+
+// What could not be written ahead, if there is any.
+void Spool::commit_or_answer(Commit& commit, CommitListener& listener) {
+  if (commit.chunk == nullptr) return;
+  commit.wrote = commit_or_answer(*commit.chunk, listener) || commit.wrote;
+  commit.chunk->clear();
+}
+
+// True: it is written.
+bool Spool::commit_or_answer(Chunk& chunk, CommitListener& listener) {
+  if (failed_) {
+    fail_publishes(chunk,
+                   Error{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
+                         directory_.path(), 0});
+    return false;
+  }
+  if (!refuse_for_room(chunk)) return false;
+  const Lsn first = segments_->next_lsn();
+  const Lsn evidence = segments_->durable_lsn();
+  if (auto wrote = write(chunk); !wrote.ok()) {
+    fail_unknown(chunk, wrote.error(), listener);
+    return false;
+  }
   durable_lsn_ = segments_->durable_lsn();
   const bool durable = durable_lsn_ + 1 == segments_->next_lsn();
-  listener.on_committed(describe(chunk, first));
+  listener.on_committed(describe(chunk, first, evidence));
   answer_all(chunk, durable ? Durability::kDisk : Durability::kOs);
+  return true;
+}
+
+// P7: the chunk may or may not be on disk; the next start finds out.
+void Spool::fail_unknown(const Chunk& chunk, const Error& error, CommitListener& listener) {
+  Error unknown = error;
+  unknown.code = ErrorCode::kUnknown;
+  unknown.message += "; whether this was stored is unknown, publish again with the same dedup id";
+  fail(error, listener);
+  fail_publishes(chunk, unknown);
 }
 
 void Spool::answer_all(const Chunk& chunk, Durability durability) {
@@ -221,17 +377,21 @@ Status Spool::write(Chunk& chunk) {
   for (std::size_t from = 0; from < chunk.batch.size();) {
     const auto until = segments_->write(chunk.batch, from, chunk.sync);
     if (!until.ok()) return until.error();
-    // The next segment's opening says what was accepted before it.
-    for (const auto& stretch : chunk.batch.stretches()) {
-      if (stretch.from < from || stretch.from >= *until) continue;
-      count_accepted(stretch.kind.groups, stretch.count);
-      if (stretch.kind.type == RecordType::kGroup) {
-        note_declared(chunk.batch.records().payload(stretch.from));
-      }
-    }
+    note_written(chunk, from, *until);
     from = *until;
   }
   return {};
+}
+
+// The next segment's opening says what was accepted before it.
+void Spool::note_written(const Chunk& chunk, std::size_t from, std::size_t until) {
+  for (const auto& stretch : chunk.batch.stretches()) {
+    if (stretch.from < from || stretch.from >= until) continue;
+    count_accepted(stretch.kind.groups, stretch.count);
+    if (stretch.kind.type == RecordType::kGroup) {
+      note_declared(chunk.batch.records().payload(stretch.from));
+    }
+  }
 }
 
 // The next segment's opening repeats it.
@@ -242,8 +402,9 @@ void Spool::note_declared(std::string_view payload) {
   if (known.standing != GroupStanding::kDropped) known = std::move(*record);
 }
 
-Committed Spool::describe(const Chunk& chunk, Lsn first) const {
+Committed Spool::describe(const Chunk& chunk, Lsn first, Lsn evidence) const {
   Committed committed;
+  committed.evidence = evidence;
   committed.first = first;
   committed.last = segments_->next_lsn() - 1;
   committed.position = segments_->position();
@@ -302,11 +463,11 @@ void Spool::fail(const Error& error, CommitListener& listener) {
   room_.notify_all();
 }
 
-void Spool::fail_publishes(Chunk& chunk, const Error& error) {
+void Spool::fail_publishes(const Chunk& chunk, const Error& error) {
   for (const auto& publish : chunk.publishes) answer(publish, error);
 }
 
-// S3: without it, rot in the last batch could not be told from a torn tail.
+// S3: without it, rot in the last commits could not be told from a torn tail.
 void Spool::write_marker(CommitListener& listener) {
   {
     const std::lock_guard lock(mutex_);
@@ -333,6 +494,7 @@ void Spool::write_marker(CommitListener& listener) {
   }
   committed.last = segments_->next_lsn() - 1;
   committed.position = segments_->position();
+  committed.evidence = durable_lsn_;
   listener.on_committed(std::move(committed));
 }
 

@@ -109,13 +109,19 @@ void SpoolState::raise_accepted(const std::vector<std::uint64_t>& accepted) {
 Status SpoolState::apply_opening(Lsn lsn, std::string_view payload) {
   return with<OpeningRecord>(payload, [&](const OpeningRecord& opening) -> Status {
     epoch_ = std::max(epoch_, opening.epoch);
-    knows_groups_ = true;
+    const auto orphans = std::exchange(orphans_, {});
+    const Lsn from = std::exchange(knows_groups_, true) || lost_from_ == 0 ? lsn : lost_from_;
     for (const auto& record : opening.groups) {
       const bool fresh = record.id >= groups_.size();
-      DRAY_TRY(declare(lsn, record));
-      // Its earlier messages went with the segments that were before.
-      if (fresh && record.id < opening.accepted.size()) {
-        groups_[record.id]->begin_in_the_middle(lsn, opening.accepted[record.id]);
+      DRAY_TRY(declare(fresh ? from : lsn, record));
+      if (!fresh || record.id >= opening.accepted.size()) continue;
+      // Its earlier messages went with the segments that were before; or what declared it is lost,
+      // and then there are, or were, no more than there are positions since.
+      auto& group = *groups_[record.id];
+      const auto accepted = opening.accepted[record.id];
+      group.begin_in_the_middle(from, accepted - std::min(accepted, lsn - from));
+      for (const auto& [orphan, topic] : orphans) {
+        if (group.takes(topic, orphan)) group.accept();
       }
     }
     raise_accepted(opening.accepted);
@@ -253,6 +259,7 @@ Status SpoolState::apply_message(const RecordHeader& header, std::string_view pa
     }
   }
   for (auto* each : routed_) each->accept();
+  if (!knows_groups_) orphans_.emplace_back(header.lsn, topic);
   return {};
 }
 

@@ -41,6 +41,7 @@ class SpoolState {
   Lsn gap(Lsn first) {
     if (!held_.empty()) first = held_.front().first.lsn;
     drop_unit();
+    if (!knows_groups_ && lost_from_ == 0) lost_from_ = first;
     return first;
   }
   // After the last record: a unit that was never completed did not happen.
@@ -66,7 +67,10 @@ class SpoolState {
 
   std::uint64_t epoch_ = 0;
   bool knows_groups_ = false;
-  std::vector<std::unique_ptr<GroupState>> groups_;  // index: GroupId
+  // Until then: where the first records are lost, which may have said so, and the messages since.
+  Lsn lost_from_ = 0;
+  std::vector<std::pair<Lsn, std::string>> orphans_;  // with their topics
+  std::vector<std::unique_ptr<GroupState>> groups_;   // index: GroupId
   std::map<Uuid, RecordedSession> sessions_;
   DedupWindow dedup_;
   // S6: records that wait for the last one of their unit.

@@ -50,6 +50,7 @@ void conforms(Directory& directory) {
     REQUIRE((*file)->fill_zeros(0, kSize).ok());
     std::string wanted(kSize, '\0');
     std::uint64_t at = 0;
+    int went_ahead = 0;
     for (int i = 0; i < 2'000; ++i) {
       // Mostly one behind the other, to the end of a block, as a log does it.
       if (random() % 8 == 0) at = random() % kSize;
@@ -74,7 +75,15 @@ void conforms(Directory& directory) {
         char* const begin = memory.data() + (4096 - address % 4096) % 4096 + 4096 + place;
         std::fill(memory.begin(), memory.end(), '#');
         std::copy(bytes.begin(), bytes.end(), begin);
-        REQUIRE((*file)->write_durable_at(at, {begin, size}, {Caching::kPast, room}).ok());
+        if (how == 5) {
+          REQUIRE((*file)->write_durable_at(at, {begin, size}, {Caching::kPast, room}).ok());
+        } else {
+          const auto ahead = (*file)->write_ahead_at(at, {begin, size}, room);
+          REQUIRE(ahead.ok());
+          if (!*ahead) REQUIRE((*file)->write_at(at, {begin, size}).ok());
+          went_ahead += *ahead ? 1 : 0;
+          if (random() % 2 == 0) REQUIRE((*file)->sync_data().ok());
+        }
         CHECK(std::string_view(begin, size) == bytes);
         const char* const kept = begin - room;  // what lies before the room is another's
         CHECK(std::all_of(memory.data(), const_cast<char*>(kept), [](char c) { return c == '#'; }));
@@ -88,6 +97,7 @@ void conforms(Directory& directory) {
       REQUIRE(got.ok());
       REQUIRE((back == wanted.substr(from, back.size())));
     }
+    CHECK(went_ahead > 100);
     CHECK(*(*file)->size() == kSize);
     REQUIRE((*file)->truncate(5'000).ok());
     REQUIRE((*file)->write_durable_at(5'000, std::string(3'192, 'z'), {Caching::kPast}).ok());
