@@ -122,7 +122,7 @@ typedef struct dray_receipt {
 
 typedef struct dray_publisher {
   void* context;
-  /* Any thread. `done` is called exactly once, on the committer thread. */
+  /* Any thread. `done` is called exactly once, on a thread that commits. */
   void (*publish)(void* context, const dray_draft* draft,
                   void (*done)(void* user, const dray_receipt* receipt), void* user);
 } dray_publisher;

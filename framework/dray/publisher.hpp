@@ -1,8 +1,9 @@
 // Publisher: where a program hands in messages.
 //
-// Threading: all functions may be called from any thread. Callbacks run on the committer thread of
-// the spool, or on a thread that is inside publish() and commits for others too: they must be
-// short, must not block or throw, and must take no lock that is held while publish() is called.
+// Threading: all functions may be called from any thread. Callbacks run on a committer thread of
+// the spool, or on a thread that is inside publish() and commits for others too, one at a time:
+// they must be short, must not block or throw, and must take no lock that is held while publish()
+// is called.
 // Failure: a receipt or an error, always exactly one, also when the spool stops. kUnknown means
 // that the message may be on disk; publishing again with the same dedup id is safe.
 // Ownership: the publisher outlives every call; what is passed is copied.

@@ -209,7 +209,7 @@ class SegmentLog {
   const Clock& clock_;
   const LogOptions options_;
 
-  // Owned by the committer thread.
+  // Owned by whoever may write: see Threading.
   Uuid spool_id_;
   std::uint64_t epoch_ = 0;
   std::uint64_t epoch_random_ = 0;

@@ -1,5 +1,14 @@
-// What becomes of the queue: one commit after the other, by the committer thread or by a publisher
-// that waits for it.
+// What becomes of the queue, by the committer threads or by a publisher that waits for it. A commit:
+//
+//   begin_commit()    takes the right to write (committing_), a turn and a chunk
+//   write_ahead()     writes it, and what came meanwhile; releases the right: others write now
+//   sync()            waits for the disk
+//   await_turn()      until those before have ended
+//   finish_ahead()    counts, tells the listener, gives the receipts
+//   end_commit()      next
+//
+// What cannot be written ahead (commit_or_answer: through the page cache, into another segment, or
+// not at all) keeps the right and waits for its turn first: it finds nothing on its way.
 #include <bit>
 #include <utility>
 
