@@ -1,4 +1,5 @@
-// What becomes of the queue, by the committer threads or by a publisher that waits for it. A commit:
+// What becomes of the queue, by the committer threads or by a publisher that waits for it. A
+// commit:
 //
 //   begin_commit()    takes the right to write (committing_), a turn and a chunk
 //   write_ahead()     writes it, and what came meanwhile; releases the right: others write now
