@@ -267,10 +267,11 @@ void GroupState::begin_in_the_middle(Lsn lsn, std::uint64_t accepted) {
 }
 
 void GroupState::copied_from_before(Sequence sequence, Lsn copy_lsn, const AttemptRecord* last) {
-  if (sequence >= begun_ || counts_.done == 0 || entries_.contains(sequence)) return;
+  if (sequence >= begun_ || entries_.contains(sequence)) return;
+  if (counts_.done + counts_.pending == 0) return;
   auto& history = entries_[sequence];
   history.set_copy_lsn(copy_lsn);
-  --counts_.done;
+  --(counts_.done > 0 ? counts_.done : counts_.pending);
   const bool dead = last != nullptr && !last->cause.empty();
   history.set_dead(dead);
   ++(dead ? counts_.dead : counts_.pending);

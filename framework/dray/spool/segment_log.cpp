@@ -308,7 +308,7 @@ Result<std::optional<SegmentLog::Ahead>> SegmentLog::write_ahead(Batch& batch) {
   if (!wrote.ok() || !*wrote) {
     fresh_index_.clear();
     indexed_until_ = indexed_until;
-    return std::optional<Ahead>();
+    return wrote.ok() ? Result<std::optional<Ahead>>(std::nullopt) : wrote.error();
   }
   blank_ = false;
   advance(sealed);

@@ -92,8 +92,9 @@ class SegmentLog {
  public:
   struct Visitor {
     std::function<Status(const Record& record)> record;  // in order; views are valid in the call
-    // Damaged; the first position that is lost with them (S6).
-    std::function<Lsn(Lsn first, Lsn last)> gap;
+    // Records from `first` on are lost, inside a segment or with all that was in some. Returns the
+    // first position that is lost with them (S6).
+    std::function<Lsn(Lsn first, bool inside)> gap;
   };
 
   // Scans what lies behind the checkpoint, or everything without one. Cuts a torn tail.
@@ -122,7 +123,8 @@ class SegmentLog {
   };
   // Numbers and writes the whole batch, if that can be done so that others may be written while it
   // is synced: in this segment, with all before it durable or written in the same way. Nothing:
-  // it cannot, and nothing was written. Then write() can, once all written ahead is counted.
+  // it cannot, and nothing was written. Then write() can, once all written ahead is counted; also
+  // after kFull, when a part of it may have been written.
   Result<std::optional<Ahead>> write_ahead(Batch& batch);
   // Any thread. After an error nothing may be written any more (S5).
   static Status sync_ahead(const Ahead& ahead);
@@ -180,7 +182,7 @@ class SegmentLog {
                       ScanReport& report, Tail& tail);
   Status finish_tail(Segment& segment, const Tail& tail, ScanReport& report);
   Status rewrite(Segment& segment, std::uint64_t begin, std::uint64_t end);
-  void damaged(const Visitor& visitor, ScanReport& report, DamagedRange range);
+  void damaged(const Visitor& visitor, ScanReport& report, DamagedRange range, bool inside);
   Status set_aside(const std::string& name, ScanReport& report, const std::string& why);
 
   Status seal();

@@ -35,9 +35,10 @@ struct SegmentLog::Tail {
   bool marker_last = true;
 };
 
-void SegmentLog::damaged(const Visitor& visitor, ScanReport& report, DamagedRange range) {
+void SegmentLog::damaged(const Visitor& visitor, ScanReport& report, DamagedRange range,
+                         bool inside) {
   if (range.first > range.last) return;
-  range.first = visitor.gap(range.first, range.last);
+  range.first = visitor.gap(range.first, inside);
   report.damaged.push_back(std::move(range));
 }
 
@@ -96,7 +97,8 @@ Status SegmentLog::scan(const std::optional<Checkpoint>& checkpoint, const Visit
     if (first_of_all) next_lsn_ = segment.header.first_lsn;
     if (!inside && segment.header.first_lsn > next_lsn_) {
       const Lsn until = segment.header.first_lsn;
-      damaged(visitor, report, {number, 0, next_lsn_, until - 1, "missing before this segment"});
+      damaged(visitor, report, {number, 0, next_lsn_, until - 1, "missing before this segment"},
+              false);
       next_lsn_ = until;
     }
     const Lsn limit = last ? 0 : segments_[i + 1]->header.first_lsn;
@@ -226,7 +228,7 @@ Status SegmentLog::check_missing(const Checkpoint& checkpoint, const Visitor& vi
       continue;
     }
     damaged(visitor, report,
-            {entry.number, 0, entry.first_lsn, entry.last_lsn, "the segment is missing"});
+            {entry.number, 0, entry.first_lsn, entry.last_lsn, "the segment is missing"}, false);
   }
   return {};
 }
@@ -278,7 +280,8 @@ Status SegmentLog::scan_segment(Segment& segment, std::uint64_t offset, Lsn limi
       segment.damaged = true;
       damaged(visitor, report,
               {segment.header.number, tail.valid_end, next_lsn_, header.lsn - 1,
-               "records fail their check"});
+               "records fail their check"},
+              true);
     }
     DRAY_TRY(visitor.record(**record));
     ++report.records;
@@ -298,7 +301,8 @@ Status SegmentLog::scan_segment(Segment& segment, std::uint64_t offset, Lsn limi
     segment.damaged = true;
     damaged(
         visitor, report,
-        {segment.header.number, tail.valid_end, next_lsn_, limit - 1, "records fail their check"});
+        {segment.header.number, tail.valid_end, next_lsn_, limit - 1, "records fail their check"},
+        true);
     next_lsn_ = limit;
   }
   return {};

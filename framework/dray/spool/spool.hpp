@@ -246,6 +246,7 @@ class Spool final : public Publisher {
     std::size_t records = 0;  // taken from the queue
     std::size_t bytes = 0;
     bool released = false;  // others may write
+    bool tried = false;     // something of the chunk may have been written
     bool wrote = false;
   };
   struct PendingDedup {
@@ -296,9 +297,10 @@ class Spool final : public Publisher {
   void finish_ahead(Commit& commit, CommitListener& listener, const Status& synced);
   void commit_or_answer(Commit& commit, CommitListener& listener);
   void end_commit(Commit commit);
-  bool write_ahead(Chunk& chunk, Written& written);
-  bool commit_or_answer(Chunk& chunk, CommitListener& listener);
-  static Status sync(const Commit& commit);
+  bool write_ahead(Commit& commit, Written& written);
+  bool commit_or_answer(Chunk& chunk, bool tried, CommitListener& listener);
+  Status sync(const Commit& commit);
+  Error beside_failure() const;
   void fail_unknown(const Chunk& chunk, const Error& error, CommitListener& listener);
   Status write(Chunk& chunk);
   void note_written(const Chunk& chunk, std::size_t from, std::size_t until);
@@ -354,6 +356,10 @@ class Spool final : public Publisher {
   std::atomic<bool> disk_full_{false};
   std::atomic<bool> held_full_{false};
   std::atomic<bool> failed_{false};
+  // Before it is the turn of the commit to which that happened (failed_): a write failed, a sync
+  // did.
+  std::atomic<bool> write_failed_{false};
+  std::atomic<bool> sync_failed_{false};
   std::atomic<bool> checkpoint_under_way_{false};
   std::atomic<std::uint64_t> checkpoint_bytes_{0};
   std::atomic<Lsn> durable_lsn_{0};

@@ -228,9 +228,11 @@ void Spool::commit_pending(CommitListener& listener) {
       if (before ? may_overlap() : !queue_.empty()) next = begin_commit();
     }
     if (next.begun) write_ahead(next);
-    if (before) finish(std::move(*before));
+    const bool had = before.has_value();
+    if (had) finish(std::move(*before));
     before.reset();
-    if (!next.begun) break;
+    if (!next.begun && !had) break;
+    if (!next.begun) continue;
     if (next.released) {
       before = std::move(next);
     } else {
@@ -294,19 +296,25 @@ void Spool::commit(Commit& mine, CommitListener& listener) {
 void Spool::write_ahead(Commit& commit) {
   do {
     Written written;
-    if (!write_ahead(*commit.chunk, written)) return;
+    if (!write_ahead(commit, written)) return;
     written.chunk = std::move(commit.chunk);
     commit.written.push_back(std::move(written));
   } while (take_more_or_release(commit));
 }
 
 // False: not so; when its turn has come there may be another way, or an answer.
-bool Spool::write_ahead(Chunk& chunk, Written& written) {
-  if (!chunk.sync || failed_ || !takes_follow_ups()) return false;
+bool Spool::write_ahead(Commit& commit, Written& written) {
+  Chunk& chunk = *commit.chunk;
+  if (!chunk.sync || failed_ || sync_failed_ || !takes_follow_ups()) return false;
   const Lsn first = segments_->next_lsn();
   const Lsn evidence = segments_->durable_lsn();
   auto ahead = segments_->write_ahead(chunk.batch);
-  if (!ahead.ok() || !*ahead) return false;
+  if (!ahead.ok()) {
+    commit.tried = true;
+    if (ahead.error().code != ErrorCode::kFull) write_failed_ = true;
+    return false;
+  }
+  if (!*ahead) return false;
   note_written(chunk, 0, chunk.batch.size());
   written.ahead = std::move(**ahead);
   written.committed = describe(chunk, first, evidence);
@@ -315,16 +323,19 @@ bool Spool::write_ahead(Chunk& chunk, Written& written) {
 
 // They are all in one segment.
 Status Spool::sync(const Commit& commit) {
-  return commit.written.empty() ? Status() : SegmentLog::sync_ahead(commit.written.back().ahead);
+  if (commit.written.empty()) return {};
+  auto synced = SegmentLog::sync_ahead(commit.written.back().ahead);
+  if (!synced.ok() && !planted(Fault::kNoLatch)) sync_failed_ = true;
+  return synced;
 }
 
 void Spool::finish_ahead(Commit& commit, CommitListener& listener, const Status& synced) {
   for (auto& [chunk, ahead, committed] : commit.written) {
     if (!synced.ok()) {
       fail_unknown(*chunk, synced.error(), listener);
-    } else if (failed_ && !planted(Fault::kLaterSyncCounts)) {
-      const Error earlier{ErrorCode::kIo, "a write or sync failed before", directory_.path(), 0};
-      fail_unknown(*chunk, earlier, listener);
+    } else if ((failed_ && !planted(Fault::kLaterSyncCounts)) || write_failed_) {
+      // A write that failed may have spoilt the page that this one ends in.
+      fail_unknown(*chunk, beside_failure(), listener);
     } else {
       segments_->count_ahead(ahead);
       durable_lsn_ = segments_->durable_lsn();
@@ -339,19 +350,27 @@ void Spool::finish_ahead(Commit& commit, CommitListener& listener, const Status&
 // What could not be written ahead, if there is any.
 void Spool::commit_or_answer(Commit& commit, CommitListener& listener) {
   if (commit.chunk == nullptr) return;
-  commit.wrote = commit_or_answer(*commit.chunk, listener) || commit.wrote;
+  commit.wrote = commit_or_answer(*commit.chunk, commit.tried, listener) || commit.wrote;
   commit.chunk->clear();
 }
 
-// True: it is written.
-bool Spool::commit_or_answer(Chunk& chunk, CommitListener& listener) {
+Error Spool::beside_failure() const {
+  return {ErrorCode::kIo, "a write or sync beside this one failed", directory_.path(), 0};
+}
+
+// True: it is written. What was tried may be on the disk: it is not refused.
+bool Spool::commit_or_answer(Chunk& chunk, bool tried, CommitListener& listener) {
+  if (failed_ && tried) {
+    fail_unknown(chunk, beside_failure(), listener);
+    return false;
+  }
   if (failed_) {
     fail_publishes(chunk,
                    Error{ErrorCode::kClosed, "the spool failed; restart the program to recover it",
                          directory_.path(), 0});
     return false;
   }
-  if (!refuse_for_room(chunk)) return false;
+  if (!tried && !refuse_for_room(chunk)) return false;
   const Lsn first = segments_->next_lsn();
   const Lsn evidence = segments_->durable_lsn();
   if (auto wrote = write(chunk); !wrote.ok()) {

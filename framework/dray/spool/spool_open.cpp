@@ -30,7 +30,7 @@ Status Spool::replay(SpoolState& state) {
   }
   auto opened = SegmentLog::open(directory_, clock_, options_.log, checkpoint,
                                  {[&](const Record& record) { return state.apply(record); },
-                                  [&](Lsn first, Lsn) { return state.gap(first); }},
+                                  [&](Lsn first, bool inside) { return state.gap(first, inside); }},
                                  scan_);
   report_recovery();
   if (!opened.ok()) return opened.error();

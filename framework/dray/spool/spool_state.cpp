@@ -109,19 +109,26 @@ void SpoolState::raise_accepted(const std::vector<std::uint64_t>& accepted) {
 Status SpoolState::apply_opening(Lsn lsn, std::string_view payload) {
   return with<OpeningRecord>(payload, [&](const OpeningRecord& opening) -> Status {
     epoch_ = std::max(epoch_, opening.epoch);
+    knows_groups_ = true;
     const auto orphans = std::exchange(orphans_, {});
-    const Lsn from = std::exchange(knows_groups_, true) || lost_from_ == 0 ? lsn : lost_from_;
+    const Lsn lost_from = std::exchange(lost_from_, 0);
     for (const auto& record : opening.groups) {
       const bool fresh = record.id >= groups_.size();
-      DRAY_TRY(declare(fresh ? from : lsn, record));
-      if (!fresh || record.id >= opening.accepted.size()) continue;
-      // Its earlier messages went with the segments that were before; or what declared it is lost,
-      // and then there are, or were, no more than there are positions since.
+      const auto accepted =
+          record.id < opening.accepted.size() ? opening.accepted[record.id] : std::uint64_t{0};
+      // What declared it is lost, or went with the segments that were before.
+      const bool lost = fresh && accepted > 0 && lost_from != 0;
+      const Lsn from = lost ? lost_from : lsn;
+      DRAY_TRY(declare(from, record));
+      if (!fresh || accepted == 0) continue;
+      // So many as there are positions since may be open, be they here or lost; no more are.
       auto& group = *groups_[record.id];
-      const auto accepted = opening.accepted[record.id];
-      group.begin_in_the_middle(from, accepted - std::min(accepted, lsn - from));
-      for (const auto& [orphan, topic] : orphans) {
-        if (group.takes(topic, orphan)) group.accept();
+      std::uint64_t open = std::min(accepted, lsn - from);
+      group.begin_in_the_middle(from, accepted - open);
+      for (auto orphan = orphans.rbegin(); lost && orphan != orphans.rend() && open > 0; ++orphan) {
+        if (!group.takes(orphan->second, orphan->first)) continue;
+        group.accept();
+        --open;
       }
     }
     raise_accepted(opening.accepted);
@@ -259,7 +266,7 @@ Status SpoolState::apply_message(const RecordHeader& header, std::string_view pa
     }
   }
   for (auto* each : routed_) each->accept();
-  if (!knows_groups_) orphans_.emplace_back(header.lsn, topic);
+  if (lost_from_ != 0) orphans_.emplace_back(header.lsn, topic);
   return {};
 }
 

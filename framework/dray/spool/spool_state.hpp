@@ -36,12 +36,12 @@ class SpoolState {
   Status restore(const Checkpoint& checkpoint);
   // Applies the next record of the log.
   Status apply(const Record& record);
-  // Records from `first` on are missing: a unit that they were part of did not happen (S6). The
-  // first position that is lost with them.
-  Lsn gap(Lsn first) {
+  // Records from `first` on are missing, inside a segment or with all that was in some: a unit that
+  // they were part of did not happen (S6). The first position that is lost with them.
+  Lsn gap(Lsn first, bool inside) {
     if (!held_.empty()) first = held_.front().first.lsn;
     drop_unit();
-    if (!knows_groups_ && lost_from_ == 0) lost_from_ = first;
+    if (inside && lost_from_ == 0) lost_from_ = first;
     return first;
   }
   // After the last record: a unit that was never completed did not happen.
@@ -67,7 +67,8 @@ class SpoolState {
 
   std::uint64_t epoch_ = 0;
   bool knows_groups_ = false;
-  // Until then: where the first records are lost, which may have said so, and the messages since.
+  // Where records are lost in this segment, which may have declared a group, or 0; and the messages
+  // since: the next segment's opening says of which groups they are.
   Lsn lost_from_ = 0;
   std::vector<std::pair<Lsn, std::string>> orphans_;  // with their topics
   std::vector<std::unique_ptr<GroupState>> groups_;   // index: GroupId

@@ -220,6 +220,11 @@ TEST_CASE("recovery: both checkpoints are bad and old segments are gone, with a 
     disk.flip_bit("checkpoint.a", 100);
     disk.flip_bit("checkpoint.b", 100);
   }
+  SECTION("without them, and something was set aside before: the same") {
+    disk.flip_bit("checkpoint.a", 100);
+    disk.flip_bit("checkpoint.b", 100);
+    REQUIRE(disk.directory()->open("old.quarantine", OpenMode::kCreateNew).ok());
+  }
   SpoolOwner owner(disk, one_group());
   REQUIRE(owner.ok());
   CHECK(owner.group(0).counts().dead == 1);
@@ -233,6 +238,41 @@ TEST_CASE("recovery: both checkpoints are bad and old segments are gone, with a 
   const auto attempts = read_attempts(reader, *history, 0, 10);
   REQUIRE(attempts.size() == 1);
   CHECK(attempts[0].reason == "no such address");
+}
+
+TEST_CASE("recovery: what declared a group is damaged, its messages are served") {
+  SimulatedDisk disk{5};
+  SpoolOptions options = one_group();
+  const auto one = *options.groups;
+  const auto two = std::vector<GroupDeclaration>{one[0], {"late", {"t", "u"}}};
+  std::string damaged;
+  {
+    SpoolOwner owner(disk, options);
+    CHECK(owner.publish("t", "before late").ok());
+    disk.kill();
+  }
+  options.groups = two;
+  {
+    SpoolOwner owner(disk, options);
+    damaged = segment_name(owner.spool().segments().segments().back().number);
+    CHECK(owner.publish("u", "a").ok());
+    CHECK(owner.publish("t", "b").ok());
+    disk.kill();
+  }
+  { SpoolOwner(disk, options).spool(); }  // begins a segment, whose opening says what there is
+  disk.kill();
+  const std::size_t at = disk.bytes(damaged).find("late");
+  REQUIRE(at != std::string::npos);
+  disk.flip_bit(damaged, at);
+  SpoolOwner owner(disk, options);
+  REQUIRE(owner.ok());
+  CHECK(owner.group(1).counts().accepted == 2);
+  CHECK(owner.group(1).counts().pending == 2);
+  CHECK(owner.group(1).counts().balanced());
+  CHECK(owner.group(0).counts().pending == 2);
+  std::string bodies;
+  for (const auto& [sequence, body] : owner.read_backlog(1)) bodies += body;
+  CHECK(bodies == "ab");
 }
 
 TEST_CASE("attempts of before a copy are still there when a retry overtook the copy") {
