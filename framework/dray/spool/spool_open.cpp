@@ -138,13 +138,17 @@ Result<std::vector<GroupRecord>> Spool::changed_groups(SpoolState& state) {
   std::vector<GroupRecord> changes;
   if (!options_.groups) return changes;
   std::size_t next_id = state.groups().size();
+  const bool may_have_lost_one =
+      boundary_ > 1 &&
+      std::any_of(scan_.damaged.begin(), scan_.damaged.end(),
+                  [&](const auto& range) { return range.last > state.groups_known_at(); });
   for (const auto& wanted : *options_.groups) {
     const GroupState* known = state.find_group(wanted.name);
     if (known != nullptr && known->standing() == GroupStanding::kAttached &&
         known->topics() == wanted.topics) {
       continue;
     }
-    if (known == nullptr && !scan_.damaged.empty() && !state.knows_groups() && boundary_ > 1) {
+    if (known == nullptr && may_have_lost_one) {
       return Error{ErrorCode::kCorrupt,
                    "group '" + wanted.name +
                        "' is new to this spool, or its declaration is among the damaged records; "

@@ -30,7 +30,7 @@ Status SpoolState::restore(const Checkpoint& checkpoint) {
   DRAY_ASSERT(groups_.empty() && epoch_ == 0);
   const Error fault{ErrorCode::kCorrupt, "the checkpoint's content makes no sense", "", 0};
   epoch_ = checkpoint.epoch;
-  knows_groups_ = true;
+  groups_known_at_ = checkpoint.lsn;
   for (const auto& snapshot : checkpoint.groups) {
     if (snapshot.id != groups_.size() || snapshot.id >= kGroupsMax) return fault;
     auto state = GroupState::restore(snapshot);
@@ -109,7 +109,7 @@ void SpoolState::raise_accepted(const std::vector<std::uint64_t>& accepted) {
 Status SpoolState::apply_opening(Lsn lsn, std::string_view payload) {
   return with<OpeningRecord>(payload, [&](const OpeningRecord& opening) -> Status {
     epoch_ = std::max(epoch_, opening.epoch);
-    knows_groups_ = true;
+    groups_known_at_ = lsn;
     const auto orphans = std::exchange(orphans_, {});
     const Lsn lost_from = std::exchange(lost_from_, 0);
     for (const auto& record : opening.groups) {

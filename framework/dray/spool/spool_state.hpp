@@ -48,8 +48,9 @@ class SpoolState {
   void finish() { drop_unit(); }
 
   std::uint64_t epoch() const { return epoch_; }
-  // The groups are known from a checkpoint or a segment's opening, whatever else is damaged.
-  bool knows_groups() const { return knows_groups_; }
+  // Up to here a checkpoint or a segment's opening says which groups there are, whatever else is
+  // damaged; 0: nothing does.
+  Lsn groups_known_at() const { return groups_known_at_; }
   std::vector<std::unique_ptr<GroupState>>& groups() { return groups_; }
   GroupState* find_group(std::string_view name);
   const std::map<Uuid, RecordedSession>& sessions() const { return sessions_; }
@@ -66,7 +67,7 @@ class SpoolState {
   void drop_unit();
 
   std::uint64_t epoch_ = 0;
-  bool knows_groups_ = false;
+  Lsn groups_known_at_ = 0;
   // Where records are lost in this segment, which may have declared a group, or 0; and the messages
   // since: the next segment's opening says of which groups they are.
   Lsn lost_from_ = 0;

@@ -259,12 +259,34 @@ TEST_CASE("recovery: what declared a group is damaged, its messages are served")
     CHECK(owner.publish("t", "b").ok());
     disk.kill();
   }
-  { SpoolOwner(disk, options).spool(); }  // begins a segment, whose opening says what there is
-  disk.kill();
-  const std::size_t at = disk.bytes(damaged).find("late");
-  REQUIRE(at != std::string::npos);
-  disk.flip_bit(damaged, at);
+  bool last = false;
+  SECTION("and the next segment says which groups there are") {
+    SpoolOwner begins_one(disk, options);
+    REQUIRE(begins_one.ok());
+    disk.kill();
+  }
+  SECTION(
+      "and nothing else says that there is such a group: refused, declared anew it would lose "
+      "them") {
+    last = true;
+  }
+  // The segment's opening, and the record of the declaration.
+  int declarations = 0;
+  for (auto at = disk.bytes(damaged).find("late"); at != std::string::npos;
+       at = disk.bytes(damaged).find("late", at)) {
+    disk.flip_bit(damaged, at);
+    ++declarations;
+  }
+  REQUIRE(declarations == 2);
   SpoolOwner owner(disk, options);
+  if (last) {
+    REQUIRE(!owner.ok());
+    CHECK(owner.error().code == ErrorCode::kCorrupt);
+    CHECK(owner.error().message.find("'late' is new to this spool, or its declaration") == 6);
+    options.groups = one;
+    CHECK(SpoolOwner(disk, options).ok());
+    return;
+  }
   REQUIRE(owner.ok());
   CHECK(owner.group(1).counts().accepted == 2);
   CHECK(owner.group(1).counts().pending == 2);
