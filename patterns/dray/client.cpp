@@ -125,7 +125,7 @@ struct BytesClient::State {
 
   // Of who leads.
   std::vector<std::unique_ptr<Link>> links;
-  std::optional<transport::EdgePoller> poller;
+  std::optional<transport::Poller> poller;
   std::unordered_map<CallId, Call> calls;
   std::deque<CallId> unsent;
   std::set<std::pair<SteadyTime, CallId>> deadlines;
@@ -277,9 +277,9 @@ void BytesClient::State::lead(std::unique_lock<std::mutex>& lock,
 void BytesClient::State::turn() {
   take_new();
   expire(clock.steady());
-  // A send may hide that something came, so that all is received after it (EdgePoller); what could
-  // not be sent is tried again after that, for receiving may have brought the connection. What is
-  // known of connections is older than what is sent now.
+  // All is received after what was sent, which the poller would have to look for; what could not be
+  // sent is tried again after that, for receiving may have brought the connection. What is known of
+  // connections is older than what is sent now.
   flooded = false;
   for (bool again = true; again && !flooded;) {
     const auto now = clock.steady();
@@ -359,7 +359,7 @@ bool BytesClient::State::send(Call& call) {
 
 void BytesClient::State::receive(std::size_t index) {
   // With no call open the rest may lie until the next one.
-  for (int frames = 0; !calls.empty(); ++frames) {
+  for (int frames = 0; links[index]->socket->has_frames() && !calls.empty(); ++frames) {
     if (frames >= kRepliesPerTurn) {
       flooded = true;
       return;
@@ -452,8 +452,8 @@ void BytesClient::State::wait(SteadyTime now) {
   }
   const auto left = deadlines.begin()->first - now;
   const std::chrono::nanoseconds most = unsent.empty() ? kClientTurnMax : kTurnUnsent;
-  if (poller->wait(std::min<std::chrono::nanoseconds>(left, most))) links_changed = true;
-  wake_up.clear();
+  poller->wait(std::clamp<std::chrono::nanoseconds>(left, {}, most));
+  for (const auto& link : links) links_changed = links_changed || link->socket->has_links();
 }
 
 void BytesClient::State::end(std::unordered_map<CallId, Call>::iterator call,

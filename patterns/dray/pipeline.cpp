@@ -22,8 +22,8 @@ constexpr std::size_t kFrameMessages = 1'024;
 constexpr int kFramesPerPeer = 16;
 constexpr std::int64_t kFrameBytesMax = 64LL << 20;
 constexpr std::size_t kFramesKept = 8;
-constexpr int kTurnMs = 100;
-constexpr int kIdleMs = 1'000;  // refused keys are asked about again
+constexpr Milliseconds kPipelineTurn(100);
+constexpr Milliseconds kPipelineIdle(1'000);  // refused keys are asked about again
 constexpr int kFramesPerTurn = 1'000;
 
 transport::SocketOptions socket_options(const plain::Ground& ground) {
@@ -190,8 +190,7 @@ void BytesPush::State::run() {
       transport::Poller poller;
       for (auto& each : sockets.all()) poller.add(*each.socket);  // for its links
       poller.add(wake_up);
-      poller.wait(kIdleMs);
-      wake_up.clear();
+      poller.wait(kPipelineIdle);
       continue;
     }
     again = !send(batch);
@@ -204,8 +203,7 @@ void BytesPush::State::run() {
     transport::Poller poller;
     for (auto& each : sockets.all()) poller.add_for_sending(*each.socket);
     poller.add(wake_up);
-    poller.wait(kTurnMs);
-    wake_up.clear();
+    poller.wait(kPipelineTurn);
   }
   const std::lock_guard lock(mutex);
   if (again) queue.push_front(std::move(batch));
@@ -387,7 +385,7 @@ std::optional<std::string_view> BytesPull::pull_bytes(Milliseconds timeout) {
     if (left.count() <= 0) return std::nullopt;
     transport::Poller poller;
     for (auto& each : sockets.all()) poller.add(*each.socket);
-    poller.wait(static_cast<int>(std::min(left, Milliseconds(kIdleMs)).count()));
+    poller.wait(std::min(left, kPipelineIdle));
   }
 }
 

@@ -108,9 +108,7 @@ void RemotePublisher::State::run() {
     if (socket) poller.add(*socket);
     poller.add(wake_up);
     const auto wait = core.next_deadline(clock.steady()) - clock.steady();
-    poller.wait(
-        static_cast<int>(std::max<std::int64_t>(0, std::chrono::ceil<Milliseconds>(wait).count())));
-    wake_up.clear();
+    poller.wait(std::max(std::chrono::ceil<Milliseconds>(wait), Milliseconds(0)));
     std::vector<Handed> handed;
     bool stop = false;
     {
@@ -156,7 +154,7 @@ void RemotePublisher::State::run() {
 }
 
 void RemotePublisher::State::read_links() {
-  if (!socket) return;
+  if (!socket || !socket->has_links()) return;
   for (const auto link : socket->take_links()) {
     switch (link) {
       case transport::Link::kConnected:
@@ -181,7 +179,7 @@ void RemotePublisher::State::read_links() {
 }
 
 void RemotePublisher::State::read_frames() {
-  for (int i = 0; socket && i < kFramesReadMax; ++i) {
+  for (int i = 0; socket && socket->has_frames() && i < kFramesReadMax; ++i) {
     const auto received = socket->receive();
     if (!received) return;
     const auto frame = balancing::decode_frame(received->bytes);

@@ -75,8 +75,7 @@ struct BytesService::State {
   // Owned by the socket's thread.
   std::unique_ptr<transport::RouterSocket> socket;
   plain::Links links;
-  transport::EdgePoller poller;
-  bool links_changed = true;
+  transport::Poller poller;
   // Answers for which their client had no room, by client.
   struct Line {
     std::deque<Reply> replies;
@@ -292,12 +291,12 @@ void BytesService::State::run() {
     send_replies();
     // All that is there: a cancellation may lie behind its request.
     int taken = 0;
-    for (; taken < kRequestsPerTurn; ++taken) {
+    for (; socket->has_frames() && taken < kRequestsPerTurn; ++taken) {
       auto received = socket->receive();
       if (!received) break;
       take(std::move(*received));
     }
-    if (std::exchange(links_changed, false)) {
+    if (socket->has_links()) {
       links.take(*socket, now);
       peers = links.peers();
     }
@@ -310,8 +309,7 @@ void BytesService::State::run() {
       const std::lock_guard lock(mutex);
       if (stopping) most = std::min(most, std::chrono::nanoseconds(stop_by - now));
     }
-    links_changed = poller.wait(most);
-    wake_up.clear();
+    poller.wait(std::max<std::chrono::nanoseconds>(most, {}));
   }
 }
 

@@ -321,12 +321,12 @@ void Worker::State::turn(bool addresses_moved) {
   std::uint32_t links_welcomed = 0;
   for (std::size_t link = 0; link < connections.size(); ++link) {
     if (connections[link].socket == nullptr) continue;
-    read_links(link);
+    if (connections[link].socket->has_links()) read_links(link);
     if (connections[link].socket == nullptr) {
       rebuild_poller();
       continue;
     }
-    read_frames(link);
+    if (connections[link].socket->has_frames()) read_frames(link);
     links_welcomed += core.welcomed(link) ? 1U : 0U;
   }
   welcomed = links_welcomed;
@@ -340,8 +340,7 @@ void Worker::State::run() {
   for (;;) {
     const auto now = clock.steady();
     const auto wait = std::min<std::chrono::nanoseconds>(core.next_deadline(now) - now, kTick);
-    poller.wait(static_cast<int>(std::chrono::ceil<Milliseconds>(wait).count()));
-    handlers.wake_up().clear();
+    poller.wait(std::max(std::chrono::ceil<Milliseconds>(wait), Milliseconds(0)));
     bool addresses_moved = false;
     bool drain = false;
     {

@@ -28,11 +28,16 @@ Context::Context() {
 Context::~Context() = default;
 
 struct Socket::Impl {
+  Impl(zmq::context_t& context_in, int type) : context(context_in), socket(context_in, type) {}
+
   zmq::context_t& context;
   zmq::socket_t socket;
   std::optional<zmq::socket_t> monitor;
   bool is_router = false;
   bool secured = false;
+  // There may be something that its descriptor does not tell of (any more).
+  bool may_have_frames = true;
+  bool may_have_links = true;
 };
 
 namespace {
@@ -96,8 +101,7 @@ std::optional<std::string> endpoint_fault(const std::string& endpoint, bool secu
 }
 
 Socket::Socket(Context& context, int type, const SocketOptions& options)
-    : impl_(std::make_unique<Impl>(Impl{
-          context.impl().context, zmq::socket_t(context.impl().context, type), {}, false, false})) {
+    : impl_(std::make_unique<Impl>(context.impl().context, type)) {
   auto& socket = impl_->socket;
   // A worker's BYE is the last thing it sends: half a second lets it leave.
   socket.set(zmq::sockopt::linger, type == ZMQ_DEALER ? 500 : 0);
@@ -148,6 +152,7 @@ Status Socket::bind(const std::string& endpoint) {
   if (auto fault = endpoint_fault(endpoint, impl_->secured)) {
     return Error{ErrorCode::kInvalid, *fault, endpoint, 0};
   }
+  impl_->may_have_frames = true;
   try {
     impl_->socket.bind(endpoint);
   } catch (const zmq::error_t& error) {
@@ -160,6 +165,7 @@ Status Socket::connect(const std::string& endpoint) {
   if (auto fault = endpoint_fault(endpoint, impl_->secured)) {
     return Error{ErrorCode::kInvalid, *fault, endpoint, 0};
   }
+  impl_->may_have_frames = true;
   try {
     impl_->socket.connect(endpoint);
   } catch (const zmq::error_t& error) {
@@ -199,8 +205,17 @@ Status Socket::watch_links() {
   return {};
 }
 
+bool Socket::has_frames() const {
+  return impl_->may_have_frames;
+}
+
+bool Socket::has_links() const {
+  return impl_->monitor && impl_->may_have_links;
+}
+
 std::vector<Link> Socket::take_links() {
   std::vector<Link> links;
+  impl_->may_have_links = false;  // when all are taken
   while (impl_->monitor) {
     zmq::message_t event;
     if (!impl_->monitor->recv(event, zmq::recv_flags::dontwait)) break;
@@ -228,11 +243,12 @@ std::vector<Link> Socket::take_links() {
 
 namespace {
 
-Sent send_body(zmq::socket_t& socket, std::string_view body, zmq::send_flags flags) {
+Sent send_body(Socket::Impl& impl, std::string_view body, zmq::send_flags flags) {
+  impl.may_have_frames = true;
   for (;;) {
     try {
-      const auto sent = socket.send(zmq::const_buffer(body.data(), body.size()),
-                                    flags | zmq::send_flags::dontwait);
+      const auto sent = impl.socket.send(zmq::const_buffer(body.data(), body.size()),
+                                         flags | zmq::send_flags::dontwait);
       return sent ? Sent::kSent : Sent::kFull;
     } catch (const zmq::error_t& error) {
       if (error.num() == EINTR) continue;
@@ -243,7 +259,7 @@ Sent send_body(zmq::socket_t& socket, std::string_view body, zmq::send_flags fla
 }
 
 // Reads one message of `least` to `most` frames; drops messages of any other shape.
-std::optional<std::vector<zmq::message_t>> receive_frames(zmq::socket_t& socket, std::size_t least,
+std::optional<std::vector<zmq::message_t>> receive_frames(Socket::Impl& impl, std::size_t least,
                                                           std::size_t most) {
   for (;;) {
     std::vector<zmq::message_t> frames;
@@ -252,7 +268,10 @@ std::optional<std::vector<zmq::message_t>> receive_frames(zmq::socket_t& socket,
     while (more) {
       zmq::message_t frame;
       try {
-        if (!socket.recv(frame, zmq::recv_flags::dontwait)) return std::nullopt;
+        if (!impl.socket.recv(frame, zmq::recv_flags::dontwait)) {
+          impl.may_have_frames = false;
+          return std::nullopt;
+        }
       } catch (const zmq::error_t& error) {
         if (error.num() == EINTR) continue;
         throw;
@@ -276,13 +295,13 @@ Frame frame_of(zmq::message_t message) {
 PushSocket::PushSocket(Context& context, const SocketOptions& options)
     : Socket(context, ZMQ_PUSH, options) {}
 Sent PushSocket::send(std::string_view body) {
-  return send_body(impl_->socket, body, zmq::send_flags::none);
+  return send_body(*impl_, body, zmq::send_flags::none);
 }
 
 PullSocket::PullSocket(Context& context, const SocketOptions& options)
     : Socket(context, ZMQ_PULL, options) {}
 std::optional<PullSocket::Received> PullSocket::receive_from() {
-  auto frames = receive_frames(impl_->socket, 1, 1);
+  auto frames = receive_frames(*impl_, 1, 1);
   if (!frames) return std::nullopt;
   std::string user;
   if (impl_->secured) {
@@ -295,15 +314,15 @@ std::optional<PullSocket::Received> PullSocket::receive_from() {
 RouterSocket::RouterSocket(Context& context, const SocketOptions& options)
     : Socket(context, ZMQ_ROUTER, options) {}
 Sent RouterSocket::send(std::string_view peer, std::string_view body) {
-  const Sent first = send_body(impl_->socket, peer, zmq::send_flags::sndmore);
+  const Sent first = send_body(*impl_, peer, zmq::send_flags::sndmore);
   if (first != Sent::kSent) return first;
-  return send_body(impl_->socket, body, zmq::send_flags::none);
+  return send_body(*impl_, body, zmq::send_flags::none);
 }
 Sent RouterSocket::send(std::string_view peer, std::string_view body, std::string_view second,
                         const std::shared_ptr<const void>& owner) {
-  const Sent first = send_body(impl_->socket, peer, zmq::send_flags::sndmore);
+  const Sent first = send_body(*impl_, peer, zmq::send_flags::sndmore);
   if (first != Sent::kSent) return first;
-  const Sent head = send_body(impl_->socket, body, zmq::send_flags::sndmore);
+  const Sent head = send_body(*impl_, body, zmq::send_flags::sndmore);
   if (head != Sent::kSent) return head;
   auto* kept = new Kept{owner};
   // ZeroMQ takes a mutable pointer, and changes nothing.
@@ -322,7 +341,7 @@ Sent RouterSocket::send(std::string_view peer, std::string_view body, std::strin
   }
 }
 std::optional<RouterSocket::Received> RouterSocket::receive() {
-  auto frames = receive_frames(impl_->socket, 2, 2);
+  auto frames = receive_frames(*impl_, 2, 2);
   if (!frames) return std::nullopt;
   std::string user;
   if (impl_->secured) {
@@ -336,15 +355,15 @@ std::optional<RouterSocket::Received> RouterSocket::receive() {
 DealerSocket::DealerSocket(Context& context, const SocketOptions& options)
     : Socket(context, ZMQ_DEALER, options) {}
 Sent DealerSocket::send(std::string_view body) {
-  return send_body(impl_->socket, body, zmq::send_flags::none);
+  return send_body(*impl_, body, zmq::send_flags::none);
 }
 std::optional<Frame> DealerSocket::receive() {
-  auto frames = receive_frames(impl_->socket, 1, 1);
+  auto frames = receive_frames(*impl_, 1, 1);
   if (!frames) return std::nullopt;
   return frame_of(std::move(frames->front()));
 }
 std::optional<DealerSocket::Pair> DealerSocket::receive_pair() {
-  auto frames = receive_frames(impl_->socket, 1, 2);
+  auto frames = receive_frames(*impl_, 1, 2);
   if (!frames) return std::nullopt;
   Pair pair{frame_of(std::move(frames->front())), {}};
   if (frames->size() > 1) pair.second = frame_of(std::move(frames->back()));
@@ -369,55 +388,73 @@ void WakeUp::clear() {
   [[maybe_unused]] const auto ignored = read(fd_, &count, sizeof(count));
 }
 
-void Poller::wait(int timeout_ms) {
-  std::vector<zmq::pollitem_t> items;
-  for (auto* socket : sockets_) {
-    items.push_back({socket->impl().socket.handle(), 0, ZMQ_POLLIN, 0});
-    if (socket->impl().monitor) {
-      items.push_back({socket->impl().monitor->handle(), 0, ZMQ_POLLIN, 0});
-    }
-  }
-  for (auto* socket : senders_) {
-    items.push_back({socket->impl().socket.handle(), 0, ZMQ_POLLOUT, 0});
-    if (socket->impl().monitor) {
-      items.push_back({socket->impl().monitor->handle(), 0, ZMQ_POLLIN, 0});
-    }
-  }
-  for (const int fd : descriptors_) items.push_back({nullptr, fd, ZMQ_POLLIN, 0});
+namespace {
+
+// Whether it is so now. If not, its descriptor tells when that changes.
+bool check_events(zmq::socket_t& socket, int wanted) {
   try {
-    zmq::poll(items, std::chrono::milliseconds(timeout_ms));
+    return (socket.get(zmq::sockopt::events) & wanted) != 0;
   } catch (const zmq::error_t& error) {
     if (error.num() != EINTR) throw;
+    return true;  // it was not looked
   }
 }
 
-void EdgePoller::add(Socket& socket) {
-  descriptors_.push_back(socket.impl().socket.get(zmq::sockopt::fd));
-  if (!socket.impl().monitor) return;
-  monitors_.push_back(descriptors_.size());
-  descriptors_.push_back(socket.impl().monitor->get(zmq::sockopt::fd));
-}
+}  // namespace
 
-void EdgePoller::add(WakeUp& wake_up) {
-  descriptors_.push_back(wake_up.fd());
-}
-
-bool EdgePoller::wait(std::chrono::nanoseconds timeout) {
-  if (timeout.count() <= 0) return false;
+void Poller::wait(std::chrono::nanoseconds timeout) {
   std::array<pollfd, 16> few;
   std::vector<pollfd> many;
   pollfd* items = few.data();
-  if (descriptors_.size() > few.size()) {
-    many.resize(descriptors_.size());
+  const std::size_t most = 2 * (sockets_.size() + senders_.size()) + wake_ups_.size();
+  if (most > few.size()) {
+    many.resize(most);
     items = many.data();
   }
-  for (std::size_t i = 0; i < descriptors_.size(); ++i) items[i] = {descriptors_[i], POLLIN, 0};
+  std::size_t count = 0;
+  bool ready = false;
+  const auto add = [&](zmq::socket_t& socket) {
+    items[count++] = {socket.get(zmq::sockopt::fd), POLLIN, 0};
+  };
+  const auto add_links = [&](Socket::Impl& impl) {
+    if (!impl.monitor) return;
+    impl.may_have_links = impl.may_have_links && check_events(*impl.monitor, ZMQ_POLLIN);
+    ready = ready || impl.may_have_links;
+    add(*impl.monitor);
+  };
+  // A link changes before anything is received by it: looked at later, it is not missed.
+  for (auto* each : sockets_) {
+    auto& impl = each->impl();
+    impl.may_have_frames = impl.may_have_frames && check_events(impl.socket, ZMQ_POLLIN);
+    ready = ready || impl.may_have_frames;
+    add(impl.socket);
+    add_links(impl);
+  }
+  for (auto* each : senders_) {
+    ready = check_events(each->impl().socket, ZMQ_POLLOUT) || ready;
+    add(each->impl().socket);
+    add_links(each->impl());
+  }
+  for (auto* each : wake_ups_) items[count++] = {each->fd(), POLLIN, 0};
   timespec limit{};
-  limit.tv_sec = static_cast<time_t>(timeout.count() / 1'000'000'000);
-  limit.tv_nsec = static_cast<long>(timeout.count() % 1'000'000'000);
-  if (ppoll(items, descriptors_.size(), &limit, nullptr) <= 0) return false;
-  return std::any_of(monitors_.begin(), monitors_.end(),
-                     [items](std::size_t at) { return items[at].revents != 0; });
+  if (!ready && timeout.count() > 0) {
+    limit.tv_sec = static_cast<time_t>(timeout.count() / 1'000'000'000);
+    limit.tv_nsec = static_cast<long>(timeout.count() % 1'000'000'000);
+  }
+  const bool for_ever = !ready && timeout.count() < 0;
+  if (ppoll(items, count, for_ever ? nullptr : &limit, nullptr) <= 0) return;
+  count = 0;
+  const auto came = [&] { return items[count++].revents != 0; };
+  for (const auto* list : {&sockets_, &senders_}) {
+    for (auto* each : *list) {
+      auto& impl = each->impl();
+      if (came()) impl.may_have_frames = true;
+      if (impl.monitor && came()) impl.may_have_links = true;
+    }
+  }
+  for (auto* each : wake_ups_) {
+    if (came()) each->clear();
+  }
 }
 
 }  // namespace dray::transport

@@ -90,6 +90,11 @@ class Socket {
   // Connections made or broken since the last call, oldest first.
   std::vector<Link> take_links();
 
+  // False: there was nothing to receive, and none to take, when it was last tried or a Poller last
+  // looked. Whoever polls need not try.
+  bool has_frames() const;
+  bool has_links() const;
+
   struct Impl;
   Impl& impl() { return *impl_; }
 
@@ -151,6 +156,7 @@ class WakeUp {
   WakeUp(const WakeUp&) = delete;
   WakeUp& operator=(const WakeUp&) = delete;
   void wake();
+  // What a Poller does when it sees it.
   void clear();
   int fd() const { return fd_; }
 
@@ -158,35 +164,24 @@ class WakeUp {
   int fd_;
 };
 
-// Waits until a socket can be read, a link changed, a descriptor can be read, or `timeout_ms`
-// passed (-1: for ever). Interrupted calls count as time-outs.
+// Waits until a socket can be read, a link changed or somebody woke it, and says of its sockets
+// which that is (has_frames(), has_links()). One system call, and two for each socket that was sent
+// to, or not read until nothing was there, since the last one: the descriptors of ZeroMQ's sockets
+// tell of changes only (zmq_getsockopt(3), ZMQ_FD), and a send may use up what they tell.
 class Poller {
  public:
   void add(Socket& socket) { sockets_.push_back(&socket); }
   // Until it can be sent to, or a link changed.
   void add_for_sending(Socket& socket) { senders_.push_back(&socket); }
-  void add(WakeUp& wake_up) { descriptors_.push_back(wake_up.fd()); }
-  void wait(int timeout_ms);
+  // It is cleared when it was seen.
+  void add(WakeUp& wake_up) { wake_ups_.push_back(&wake_up); }
+  // At most so long; less than 0: for ever. It may return early and for nothing.
+  void wait(std::chrono::nanoseconds timeout);
 
  private:
   std::vector<Socket*> sockets_;
   std::vector<Socket*> senders_;
-  std::vector<int> descriptors_;
-};
-
-// The same with one system call and no more: the descriptors of ZeroMQ sockets tell of changes
-// only. REQUIRES: after the last send on any of its sockets, and after the last wait, all was
-// received from each, until nothing was there; and links are taken when they changed.
-class EdgePoller {
- public:
-  void add(Socket& socket);
-  void add(WakeUp& wake_up);
-  // Whether links changed.
-  bool wait(std::chrono::nanoseconds timeout);
-
- private:
-  std::vector<int> descriptors_;
-  std::vector<std::size_t> monitors_;  // which of them
+  std::vector<WakeUp*> wake_ups_;
 };
 
 // P9: nothing if the endpoint stays on this machine (inproc, ipc, tcp to a loopback address) or is

@@ -24,6 +24,8 @@ constexpr std::size_t kLostKept = 1'024;
 constexpr std::size_t kUsersMin = 1'024;
 constexpr std::size_t kToldMax = 1'000;
 constexpr auto kLinkBrokenEvery = Milliseconds(50);
+constexpr auto kDeferredEvery = Milliseconds(1);
+constexpr auto kForEver = Milliseconds(-1);
 
 // Windows bound what is on its way to a peer; the marks only have to lie well above.
 transport::SocketOptions router_options(const std::optional<DispatcherSecurity>& security) {
@@ -189,18 +191,15 @@ void Dispatcher::run() {
     const auto now = state.now();
     const auto wait =
         std::min(state.core.next_deadline(now), state.desk.next_deadline(now.steady)) - now.steady;
-    auto wait_ms = std::chrono::ceil<Milliseconds>(
-                       std::min<std::chrono::nanoseconds>(wait, state.upkeep_at - now.steady))
-                       .count();
-    wait_ms = std::max<std::int64_t>(wait_ms, 0);
-    if (!state.deferred.empty()) wait_ms = std::min<std::int64_t>(wait_ms, 1);
-    if (state.link_broken) wait_ms = std::min<std::int64_t>(wait_ms, kLinkBrokenEvery.count());
+    auto most = std::chrono::ceil<Milliseconds>(
+        std::min<std::chrono::nanoseconds>(wait, state.upkeep_at - now.steady));
+    if (!state.deferred.empty()) most = std::min(most, kDeferredEvery);
+    if (state.link_broken) most = std::min(most, kLinkBrokenEvery);
     if (state.poisoned) {
-      idle.wait(-1);  // nobody reads the socket any more
+      idle.wait(kForEver);  // nobody reads the socket any more
     } else {
-      poller.wait(static_cast<int>(wait_ms));
+      poller.wait(std::max(most, Milliseconds(0)));
     }
-    state.wake_up.clear();
     bool stopping = false;
     {
       const std::lock_guard lock(state.mutex);
@@ -209,9 +208,11 @@ void Dispatcher::run() {
     read_inbox();
     if (!state.poisoned) {
       retry_deferred();
-      read_frames();
-      for (const auto link : state.socket.take_links()) {
-        state.link_broken = state.link_broken || link == transport::Link::kDisconnected;
+      if (state.socket.has_frames()) read_frames();
+      if (state.socket.has_links()) {
+        for (const auto link : state.socket.take_links()) {
+          state.link_broken = state.link_broken || link == transport::Link::kDisconnected;
+        }
       }
       // Whoever connects and goes, again and again, must not make all sessions be asked each time.
       if (const auto at = state.now();

@@ -44,7 +44,7 @@ std::optional<RouterSocket::Received> receive(RouterSocket& router,
     if (auto received = router.receive()) return received;
     Poller poller;
     poller.add(router);
-    poller.wait(20);
+    poller.wait(std::chrono::milliseconds(20));
   }
   return std::nullopt;
 }

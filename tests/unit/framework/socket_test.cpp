@@ -1,9 +1,52 @@
 #include "dray/transport/socket.hpp"
 
 #include <catch2/catch.hpp>
+#include <chrono>
+#include <thread>
 
 using namespace dray;
 using namespace dray::transport;
+using namespace std::chrono_literals;
+
+namespace {
+
+// A router and a dealer that have met, over two threads of ZeroMQ's.
+struct Pair {
+  explicit Pair(const char* endpoint = "tcp://127.0.0.1:*") {
+    REQUIRE(router.watch_links().ok());
+    REQUIRE(router.bind(endpoint).ok());
+    REQUIRE(dealer.watch_links().ok());
+    REQUIRE(dealer.connect(router.bound_endpoint()).ok());
+    poller.add(router);
+    while (dealer.send("hello") != Sent::kSent) std::this_thread::sleep_for(1ms);
+    while (!hello) {
+      poller.wait(5s);
+      hello = router.receive();
+    }
+    while (router.receive()) {
+    }
+    (void)router.take_links();
+  }
+  // How long it waited.
+  std::chrono::nanoseconds wait(std::chrono::nanoseconds most) {
+    const auto begun = std::chrono::steady_clock::now();
+    poller.wait(most);
+    return std::chrono::steady_clock::now() - begun;
+  }
+
+  Context context;
+  RouterSocket router{context, {}};
+  DealerSocket dealer{context, {}};
+  Poller poller;
+  std::optional<RouterSocket::Received> hello;
+};
+
+// Long enough for what was sent to arrive, and for ZeroMQ to look for it when it sends.
+constexpr auto kArrives = 50ms;
+constexpr auto kLong = 20s;
+constexpr auto kAtOnce = 5s;  // on a busy machine
+
+}  // namespace
 
 TEST_CASE("a socket can be watched where another was closed a moment ago") {
   Context context;
@@ -65,4 +108,119 @@ TEST_CASE("who takes one frame gets no message of two") {
   const auto frame = dealer.receive();
   REQUIRE(frame.has_value());
   CHECK(frame->bytes == "alone");
+}
+
+TEST_CASE("a poller waits for what comes, and says what there is") {
+  Pair pair;
+  CHECK(pair.wait(20ms) >= 20ms);
+  CHECK(!pair.router.has_frames());
+  CHECK(!pair.router.has_links());
+  REQUIRE(pair.dealer.send("one") == Sent::kSent);
+  CHECK(pair.wait(kLong) < kAtOnce);
+  CHECK(pair.router.has_frames());
+  REQUIRE(pair.router.receive().has_value());
+  CHECK(pair.router.has_frames());  // as far as is known
+  CHECK(!pair.router.receive().has_value());
+  CHECK(!pair.router.has_frames());
+  CHECK(pair.wait(20ms) >= 20ms);
+}
+
+TEST_CASE("a poller does not wait for what was left, or what a send came upon") {
+  Pair pair;
+  SECTION("left") {
+    REQUIRE(pair.dealer.send("one") == Sent::kSent);
+    REQUIRE(pair.dealer.send("two") == Sent::kSent);
+    std::this_thread::sleep_for(kArrives);
+    CHECK(pair.wait(kLong) < kAtOnce);
+    REQUIRE(pair.router.receive().has_value());
+    CHECK(pair.wait(kLong) < kAtOnce);
+    CHECK(pair.router.receive().has_value());
+  }
+  SECTION("a send came upon it") {
+    CHECK(pair.wait(1ms) >= 1ms);
+    REQUIRE(pair.dealer.send("one") == Sent::kSent);
+    std::this_thread::sleep_for(kArrives);
+    // It takes the news off the descriptor.
+    REQUIRE(pair.router.send(pair.hello->peer, "answer") == Sent::kSent);
+    CHECK(pair.wait(kLong) < kAtOnce);
+    CHECK(pair.router.has_frames());
+    CHECK(pair.router.receive().has_value());
+  }
+  SECTION("and only once") {
+    REQUIRE(pair.router.send(pair.hello->peer, "answer") == Sent::kSent);
+    CHECK(pair.wait(20ms) >= 20ms);
+    CHECK(!pair.router.has_frames());
+  }
+}
+
+TEST_CASE("a poller sees links that are made and broken") {
+  Pair pair;
+  CHECK(pair.wait(1ms) >= 1ms);
+  std::optional<DealerSocket> other(std::in_place, pair.context, SocketOptions{});
+  REQUIRE(other->connect(pair.router.bound_endpoint()).ok());
+  const auto next = [&] {
+    const auto until = std::chrono::steady_clock::now() + kLong;
+    while (!pair.router.has_links() && std::chrono::steady_clock::now() < until) {
+      pair.poller.wait(kLong);
+      while (pair.router.receive()) {
+      }
+    }
+    return pair.router.take_links();
+  };
+  CHECK(next() == std::vector{Link::kConnected});
+  CHECK(!pair.router.has_links());
+  other.reset();
+  CHECK(next() == std::vector{Link::kDisconnected});
+}
+
+TEST_CASE("a poller is woken, and clears what woke it") {
+  WakeUp first;
+  WakeUp second;
+  Poller poller;
+  poller.add(first);
+  poller.add(second);
+  const auto waits = [&] {
+    const auto begun = std::chrono::steady_clock::now();
+    poller.wait(20ms);
+    return std::chrono::steady_clock::now() - begun >= 20ms;
+  };
+  CHECK(waits());
+  second.wake();
+  second.wake();
+  poller.wait(-1ns);
+  CHECK(waits());
+  std::thread other([&] {
+    std::this_thread::sleep_for(20ms);
+    first.wake();
+  });
+  poller.wait(-1ns);
+  other.join();
+  CHECK(waits());
+}
+
+TEST_CASE("a poller waits until a socket can be sent to") {
+  Context context;
+  SocketOptions narrow;
+  narrow.send_frames_max = narrow.receive_frames_max = 2;
+  PushSocket push(context, narrow);
+  REQUIRE(push.bind("inproc://narrow").ok());
+  Poller poller;
+  poller.add_for_sending(push);
+  const auto waits = [&] {
+    const auto begun = std::chrono::steady_clock::now();
+    poller.wait(20ms);
+    return std::chrono::steady_clock::now() - begun >= 20ms;
+  };
+  CHECK(waits());  // nobody is there
+  PullSocket pull(context, narrow);
+  REQUIRE(pull.connect("inproc://narrow").ok());
+  CHECK(!waits());
+  while (push.send("x") == Sent::kSent) {
+  }
+  poller.wait({});  // what came with the connection
+  CHECK(waits());
+  while (pull.receive_from()) {
+  }
+  CHECK(!waits());
+  CHECK(push.send("x") == Sent::kSent);
 }
