@@ -18,9 +18,9 @@ using Jobs = HandlerThreads::Jobs;
 using Ended = HandlerThreads::Ended;
 
 constexpr std::uint32_t kPrefetch = 2;  // jobs
-// Of short jobs so many are told at once, if there are more to do, and within so long.
+// Of short jobs so many are told together, if there are more to do, and within so long.
 constexpr std::uint64_t kToldAtOnce = 512;
-constexpr auto kToldWithin = std::chrono::microseconds(500);
+constexpr auto kToldWithin = std::chrono::milliseconds(1);
 constexpr auto kTickMax = Milliseconds(10);  // of CLOCK_MONOTONIC_COARSE
 // After a job this long a thread keeps nothing to itself.
 constexpr auto kLongJob = std::chrono::milliseconds(1);
@@ -122,6 +122,7 @@ struct HandlerThreads::Shared {
   transport::WakeUp wake_up;
   std::atomic<std::uint64_t> written_off{0};
   std::atomic<std::uint32_t> jobs_at_once{1};
+  std::atomic<bool> tells_together{false};
   std::atomic<bool> closing{false};  // handler threads end
 
   // Guarded by mutex. Taken after a slot's.
@@ -210,7 +211,7 @@ void HandlerThreads::tell_ended(Shared& shared, Slot& slot, SteadyTime now,
                                 std::unique_ptr<Outcome> outcome,
                                 std::chrono::nanoseconds outcome_took) {
   const auto is = slot.where();
-  const bool urgent = outcome != nullptr || shared.jobs_at_once <= 1;
+  const bool urgent = outcome != nullptr || !shared.tells_together;
   std::vector<Ended> ended;
   if (is.ended() > slot.told) {
     const std::int64_t took = slot.took_ns.load(std::memory_order_relaxed);
@@ -503,8 +504,9 @@ SequenceRuns HandlerThreads::take_back(const SequenceRuns& jobs) {
   return taken;
 }
 
-void HandlerThreads::set_jobs_at_once(std::uint32_t jobs) {
-  shared_->jobs_at_once = jobs;
+void HandlerThreads::set_pace(std::uint32_t at_once, bool tells_together) {
+  shared_->jobs_at_once = at_once;
+  shared_->tells_together = tells_together;
 }
 
 HandlerThreads::News HandlerThreads::take_news() {

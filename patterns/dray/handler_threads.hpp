@@ -54,8 +54,9 @@ class HandlerThreads {
   void give(std::vector<Jobs> jobs);
   // Those that no thread has begun; the others go on.
   SequenceRuns take_back(const SequenceRuns& jobs);
-  // Where jobs are short a thread takes up to so many at once.
-  void set_jobs_at_once(std::uint32_t jobs);
+  // Where jobs are short a thread takes up to `at_once` at once, and while there are more to do
+  // what was plainly done may be told together. Before: one, and each.
+  void set_pace(std::uint32_t at_once, bool tells_together);
   News take_news();
   // To the call that this job's handler waits with, if it does.
   void answer(std::uint64_t job, const StepJournal::Reply& reply);

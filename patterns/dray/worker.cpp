@@ -330,7 +330,7 @@ void Worker::State::turn(bool addresses_moved) {
     links_welcomed += core.welcomed(link) ? 1U : 0U;
   }
   welcomed = links_welcomed;
-  handlers.set_jobs_at_once(core.jobs_at_once());
+  handlers.set_pace(core.jobs_at_once(), core.tells_together());
   read_news();
   core.tick(clock.steady());
   perform();

@@ -20,6 +20,8 @@ constexpr double kShortJobsMore = 8;
 // What a thread may take at once.
 constexpr double kAtOnce = 100e-6;  // seconds
 constexpr double kAtOnceMax = 256;  // jobs
+// Of two or more such the outcomes may be told together (HandlerThreads).
+constexpr double kToldTogether = 500e-6;  // seconds
 constexpr std::uint64_t kLookEvery = 16;
 // A part of a delivery that is worth taking ahead when it would be waiting elsewhere.
 constexpr double kRoundUp = 0.9;
@@ -96,6 +98,10 @@ std::uint32_t WindowPlanner::room(bool something_waits) const {
 std::uint32_t WindowPlanner::jobs_at_once() const {
   if (fine_ || mean_ <= 0) return 1;
   return static_cast<std::uint32_t>(std::clamp(kAtOnce / mean_, 1.0, kAtOnceMax));
+}
+
+bool WindowPlanner::tells_together() const {
+  return !fine_ && mean_ > 0 && mean_ <= kToldTogether;
 }
 
 void WindowPlanner::update_regime() {

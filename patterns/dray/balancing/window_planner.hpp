@@ -73,6 +73,8 @@ class WindowPlanner {
   bool is_fine() const { return fine_; }
   // How many jobs take little enough together that a thread may have them to itself.
   std::uint32_t jobs_at_once() const;
+  // They are so short that the outcome of one may wait for those of some more.
+  bool tells_together() const;
 
   // One window to be said: to links[link].
   struct Said {

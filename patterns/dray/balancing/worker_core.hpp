@@ -156,6 +156,8 @@ class WorkerCore {
   bool takes_each_slot() const { return planner_.is_fine(); }
   // Jobs that a thread may take at once without keeping much to itself; 1 where each slot counts.
   std::uint32_t jobs_at_once() const { return planner_.jobs_at_once(); }
+  // Outcomes may wait for some more (WindowPlanner::tells_together).
+  bool tells_together() const { return planner_.tells_together(); }
   // Deliveries that are queued or running.
   std::size_t held() const { return jobs_.size(); }
   bool welcomed(std::size_t link) const;

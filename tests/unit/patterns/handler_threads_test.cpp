@@ -97,10 +97,11 @@ WorkerSettings settings_of(std::uint32_t threads) {
 
 TEST_CASE("handler threads: every job ends once, with its own outcome, however many are taken") {
   const std::uint32_t at_once = GENERATE(1U, 7U, 64U);
+  const bool together = GENERATE(false, true);
   ThreadsBench bench(settings_of(3), [](const ConsumerJob& job, const auto&) {
     return job.sequence % 10 == 0 ? reject("ten") : done();
   });
-  bench.threads.set_jobs_at_once(at_once);
+  bench.threads.set_pace(at_once, together);
   for (std::uint64_t first = 1; first <= 1'000; first += 100) bench.give(first, 100);
   REQUIRE(bench.wait_for(1'000));
   CHECK(bench.ended.size() == 1'000);
@@ -119,7 +120,7 @@ TEST_CASE("handler threads: what no thread has begun is taken back, the rest end
     go.acquire();
     return done();
   });
-  bench.threads.set_jobs_at_once(8);
+  bench.threads.set_pace(8, true);
   bench.give(1, 100);
   begun.acquire();
   SequenceRuns wanted;
@@ -143,6 +144,21 @@ TEST_CASE("handler threads: what no thread has begun is taken back, the rest end
   CHECK(bench.ended.count(64) == 1);
 }
 
+TEST_CASE("handler threads: what is told together does not wait for a long job") {
+  std::binary_semaphore go(0);
+  ThreadsBench bench(settings_of(1), [&](const ConsumerJob& job, const auto&) {
+    if (job.sequence == 4) go.acquire();
+    return done();
+  });
+  bench.watches = true;
+  bench.threads.set_pace(GENERATE(1U, 4U), true);
+  bench.give(1, 8);
+  CHECK(bench.wait_for(3));
+  CHECK(bench.ended == std::set<std::uint64_t>{1, 2, 3});
+  go.release();
+  CHECK(bench.wait_for(8));
+}
+
 TEST_CASE("handler threads: one that is too late is asked to stop, then written off and replaced") {
   auto settings = settings_of(2);
   settings.timeout = 30ms;
@@ -160,7 +176,7 @@ TEST_CASE("handler threads: one that is too late is asked to stop, then written 
     return done();
   });
   bench.watches = true;
-  bench.threads.set_jobs_at_once(4);
+  bench.threads.set_pace(4, true);
   bench.give(1, 20);
   REQUIRE(bench.wait_for(20));
   CHECK(bench.written_off == std::set<std::uint64_t>{3});
