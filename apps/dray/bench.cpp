@@ -237,7 +237,7 @@ int bench_end_to_end(const BenchOptions& options) {
   }
   auto report = end_to_end_once(options);
   if (!report.ok()) return fail(report.error());
-  if (limit) add_limit(*report, limit->value("messages_per_second", 0.0), 0);
+  if (limit) add_limit(*report, limit->value("messages_per_second", 0.0));
   print_report(*report, options.json);
   return 0;
 }

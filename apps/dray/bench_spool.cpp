@@ -253,6 +253,7 @@ int alternate(const BenchOptions& options, json report, Once once, Limit limit) 
   std::vector<Measured> all;
   std::vector<double> limits;
   std::vector<double> limit_p50s;
+  std::vector<double> limit_p99s;
   for (std::uint32_t i = 0; i < options.runs; ++i) {
     const ScratchFolder folder(options.directory);
     if (!folder.ok()) return kExitFailed;
@@ -262,6 +263,7 @@ int alternate(const BenchOptions& options, json report, Once once, Limit limit) 
     if (const std::optional<json> bare = limit(folder.path(), *measured)) {
       limits.push_back(bare->value("messages_per_second", 0.0));
       limit_p50s.push_back(bare->value("p50_us", 0.0));
+      limit_p99s.push_back(bare->value("p99_us", 0.0));
     }
   }
   const auto of = [&](double Measured::*field) {
@@ -281,7 +283,7 @@ int alternate(const BenchOptions& options, json report, Once once, Limit limit) 
     if (each.written_per_encoded) written.push_back(*each.written_per_encoded);
   }
   if (!written.empty()) report["bytes_written_per_encoded_byte"] = median(written);
-  add_limit(report, median(limits), median(limit_p50s));
+  add_limit(report, median(limits), median(limit_p50s), median(limit_p99s));
   print_report(report, options.json);
   return 0;
 }

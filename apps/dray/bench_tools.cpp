@@ -238,11 +238,12 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-void add_limit(json& report, double limit_per_second, double limit_p50_us) {
+void add_limit(json& report, double limit_per_second, double limit_p50_us, double limit_p99_us) {
   if (limit_per_second <= 0) return;
   report["limit_messages_per_second"] = limit_per_second;
   report["ratio_to_limit"] = report["messages_per_second"].get<double>() / limit_per_second;
   if (limit_p50_us > 0) report["limit_p50_us"] = limit_p50_us;
+  if (limit_p99_us > 0) report["limit_p99_us"] = limit_p99_us;
 }
 
 namespace {

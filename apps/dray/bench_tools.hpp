@@ -122,7 +122,9 @@ std::optional<nlohmann::json> run_limits(const BenchOptions& options, const std:
 pid_t start_self(const std::vector<std::string>& arguments, int* out = nullptr);
 
 double median(std::vector<double> values);
-void add_limit(nlohmann::json& report, double limit_per_second, double limit_p50_us);
+// Times of 0 are not known.
+void add_limit(nlohmann::json& report, double limit_per_second, double limit_p50_us = 0,
+               double limit_p99_us = 0);
 // As JSON, or a table with a bar for each speed.
 void print_report(const nlohmann::json& report, bool as_json);
 
