@@ -111,7 +111,7 @@ struct BytesClient::State {
   void take_new();
   bool flush();
   bool send(Call& call);
-  void receive(std::size_t index);
+  void receive(std::size_t index, bool looked = true);
   void watch(std::size_t index, SteadyTime now);
   void expire(SteadyTime now);
   void wait(SteadyTime now);
@@ -126,6 +126,7 @@ struct BytesClient::State {
   // Of who leads.
   std::vector<std::unique_ptr<Link>> links;
   std::optional<transport::Poller> poller;
+  bool for_sending = false;  // the poller waits for room, too
   std::unordered_map<CallId, Call> calls;
   std::deque<CallId> unsent;
   std::set<std::pair<SteadyTime, CallId>> deadlines;
@@ -357,9 +358,11 @@ bool BytesClient::State::send(Call& call) {
   return false;
 }
 
-void BytesClient::State::receive(std::size_t index) {
+// What its poller saw; or what there is, if it may not have looked.
+void BytesClient::State::receive(std::size_t index, bool looked) {
+  if (looked && !links[index]->socket->has_frames()) return;
   // With no call open the rest may lie until the next one.
-  for (int frames = 0; links[index]->socket->has_frames() && !calls.empty(); ++frames) {
+  for (int frames = 0; !calls.empty(); ++frames) {
     if (frames >= kRepliesPerTurn) {
       flooded = true;
       return;
@@ -399,7 +402,7 @@ void BytesClient::State::watch(std::size_t index, SteadyTime now) {
     }
   }
   if (link.links.breaks() == breaks) return;
-  receive(index);  // what was answered before it broke
+  receive(index, false);  // what was answered before it broke
   std::vector<CallId> lost;
   for (auto each = calls.begin(); each != calls.end();) {
     auto& call = each->second;
@@ -445,9 +448,15 @@ void BytesClient::State::wait(SteadyTime now) {
     if (!added.empty() || !cancelled.empty()) return;
   }
   if (calls.empty() || flooded) return;
-  if (!poller) {
+  if (!poller || for_sending || !unsent.empty()) {
     poller.emplace();
-    for (const auto& link : links) poller->add(*link->socket);
+    for_sending = !unsent.empty();
+    for (const auto& link : links) {
+      poller->add(*link->socket);
+      // It was full. One without a peer seems to have room while it connects.
+      const bool connected = link->inside || link->links.peers() > 0;
+      if (for_sending && connected) poller->add_for_sending(*link->socket);
+    }
     poller->add(wake_up);
   }
   const auto left = deadlines.begin()->first - now;

@@ -18,7 +18,8 @@ using Jobs = HandlerThreads::Jobs;
 using Ended = HandlerThreads::Ended;
 
 constexpr std::uint32_t kPrefetch = 2;  // jobs
-// Of short jobs so many are told together, if there are more to do, and within so long.
+// Of short jobs so many are told together, while there are as many more to do, and within so long;
+// or when the socket's thread looks next, if one of them turns out long.
 constexpr std::uint64_t kToldAtOnce = 512;
 constexpr auto kToldWithin = std::chrono::milliseconds(1);
 constexpr auto kTickMax = Milliseconds(10);  // of CLOCK_MONOTONIC_COARSE
@@ -209,9 +210,9 @@ void HandlerThreads::Slot::add_time(std::chrono::nanoseconds took) {
 // more of it: waking the socket's thread costs more than some jobs. REQUIRES: slot.mutex is held.
 void HandlerThreads::tell_ended(Shared& shared, Slot& slot, SteadyTime now,
                                 std::unique_ptr<Outcome> outcome,
-                                std::chrono::nanoseconds outcome_took) {
+                                std::chrono::nanoseconds outcome_took, bool at_once) {
   const auto is = slot.where();
-  const bool urgent = outcome != nullptr || !shared.tells_together;
+  const bool urgent = at_once || outcome != nullptr || !shared.tells_together;
   std::vector<Ended> ended;
   if (is.ended() > slot.told) {
     const std::int64_t took = slot.took_ns.load(std::memory_order_relaxed);
@@ -234,8 +235,14 @@ void HandlerThreads::tell_ended(Shared& shared, Slot& slot, SteadyTime now,
       shared.ended_jobs += each.jobs.count;
       shared.news.ended.push_back(std::move(each));
     }
-    const bool more = is.next < is.end || !slot.next.empty() || !shared.queue.empty();
-    const bool due = urgent || !more || shared.ended_jobs >= kToldAtOnce ||
+    // What is left must last until more is there.
+    std::uint64_t left = is.end - is.next;
+    for (const auto* list : {&slot.next, &shared.queue}) {
+      for (auto each = list->begin(); each != list->end() && left <= shared.ended_jobs; ++each) {
+        left += each->count;
+      }
+    }
+    const bool due = urgent || left <= shared.ended_jobs || shared.ended_jobs >= kToldAtOnce ||
                      now - shared.ended_since >= kToldWithin;
     wake = due && !std::exchange(shared.waking, true);
   }
@@ -254,7 +261,7 @@ bool HandlerThreads::tell_outcome(Shared& shared, Slot& slot, Outcome outcome,
 // A thread keeps nothing to itself while it is at a long job: what it did not begin goes back to
 // the front of the queue, what it ended is told. REQUIRES: slot.mutex is held.
 void HandlerThreads::hand_over(Shared& shared, Slot& slot, SteadyTime now) {
-  tell_ended(shared, slot, now);
+  tell_ended(shared, slot, now, nullptr, {}, true);
   auto rest = slot.take_off();
   if (!rest && slot.next.empty()) return;
   {

@@ -78,7 +78,7 @@ class HandlerThreads {
 
   static void tell_ended(Shared& shared, Slot& slot, SteadyTime now,
                          std::unique_ptr<Outcome> outcome = nullptr,
-                         std::chrono::nanoseconds outcome_took = {});
+                         std::chrono::nanoseconds outcome_took = {}, bool at_once = false);
   static bool tell_outcome(Shared& shared, Slot& slot, Outcome outcome,
                            std::chrono::nanoseconds took, SteadyTime now);
   static void hand_over(Shared& shared, Slot& slot, SteadyTime now);

@@ -61,6 +61,17 @@ bool starts_with(const std::string& text, std::string_view prefix) {
   return text.compare(0, prefix.size(), prefix) == 0;
 }
 
+// False: there is none.
+bool receive_part(zmq::socket_t& socket, zmq::message_t& part) {
+  for (;;) {
+    try {
+      return socket.recv(part, zmq::recv_flags::dontwait).has_value();
+    } catch (const zmq::error_t& error) {
+      if (error.num() != EINTR) throw;
+    }
+  }
+}
+
 Error endpoint_error(const char* operation, const std::string& endpoint, int number) {
   Error error = io_error(operation, endpoint, number);
   if (number == EADDRINUSE) {
@@ -201,7 +212,7 @@ Status Socket::watch_links() {
   impl_->monitor->connect(name);
   // Until a first look finds nothing, ZeroMQ does not signal what comes.
   zmq::message_t none;
-  (void)impl_->monitor->recv(none, zmq::recv_flags::dontwait);
+  (void)receive_part(*impl_->monitor, none);
   return {};
 }
 
@@ -218,11 +229,11 @@ std::vector<Link> Socket::take_links() {
   impl_->may_have_links = false;  // when all are taken
   while (impl_->monitor) {
     zmq::message_t event;
-    if (!impl_->monitor->recv(event, zmq::recv_flags::dontwait)) break;
+    if (!receive_part(*impl_->monitor, event)) break;
     std::uint16_t number = 0;
     if (event.size() >= sizeof(number)) std::memcpy(&number, event.data(), sizeof(number));
     while (event.more()) {
-      if (!impl_->monitor->recv(event, zmq::recv_flags::dontwait)) break;
+      if (!receive_part(*impl_->monitor, event)) break;
     }
     switch (number) {
       case ZMQ_EVENT_DISCONNECTED:
@@ -267,14 +278,9 @@ std::optional<std::vector<zmq::message_t>> receive_frames(Socket::Impl& impl, st
     bool more = true;
     while (more) {
       zmq::message_t frame;
-      try {
-        if (!impl.socket.recv(frame, zmq::recv_flags::dontwait)) {
-          impl.may_have_frames = false;
-          return std::nullopt;
-        }
-      } catch (const zmq::error_t& error) {
-        if (error.num() == EINTR) continue;
-        throw;
+      if (!receive_part(impl.socket, frame)) {
+        impl.may_have_frames = false;
+        return std::nullopt;
       }
       more = frame.more();
       ++seen;
@@ -431,9 +437,13 @@ void Poller::wait(std::chrono::nanoseconds timeout) {
     add_links(impl);
   }
   for (auto* each : senders_) {
-    ready = check_events(each->impl().socket, ZMQ_POLLOUT) || ready;
-    add(each->impl().socket);
-    add_links(each->impl());
+    auto& impl = each->impl();
+    // What has something to receive would not tell again after this look.
+    const bool now = check_events(impl.socket, ZMQ_POLLOUT | ZMQ_POLLIN);
+    impl.may_have_frames = impl.may_have_frames || now;
+    ready = ready || now;
+    add(impl.socket);
+    add_links(impl);
   }
   for (auto* each : wake_ups_) items[count++] = {each->fd(), POLLIN, 0};
   timespec limit{};

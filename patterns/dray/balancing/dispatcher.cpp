@@ -205,10 +205,11 @@ void Dispatcher::run() {
       const std::lock_guard lock(state.mutex);
       stopping = state.stopping;
     }
-    read_inbox();
+    const bool was_called = read_inbox();
     if (!state.poisoned) {
       retry_deferred();
-      if (state.socket.has_frames()) read_frames();
+      // A call may have taken long: what came meanwhile counts before the clock does.
+      if (was_called || state.socket.has_frames()) read_frames();
       if (state.socket.has_links()) {
         for (const auto link : state.socket.take_links()) {
           state.link_broken = state.link_broken || link == transport::Link::kDisconnected;
@@ -236,7 +237,8 @@ void Dispatcher::run() {
   state.answered.notify_all();
 }
 
-void Dispatcher::read_inbox() {
+// True if there were calls.
+bool Dispatcher::read_inbox() {
   auto& state = *state_;
   std::vector<spool::Committed> inbox;
   std::vector<std::pair<DepositDesk::Wanted, Result<Receipt>>> receipts;
@@ -266,6 +268,7 @@ void Dispatcher::read_inbox() {
               state.finished[ticket] = std::move(done);
             }};
   for (const auto& work : calls) work(desk);
+  return !calls.empty();
 }
 
 void Dispatcher::read_frames() {

@@ -58,7 +58,7 @@ class Dispatcher final : public spool::CommitListener {
  private:
   struct State;
   void run();
-  void read_inbox();
+  bool read_inbox();
   void read_frames();
   // Nothing, or why this frame is refused.
   std::optional<Refused> intrusion(const transport::RouterSocket::Received& received,
