@@ -20,7 +20,7 @@ constexpr double kShortJobsMore = 8;
 // What a thread may take at once.
 constexpr double kAtOnce = 100e-6;  // seconds
 constexpr double kAtOnceMax = 256;  // jobs
-// Of two or more such the outcomes may be told together (HandlerThreads).
+// The outcomes of jobs up to this may be told together (HandlerThreads).
 constexpr double kToldTogether = 500e-6;  // seconds
 constexpr std::uint64_t kLookEvery = 16;
 // A part of a delivery that is worth taking ahead when it would be waiting elsewhere.

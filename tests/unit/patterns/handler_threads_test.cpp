@@ -159,6 +159,19 @@ TEST_CASE("handler threads: what is told together does not wait for a long job")
   CHECK(bench.wait_for(8));
 }
 
+TEST_CASE("handler threads: what was done is told while as much is left to do") {
+  std::binary_semaphore go(0);
+  ThreadsBench bench(settings_of(1), [&](const ConsumerJob& job, const auto&) {
+    if (job.sequence == 3) go.acquire();
+    return done();
+  });
+  bench.threads.set_pace(1, true);
+  bench.give(1, 4);
+  CHECK(bench.wait_for(2));  // woken, without a look at the clock
+  go.release();
+  CHECK(bench.wait_for(4));
+}
+
 TEST_CASE("handler threads: one that is too late is asked to stop, then written off and replaced") {
   auto settings = settings_of(2);
   settings.timeout = 30ms;
