@@ -90,29 +90,6 @@ TEST_CASE(
   CHECK(client.call({5}, 5s)->value == 10);
 }
 
-TEST_CASE("request/reply: an answer that came before its connection broke counts") {
-  test::TemporaryFolder folder;
-  const std::string endpoint = "ipc://" + (folder / "a");
-  Gate service_gate;
-  Gate client_gate;
-  auto service = std::make_unique<FigureService>(endpoint, [&](const Figure& in) -> Result<Figure> {
-    if (in.value == 2) service_gate.wait();
-    return in;
-  });
-  FigureClient client(std::vector<std::string>{endpoint});
-  std::promise<Result<Figure>> second;
-  // While a callback runs nobody looks at the socket.
-  client.call_async({1}, 60s, [&](const Result<Figure>&) { client_gate.wait(); });
-  client.call_async({2}, 60s, [&](Result<Figure> n) { second.set_value(std::move(n)); });
-  client_gate.until_somebody_waits();
-  service_gate.until_somebody_waits();
-  service_gate.open();
-  service.reset();
-  std::this_thread::sleep_for(400ms);  // both have arrived, and it is time to look at connections
-  client_gate.open();
-  CHECK(second.get_future().get().ok());
-}
-
 TEST_CASE("request/reply: calls go to the service with the fewest open ones") {
   test::TemporaryFolder folder;
   const std::vector<std::string> endpoints{"ipc://" + (folder / "a"), "ipc://" + (folder / "b")};
