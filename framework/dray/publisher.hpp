@@ -10,6 +10,8 @@
 #pragma once
 
 #include <functional>
+#include <future>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -42,6 +44,18 @@ class DRAY_API Publisher {
   void publish_async(std::string_view topic, const T& body, const PublishOptions& options,
                      ReceiptCallback done) {  // NOLINT: it is moved
     publish_view({topic, to_bytes(body), options}, std::move(done));
+  }
+
+  // The same with a future. It may be let go; letting it go does not wait.
+  template <typename T>
+  std::future<Result<Receipt>> publish_future(std::string_view topic, const T& body,
+                                              const PublishOptions& options = {}) {
+    auto promise = std::make_shared<std::promise<Result<Receipt>>>();
+    auto future = promise->get_future();
+    publish_async(topic, body, options, [promise = std::move(promise)](Result<Receipt> receipt) {
+      promise->set_value(std::move(receipt));
+    });
+    return future;
   }
 
   // Waits for the commit.

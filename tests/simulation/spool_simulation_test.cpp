@@ -89,6 +89,7 @@ TEST_CASE("every planted fault is caught within 1000 seeds") {
                Plant{Fault::kNoSealSync, "no sync of a segment that is sealed"},
                Plant{Fault::kNoTailRewrite, "the tail believed after a crash"},
                Plant{Fault::kNoRecordCrc, "payloads unchecked", true},
+               Plant{Fault::kNoRecordHeaderCrc, "records' headers unchecked", true},
                Plant{Fault::kDamageIsTornTail, "the durable_lsn rule ignored", true},
                Plant{Fault::kTornTailIsDamage, "a torn tail called damage"},
                Plant{Fault::kNoLatch, "going on after a failed write"},

@@ -15,6 +15,7 @@ enum class Fault {
   kNoSealSync,            // S3: a segment sealed before its last records are on the disk
   kNoTailRewrite,         // S7: the page cache believed after a crash
   kNoRecordCrc,           // S2: payloads not checked
+  kNoRecordHeaderCrc,     // S2: records' headers not checked
   kDamageIsTornTail,      // S3: the durable_lsn rule ignored
   kTornTailIsDamage,      // S3: every invalid tail called damage
   kNoLatch,               // S5: going on after a failed write

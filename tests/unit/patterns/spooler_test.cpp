@@ -45,6 +45,26 @@ TEST_CASE("messages published without any worker wait, and survive a restart of 
   CHECK(seen.count() == 100);
 }
 
+TEST_CASE("a receipt comes by a future, in order of publishing, or an error does") {
+  TemporaryFolder folder;
+  auto spooler = open_spooler(options_in(folder));
+  std::vector<std::future<Result<Receipt>>> futures;
+  for (std::uint64_t i = 0; i < 100; ++i) {
+    futures.push_back(spooler->publish_future("ping", Ping{i, "x"}));
+  }
+  (void)spooler->publish_future("ping", Ping{100, "nobody waits for it"});
+  auto refused = spooler->publish_future("pong", Ping{});
+  Sequence before = 0;
+  for (auto& future : futures) {
+    const auto receipt = future.get();
+    REQUIRE(receipt.ok());
+    CHECK(receipt->durability == Durability::kDisk);
+    CHECK(receipt->sequence > before);
+    before = receipt->sequence;
+  }
+  CHECK(refused.get().error().code == ErrorCode::kUnroutable);
+}
+
 TEST_CASE("a topic without a group is refused as unroutable") {
   TemporaryFolder folder;
   auto spooler = open_spooler(options_in(folder));
