@@ -93,6 +93,7 @@ class SpoolWorld : private spool::CommitListener {
   void check_counts();
   std::optional<Standing> observe(Sequence sequence, std::size_t group) const;
   void check_found();
+  static std::string body_in(std::string_view envelope);
   bool was_reported(Sequence sequence) const;
   std::optional<Sequence> pick_open(std::size_t group);
   void submit(spool::Submission submission, Sequence sequence, std::size_t group,

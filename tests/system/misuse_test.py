@@ -65,7 +65,8 @@ class Misuse(unittest.TestCase):
         self.assertIn("'nobody.takes.it'", log[log.index("nowhere: "):].splitlines()[0])
         self.publish('{"wish": "well"}')
         wait_until(lambda: self.group()["done"] == 1, "the next one is handled")
-        self.assertEqual(self.shop.log().count("started app="), 2)   # nobody died of it
+        log = self.shop.log()
+        self.assertEqual(log.count("started app="), 2, log)   # nobody died of it
 
     def test_abort_kills_its_app_alone_which_comes_back(self):
         self.start()

@@ -42,6 +42,8 @@ class SimulatedDisk {
   }
   void heal() { fail_at_ = 0; }
   std::uint64_t calls() const { return calls_; }
+  // Files have room for so many bytes in all, in whole pages; 0: no limit.
+  void limit_room(std::uint64_t bytes) { room_ = bytes; }
   // Test of the tests: syncs do nothing.
   void ignore_syncs() { ignore_syncs_ = true; }
   // What tells this folder from a copy of it.
@@ -63,6 +65,18 @@ class SimulatedDisk {
     auto& node = *names_.at(name);
     if (offset < node.durable.size()) node.durable[offset] ^= 1;
     node.current.at(offset) ^= 1;
+  }
+  // The same of whole stretches.
+  void overwrite(const std::string& name, std::uint64_t offset, std::string_view bytes) {
+    auto& node = *names_.at(name);
+    for (auto* content : {&node.durable, &node.current}) {
+      if (content->size() < offset + bytes.size()) content->resize(offset + bytes.size());
+      content->replace(offset, bytes.size(), bytes);
+    }
+  }
+  // All can be read again.
+  void mend_sectors() {
+    for (auto& [name, node] : names_) node->bad_sectors.clear();
   }
   std::string& bytes(const std::string& name) { return names_.at(name)->current; }
   void erase(const std::string& name) {
@@ -120,6 +134,15 @@ class SimulatedDisk {
     std::shared_ptr<Node> node;
   };
 
+  static std::uint64_t in_pages(std::uint64_t size) { return (size + kPage - 1) / kPage * kPage; }
+  // kFull if a file has no room to become so large.
+  Status make_room(const Node& node, std::uint64_t size, const std::string& path) const {
+    if (room_ == 0 || in_pages(size) <= in_pages(node.current.size())) return {};
+    std::uint64_t used = in_pages(size) - in_pages(node.current.size());
+    for (const auto& [name, each] : names_) used += in_pages(each->current.size());
+    if (used <= room_) return {};
+    return Error{ErrorCode::kFull, "the disk is full", path, 28};
+  }
   bool coin() { return (random_() & 1) != 0; }
   Status step(const char* operation, const std::string& path, std::uint64_t offset = 0,
               std::size_t size = 0) {
@@ -149,6 +172,7 @@ class SimulatedDisk {
   std::uint64_t fail_at_ = 0;
   std::uint64_t identity_ = 1;
   ErrorCode code_ = ErrorCode::kIo;
+  std::uint64_t room_ = 0;
   bool once_ = false;
   bool ignore_syncs_ = false;
   bool locked_ = false;
@@ -161,6 +185,7 @@ class SimulatedFile final : public File {
       : disk_(disk), node_(std::move(node)), path_(std::move(path)) {}
 
   Status write_at(std::uint64_t offset, std::string_view bytes) override {
+    DRAY_TRY(disk_.make_room(*node_, offset + bytes.size(), path_));
     Status step = disk_.step("write", path_, offset, bytes.size());
     if (!step.ok()) {  // a part of it may have been written
       put(offset, bytes.substr(0, disk_.random_() % (bytes.size() + 1)));
@@ -171,6 +196,7 @@ class SimulatedFile final : public File {
   }
   Status write_durable_at(std::uint64_t offset, std::string_view bytes,
                           const WriteHints&) override {
+    DRAY_TRY(disk_.make_room(*node_, offset + bytes.size(), path_));
     Status step = disk_.step("write and sync", path_, offset, bytes.size());
     if (!step.ok()) {
       put(offset, bytes.substr(0, disk_.random_() % (bytes.size() + 1)));
@@ -214,6 +240,7 @@ class SimulatedFile final : public File {
     return {};
   }
   Status allocate(std::uint64_t size) override {
+    DRAY_TRY(disk_.make_room(*node_, size, path_));
     DRAY_TRY(disk_.step("allocate", path_));
     if (node_->current.size() < size) node_->current.resize(size);
     return {};

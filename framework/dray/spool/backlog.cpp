@@ -31,6 +31,7 @@ class GroupReader {
   bool on_record(const Record& record) {
     const Lsn lsn = record.header.lsn;
     if (record.header.type == RecordType::kEpoch) held_.clear();
+    if (record.header.type == RecordType::kLost) on_gap(lsn, lsn);  // S6: nor is what went before
     if ((record.header.flags & kContinues) != 0 && lsn >= request_.known &&
         !planted(Fault::kUnitsTorn)) {
       // S6: it counts only with the records after it. (Behind the cursor it did.)
@@ -55,7 +56,6 @@ class GroupReader {
         }
       }
     }
-    if (record.header.type == RecordType::kLost) on_gap(lsn, lsn);
     if (!held_.empty()) return true;
     slice_.next = lsn + 1;
     return records_->size() < request_.messages_max && records_->bytes() < request_.bytes_max &&

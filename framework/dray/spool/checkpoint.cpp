@@ -1,5 +1,7 @@
 #include "dray/spool/checkpoint.hpp"
 
+#include <algorithm>
+
 #include "dray/spool/bytes.hpp"
 #include "dray/spool/planted_fault.hpp"
 
@@ -88,6 +90,7 @@ Status CheckpointStore::load() {
     if (!file.ok()) return file.error();
     auto bytes = read_whole(**file);
     if (!bytes.ok()) return bytes.error();
+    bytes_max_ = std::max<std::uint64_t>(bytes_max_, bytes->size());
     auto decoded = decode_checkpoint(*bytes);
     if (decoded.fault == CheckpointFault::kNewerVersion) {
       return Error{ErrorCode::kUnsupported,

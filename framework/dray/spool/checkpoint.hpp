@@ -73,6 +73,8 @@ class CheckpointStore {
   // Writes `bytes` over the older of the two. kFull leaves both as they were; after any other error
   // the spool must not go on (P7).
   Status write(const std::string& bytes);
+  // Of the larger file at load().
+  std::uint64_t bytes_max() const { return bytes_max_; }
   // Both files held a good checkpoint at load().
   bool both_good() const { return good_[0] && good_[1]; }
 
@@ -83,6 +85,7 @@ class CheckpointStore {
   std::array<std::optional<Checkpoint>, 2> found_;
   std::array<bool, 2> good_{};
   std::size_t next_ = 0;
+  std::uint64_t bytes_max_ = 0;
   std::vector<std::string> damaged_;
 };
 

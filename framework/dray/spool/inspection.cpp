@@ -8,6 +8,7 @@ namespace dray::spool {
 namespace {
 
 constexpr std::size_t kCopyPiece = 1U << 20;
+constexpr std::size_t kReadBlock = 4096;
 
 bool is_known_name(const std::string& name) {
   return name == "lock" || name == "checkpoint.tmp" || CheckpointStore::is_checkpoint_name(name) ||
@@ -43,7 +44,11 @@ void look_at_checkpoints(Directory& directory, SpoolFindings& findings) {
         findings.best = std::move(decoded.checkpoint);
       }
     } else if (decoded.fault == CheckpointFault::kNewerVersion) {
+      findings.newer = true;
       findings.faults.push_back(std::string(name) + ": made by a newer version of Dray");
+    } else if (!bytes.ok()) {
+      finding.unreadable = true;
+      findings.faults.push_back(std::string(name) + ": cannot be read: " + bytes.error().text());
     }
     findings.checkpoints.push_back(std::move(finding));
   }
@@ -68,18 +73,26 @@ std::shared_ptr<Segment> open_segment(Directory& directory, SegmentFinding& find
   auto segment = std::make_shared<Segment>();
   segment->file = std::move(*file);
   std::string bytes(kSegmentHeaderSize, '\0');
-  if (auto got = segment->file->read_at(0, bytes.data(), bytes.size()); got.ok()) {
-    bytes.resize(*got);
-  }
+  const auto got = segment->file->read_at(0, bytes.data(), bytes.size());
+  if (got.ok()) bytes.resize(*got);
   const auto decoded = decode_segment_header(bytes);
   const auto* entry = entry_of(findings, finding.number);
   segment->header = decoded.header;
+  if (decoded.fault == HeaderFault::kNewerVersion) {
+    finding.status = "damaged";
+    findings.newer = true;
+    findings.faults.push_back(finding.file + ": made by a newer version of Dray");
+    return nullptr;
+  }
   if (decoded.fault != HeaderFault::kNone || decoded.header.number != finding.number) {
     if (entry == nullptr) {
       finding.status = "damaged";
-      findings.faults.push_back(finding.file + (decoded.fault == HeaderFault::kForeign
-                                                    ? ": not a Dray segment"
-                                                    : ": its header is damaged"));
+      finding.header_unreadable = !got.ok();
+      const bool blank = bytes.find_first_not_of('\0') == std::string::npos;
+      const bool foreign = decoded.fault == HeaderFault::kForeign && !blank;
+      findings.faults.push_back(finding.file + (!got.ok() ? ": its header cannot be read"
+                                                : foreign ? ": not a Dray segment"
+                                                          : ": its header is damaged"));
       return nullptr;
     }
     segment->header.spool_id = *Uuid::from_bytes(findings.best->spool.bytes);
@@ -175,33 +188,52 @@ std::string fresh_text(const DamagedRange& range) {
   return "lsn " + std::to_string(range.first) + " to " + std::to_string(range.last);
 }
 
+// What of a file can be read; zeros for the rest.
+Result<std::string> read_what_can_be(Directory& directory, const std::string& name) {
+  if (auto bytes = read_file(directory, name); bytes.ok()) return bytes;
+  auto file = directory.open(name, OpenMode::kRead);
+  if (!file.ok()) return file.error();
+  auto size = (*file)->size();
+  if (!size.ok()) return size.error();
+  std::string content(static_cast<std::size_t>(*size), '\0');
+  for (std::size_t at = 0; at < content.size(); at += kReadBlock) {
+    (void)(*file)->read_at(at, content.data() + at, std::min(kReadBlock, content.size() - at));
+  }
+  return content;
+}
+
+Status write_file(Directory& directory, const std::string& name, const std::string& data) {
+  (void)directory.remove(name);
+  auto file = directory.open(name, OpenMode::kCreateNew);
+  if (!file.ok()) return file.error();
+  for (std::size_t at = 0; at < data.size(); at += kCopyPiece) {
+    DRAY_TRY((*file)->write_at(at, std::string_view(data).substr(at, kCopyPiece)));
+  }
+  return (*file)->sync_data();
+}
+
+// Nobody knows what it held: the next start sets aside what can be read of it, and reports it.
+Status give_up_header(Directory& directory, const SegmentFinding& finding, RepairReport& report) {
+  const auto content = read_what_can_be(directory, finding.file);
+  if (!content.ok()) return content.error();
+  const std::string kept = finding.file + ".unreadable.quarantine";
+  DRAY_TRY(write_file(directory, finding.file + ".repaired", *content));
+  DRAY_TRY(directory.rename(finding.file, kept));
+  DRAY_TRY(directory.rename(finding.file + ".repaired", finding.file));
+  DRAY_TRY(directory.sync());
+  report.done.push_back(finding.file +
+                        ": its header cannot be read and no checkpoint knows it; its records are "
+                        "given up, the file is kept as " +
+                        kept);
+  return {};
+}
+
 // The same bytes with a filler over every damaged part, in a new file under the same name.
 Status rewrite_segment(Directory& directory, const SegmentFinding& finding, RepairReport& report) {
-  auto bytes = read_file(directory, finding.file);
-  std::string content;
-  if (bytes.ok()) {
-    content = std::move(*bytes);
-  } else {  // some of it cannot be read: block by block
-    auto file = directory.open(finding.file, OpenMode::kRead);
-    if (!file.ok()) return file.error();
-    auto size = (*file)->size();
-    if (!size.ok()) return size.error();
-    content.assign(static_cast<std::size_t>(*size), '\0');
-    for (std::size_t at = 0; at < content.size(); at += 4096) {
-      (void)(*file)->read_at(at, content.data() + at,
-                             std::min<std::size_t>(4096, content.size() - at));
-    }
-  }
-  const auto write_file = [&](const std::string& name, const std::string& data) -> Status {
-    (void)directory.remove(name);
-    auto file = directory.open(name, OpenMode::kCreateNew);
-    if (!file.ok()) return file.error();
-    for (std::size_t at = 0; at < data.size(); at += kCopyPiece) {
-      DRAY_TRY((*file)->write_at(at, std::string_view(data).substr(at, kCopyPiece)));
-    }
-    return (*file)->sync_data();
-  };
-  DRAY_TRY(write_file(finding.file + ".quarantine", content));
+  auto read = read_what_can_be(directory, finding.file);
+  if (!read.ok()) return read.error();
+  std::string& content = *read;
+  DRAY_TRY(write_file(directory, finding.file + ".quarantine", content));
   if (finding.header_rebuilt)
     content.replace(0, kSegmentHeaderSize, encode_segment_header(finding.header));
   const std::uint32_t seed = segment_seed(finding.header);
@@ -236,7 +268,7 @@ Status rewrite_segment(Directory& directory, const SegmentFinding& finding, Repa
                           " cannot be read and are given up; the damaged file is kept as " +
                           finding.file + ".quarantine");
   }
-  DRAY_TRY(write_file(finding.file + ".repaired", content));
+  DRAY_TRY(write_file(directory, finding.file + ".repaired", content));
   DRAY_TRY(directory.rename(finding.file + ".repaired", finding.file));
   return directory.sync();
 }
@@ -341,9 +373,24 @@ Result<RepairReport> repair_spool(Directory& directory, const Progress& progress
   if (!lock.ok()) return lock.error();
   auto findings = [&] { return look_at_spool(directory, true, progress); }();
   if (!findings.ok()) return findings.error();
+  if (findings->newer) {
+    return Error{ErrorCode::kUnsupported,
+                 "some of it was made by a newer version of Dray; run that one's `dray spool "
+                 "repair`. Nothing was changed",
+                 directory.path(), 0};
+  }
+  for (const auto& checkpoint : findings->checkpoints) {
+    if (!checkpoint.unreadable) continue;
+    return Error{
+        ErrorCode::kIo,
+        "the checkpoint cannot be read; try again, or move it away if it stays so. Nothing "
+        "was changed",
+        directory.path() + "/" + checkpoint.file, 0};
+  }
   RepairReport report;
   report.before = *findings;
   for (const auto& finding : findings->segments) {
+    if (finding.header_unreadable) DRAY_TRY(give_up_header(directory, finding, report));
     if (finding.damaged.empty() && !finding.header_rebuilt) continue;
     if (finding.header_rebuilt) {
       report.done.push_back(finding.file + ": its header was written anew from the checkpoint");

@@ -20,6 +20,7 @@ namespace dray::spool {
 struct CheckpointFinding {
   std::string file;
   bool good = false;
+  bool unreadable = false;  // just now: that says nothing about what is in it
   std::uint64_t number = 0;
   Lsn lsn = 0;
   UtcTime at{};
@@ -33,9 +34,10 @@ struct SegmentFinding {
   Lsn last_lsn = 0;
   std::uint64_t records = 0;
   std::uint64_t messages = 0;
-  std::uint64_t bytes = 0;       // that hold records
-  std::uint64_t torn_bytes = 0;  // an unacknowledged tail; harmless
-  bool header_rebuilt = false;   // from a checkpoint
+  std::uint64_t bytes = 0;         // that hold records
+  std::uint64_t torn_bytes = 0;    // an unacknowledged tail; harmless
+  bool header_rebuilt = false;     // from a checkpoint
+  bool header_unreadable = false;  // and no checkpoint knows it
   std::vector<DamagedRange> damaged;
 };
 
@@ -43,6 +45,7 @@ struct SpoolFindings {
   std::string directory;
   Uuid spool_id;
   bool served = false;  // a process holds its lock
+  bool newer = false;   // some of it was made by a newer version of Dray
   std::vector<CheckpointFinding> checkpoints;
   std::optional<Checkpoint> best;  // what the newest good checkpoint says
   std::vector<SegmentFinding> segments;

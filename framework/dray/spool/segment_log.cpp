@@ -35,7 +35,9 @@ Status SegmentLog::start(const Uuid& spool_id, std::uint64_t epoch, std::uint64_
     return Error{ErrorCode::kFull, "no room even for a small segment; free some disk, start again",
                  directory_.path(), 0};
   }
-  return roll(false);
+  DRAY_TRY(roll(false));
+  for (const auto& name : aside_) DRAY_TRY(directory_.rename(name, name + ".quarantine"));
+  return aside_.empty() ? Status() : directory_.sync();
 }
 
 // --- segments -------------------------------------------------------------------------------

@@ -57,10 +57,11 @@ struct ScanReport {
   std::uint64_t records = 0;     // replayed
   std::uint64_t torn_bytes = 0;  // unacknowledged tail that was cut off; 0 also if it was all zeros
   std::vector<DamagedRange> damaged;
-  std::vector<std::string> notes;  // what was repaired in passing
-  bool clean = true;               // the last record was a marker that covers all before it
-  bool checkpoints_lost = false;   // there were some, and none is good
-  Uuid machine_id;                 // as the newest segment has them
+  std::vector<DamagedRange> given_up;  // by repair, and told then
+  std::vector<std::string> notes;      // what was repaired in passing
+  bool clean = true;                   // the last record was a marker that covers all before it
+  bool checkpoints_lost = false;       // there were some, and none is good
+  Uuid machine_id;                     // as the newest segment has them
   std::uint64_t home = 0;
 };
 
@@ -171,11 +172,14 @@ class SegmentLog {
 
   // segment_scan.cpp
   struct Tail;
+  struct Beyond;
   Status scan(const std::optional<Checkpoint>& checkpoint, const Visitor& visitor,
               ScanReport& report);
-  Result<std::shared_ptr<Segment>> open_segment(std::uint64_t number, bool last,
+  Result<std::shared_ptr<Segment>> open_segment(std::uint64_t number,
                                                 const std::optional<Checkpoint>& checkpoint,
-                                                ScanReport& report);
+                                                ScanReport& report, Beyond& beyond);
+  void add_quarantined(const std::vector<std::uint64_t>& numbers,
+                       const std::optional<Checkpoint>& checkpoint, Beyond& beyond);
   Status check_home(const ScanReport& report) const;
   Status check_missing(const Checkpoint& checkpoint, const Visitor& visitor, ScanReport& report);
   Status scan_segment(Segment& segment, std::uint64_t offset, Lsn limit, const Visitor& visitor,
@@ -183,7 +187,7 @@ class SegmentLog {
   Status finish_tail(Segment& segment, const Tail& tail, ScanReport& report);
   Status rewrite(Segment& segment, std::uint64_t begin, std::uint64_t end);
   void damaged(const Visitor& visitor, ScanReport& report, DamagedRange range, bool inside);
-  Status set_aside(const std::string& name, ScanReport& report, const std::string& why);
+  void set_aside(const std::string& name, ScanReport& report, const std::string& why);
 
   Status seal();
   Status roll(bool whole);
@@ -219,8 +223,9 @@ class SegmentLog {
   bool opening_due_ = false;
   std::uint64_t next_segment_ = 1;
   Lsn next_lsn_ = 1;
-  bool set_aside_ = false;  // a segment could not be read at all
-  bool unsynced_ = false;   // something was written and not synced
+  bool set_aside_ = false;          // a segment could not be read at all
+  std::vector<std::string> aside_;  // files to be set aside once the log goes on behind them
+  bool unsynced_ = false;           // something was written and not synced
   std::shared_ptr<Segment> current_;
   std::uint64_t capacity_ = 0;      // bytes of current_
   std::uint64_t blocks_until_ = 0;  // bytes of current_ that had blocks when it was begun

@@ -4,8 +4,9 @@
 //   newer version                            refused
 //   no Dray segment, or another spool's      refused
 //   damaged, listed by the checkpoint        rebuilt from there, records served
-//   blank, or a recycled file's old one      last: it never held a record, removed
+//   before the checkpoint, not listed        free, removed
 //   damaged, not listed                      set aside, its records reported
+//   cannot be read, not listed               refused: it may be read the next time
 //
 //   a segment's records                      what is done
 //   before the checkpoint, listed            not read now
@@ -23,7 +24,11 @@
 namespace dray::spool {
 namespace {
 
+constexpr std::string_view kQuarantine = ".quarantine";
 constexpr std::size_t kScanPiece = 1U << 20;
+constexpr std::size_t kRewriteBlock = 4096;
+// Where a sealed segment ends is not known: what came after it cannot be read.
+constexpr Lsn kLimitUnknown = UINT64_MAX;
 
 }  // namespace
 
@@ -35,6 +40,12 @@ struct SegmentLog::Tail {
   bool marker_last = true;
 };
 
+// Files behind the last good segment of which nothing is known but how much they may have held.
+struct SegmentLog::Beyond {
+  std::uint64_t number = 0;   // of the last one; 0: there are none
+  std::uint64_t records = 0;  // at most, in all
+};
+
 void SegmentLog::damaged(const Visitor& visitor, ScanReport& report, DamagedRange range,
                          bool inside) {
   if (range.first > range.last) return;
@@ -42,12 +53,12 @@ void SegmentLog::damaged(const Visitor& visitor, ScanReport& report, DamagedRang
   report.damaged.push_back(std::move(range));
 }
 
-Status SegmentLog::set_aside(const std::string& name, ScanReport& report, const std::string& why) {
+// Once a new segment tells of the gap (start()): a start that is refused, or cut short, must not
+// make the next one believe that nothing was there.
+void SegmentLog::set_aside(const std::string& name, ScanReport& report, const std::string& why) {
   set_aside_ = true;
-  DRAY_TRY(directory_.rename(name, name + ".quarantine"));
-  DRAY_TRY(directory_.sync());
-  report.notes.push_back(name + ": " + why + "; kept as " + name + ".quarantine");
-  return {};
+  aside_.push_back(name);
+  report.notes.push_back(name + ": " + why + "; set aside as " + name + ".quarantine");
 }
 
 Status SegmentLog::scan(const std::optional<Checkpoint>& checkpoint, const Visitor& visitor,
@@ -55,10 +66,14 @@ Status SegmentLog::scan(const std::optional<Checkpoint>& checkpoint, const Visit
   auto names = directory_.list();
   if (!names.ok()) return names.error();
   std::vector<std::uint64_t> numbers;
+  std::vector<std::uint64_t> quarantined;
   for (const auto& name : *names) {
     if (auto number = segment_number(name)) numbers.push_back(*number);
     if (SpareSegments::is_spare_name(name)) spares_.adopt(name);
-    set_aside_ = set_aside_ || name.ends_with(".quarantine");
+    if (!name.ends_with(kQuarantine)) continue;
+    set_aside_ = true;
+    const auto number = segment_number(name.substr(0, name.size() - kQuarantine.size()));
+    if (number) quarantined.push_back(*number);
   }
   std::sort(numbers.begin(), numbers.end());
   Tail tail;
@@ -68,16 +83,19 @@ Status SegmentLog::scan(const std::optional<Checkpoint>& checkpoint, const Visit
     tail.durable = checkpoint->lsn;  // S8
     next_segment_ = checkpoint->position.segment + 1;
   }
+  Beyond beyond;
   for (const auto number : numbers) {
     next_segment_ = std::max(next_segment_, number + 1);
-    auto segment = open_segment(number, number == numbers.back(), checkpoint, report);
+    auto segment = open_segment(number, checkpoint, report, beyond);
     if (!segment.ok()) return segment.error();
     if (*segment == nullptr) continue;
+    beyond = {};
     report.machine_id = (*segment)->header.machine_id;
     report.home = (*segment)->header.home;
     segments_.push_back(std::move(*segment));
     ++report.segments;
   }
+  add_quarantined(quarantined, checkpoint, beyond);
   DRAY_TRY(check_home(report));
   if (checkpoint) DRAY_TRY(check_missing(*checkpoint, visitor, report));
   bool any_scanned = false;
@@ -101,20 +119,45 @@ Status SegmentLog::scan(const std::optional<Checkpoint>& checkpoint, const Visit
               false);
       next_lsn_ = until;
     }
-    const Lsn limit = last ? 0 : segments_[i + 1]->header.first_lsn;
+    const bool sealed = !last || beyond.number != 0;
+    const Lsn limit = !last ? segments_[i + 1]->header.first_lsn : sealed ? kLimitUnknown : 0;
     const auto begin = inside ? checkpoint->position.offset : kSegmentHeaderSize;
     DRAY_TRY(scan_segment(segment, begin, limit, visitor, report, tail));
     bytes_total_ += segment.end;
-    if (last) DRAY_TRY(finish_tail(segment, tail, report));
+    if (!sealed) DRAY_TRY(finish_tail(segment, tail, report));
+  }
+  if (beyond.number != 0) {
+    // How many records they held is not known: go on behind all that they may have held.
+    const Lsn first = next_lsn_;
+    next_lsn_ += beyond.records;
+    damaged(visitor, report,
+            {beyond.number, 0, first, next_lsn_ - 1, "the segment's header is damaged"}, false);
+    report.clean = false;
   }
   durable_lsn_ = next_lsn_ - 1;
   return {};
 }
 
-// Nothing: the file never held a record, or was set aside.
+// Of what was set aside before, only a later segment tells that it was there.
+void SegmentLog::add_quarantined(const std::vector<std::uint64_t>& numbers,
+                                 const std::optional<Checkpoint>& checkpoint, Beyond& beyond) {
+  std::uint64_t known = segments_.empty() ? 0 : segments_.back()->header.number;
+  if (checkpoint) known = std::max(known, checkpoint->position.segment);
+  for (const auto number : numbers) {
+    next_segment_ = std::max(next_segment_, number + 1);
+    if (number <= known) continue;
+    beyond.number = std::max(beyond.number, number);
+    const auto file =
+        directory_.open(segment_name(number) + std::string(kQuarantine), OpenMode::kRead);
+    const auto size = file.ok() ? (*file)->size() : Result<std::uint64_t>(file.error());
+    if (size.ok()) beyond.records += *size / kRecordHeaderSize;
+  }
+}
+
+// Nothing: the file is not needed, or was set aside.
 Result<std::shared_ptr<Segment>> SegmentLog::open_segment(
-    std::uint64_t number, bool last, const std::optional<Checkpoint>& checkpoint,
-    ScanReport& report) {
+    std::uint64_t number, const std::optional<Checkpoint>& checkpoint, ScanReport& report,
+    Beyond& beyond) {
   const std::string name = segment_name(number);
   const std::string path = directory_.path() + "/" + name;
   auto file = directory_.open(name, OpenMode::kReadWrite);
@@ -122,9 +165,8 @@ Result<std::shared_ptr<Segment>> SegmentLog::open_segment(
   auto segment = std::make_shared<Segment>();
   segment->file = std::move(*file);
   std::string bytes(kSegmentHeaderSize, '\0');
-  if (auto got = segment->file->read_at(0, bytes.data(), bytes.size()); got.ok()) {
-    bytes.resize(*got);
-  }
+  const auto got = segment->file->read_at(0, bytes.data(), bytes.size());
+  if (got.ok()) bytes.resize(*got);
   const SegmentEntry* listed = nullptr;
   if (checkpoint) {
     for (const auto& entry : checkpoint->segments) {
@@ -153,27 +195,30 @@ Result<std::shared_ptr<Segment>> SegmentLog::open_segment(
     segment->damaged = true;
     report.notes.push_back(name + ": its header is damaged and was rebuilt from the checkpoint");
   } else if (!ours) {
-    const bool blank = bytes.find_first_not_of('\0') == std::string::npos;
-    const bool recycled = decoded.fault == HeaderFault::kNone;  // another segment's header
-    const bool free = checkpoint && number < checkpoint->position.segment;
-    if (free || ((blank || recycled) && last)) {  // S4: it never held a record, or is not needed
+    if (checkpoint && number < checkpoint->position.segment) {  // S9: nothing in it counts
       DRAY_TRY(directory_.remove(name));
       DRAY_TRY(directory_.sync());
       return std::shared_ptr<Segment>();
     }
+    if (!got.ok()) {
+      Error error = got.error();
+      error.message =
+          "the segment's header cannot be read, and no checkpoint knows it; if it stays "
+          "so, `dray spool repair` gives it up: " +
+          error.message;
+      return error;
+    }
+    const bool blank = bytes.find_first_not_of('\0') == std::string::npos;
     if (decoded.fault == HeaderFault::kForeign && !blank) {
       return Error{ErrorCode::kCorrupt, "not a Dray segment; move this file out of the spool", path,
                    0};
     }
-    // How many records it held is not known: go on behind all that it may have held.
+    // S4: whatever its header looks like now, it had one before it had its name, and may have held
+    // acknowledged records.
     const auto size = segment->file->size();
-    if (last && size.ok()) {
-      const Lsn first = next_lsn_;
-      next_lsn_ += *size / kRecordHeaderSize;
-      report.damaged.push_back(
-          {number, 0, first, next_lsn_ - 1, "the segment's header is damaged"});
-    }
-    DRAY_TRY(set_aside(name, report, "its header is damaged and no checkpoint knows it"));
+    beyond.number = number;
+    if (size.ok()) beyond.records += *size / kRecordHeaderSize;
+    set_aside(name, report, "its header is damaged and no checkpoint knows it");
     return std::shared_ptr<Segment>();
   }
   if (!spool_id_.is_nil() && segment->header.spool_id != spool_id_) {
@@ -238,7 +283,7 @@ Status SegmentLog::scan_segment(Segment& segment, std::uint64_t offset, Lsn limi
   auto file_size = segment.file->size();
   if (!file_size.ok()) return file_size.error();
   const std::uint64_t end = std::max(*file_size, offset);
-  const bool last = limit == 0;
+  const bool last = limit == 0;  // else sealed
   // A view of the segment for the cursor: it is shared only with this scan.
   SegmentCursor cursor(std::shared_ptr<const Segment>(&segment, [](const Segment*) {}));
   std::uint64_t indexed_until = 0;
@@ -276,7 +321,11 @@ Status SegmentLog::scan_segment(Segment& segment, std::uint64_t offset, Lsn limi
       continue;
     }
     const RecordHeader header = (*record)->header;
-    if (header.lsn > next_lsn_ && header.type != RecordType::kLost) {
+    if (header.type == RecordType::kLost) {  // given up, and reported then
+      const Lsn first = visitor.gap(next_lsn_, true);
+      report.given_up.push_back(
+          {segment.header.number, offset, first, header.lsn, "given up by repair"});
+    } else if (header.lsn > next_lsn_) {
       segment.damaged = true;
       damaged(visitor, report,
               {segment.header.number, tail.valid_end, next_lsn_, header.lsn - 1,
@@ -297,7 +346,7 @@ Status SegmentLog::scan_segment(Segment& segment, std::uint64_t offset, Lsn limi
     segment.last_lsn = header.lsn;
   }
   segment.end = tail.valid_end;
-  if (!last && next_lsn_ < limit) {
+  if (!last && limit != kLimitUnknown && next_lsn_ < limit) {
     segment.damaged = true;
     damaged(
         visitor, report,
@@ -336,16 +385,21 @@ Status SegmentLog::finish_tail(Segment& segment, const Tail& tail, ScanReport& r
   return segment.file->sync_data();
 }
 
+// Blocks that cannot be read stay as they are: their records were reported as damaged.
 Status SegmentLog::rewrite(Segment& segment, std::uint64_t begin, std::uint64_t end) {
   std::string bytes;
-  for (std::uint64_t offset = begin; offset < end; offset += kScanPiece) {
-    bytes.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kScanPiece, end - offset)));
+  std::uint64_t by_block_until = 0;
+  for (std::uint64_t offset = begin; offset < end;) {
+    const bool by_block = offset < by_block_until;
+    const std::uint64_t most = by_block ? kRewriteBlock - offset % kRewriteBlock : kScanPiece;
+    bytes.resize(static_cast<std::size_t>(std::min(most, end - offset)));
     auto got = segment.file->read_at(offset, bytes.data(), bytes.size());
-    if (!got.ok()) {
-      // Blocks that cannot be read stay as they are: their records were reported as damaged.
+    if (!got.ok() && !by_block) {
+      by_block_until = offset + bytes.size();
       continue;
     }
-    DRAY_TRY(segment.file->write_at(offset, {bytes.data(), *got}));
+    if (got.ok()) DRAY_TRY(segment.file->write_at(offset, {bytes.data(), *got}));
+    offset += bytes.size();
   }
   return {};
 }

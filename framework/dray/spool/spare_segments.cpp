@@ -9,6 +9,7 @@ namespace dray::spool {
 namespace {
 
 constexpr std::string_view kPrefix = "spare.";
+constexpr const char* kCheckpointRoom = "spare.checkpoint";  // never a segment
 constexpr std::uint64_t kSlice = 128U << 10;
 constexpr int kSkipWhenFull = 240;  // calls, four a second then
 constexpr std::uint64_t kSliceUrgent = 1024U << 10;
@@ -23,6 +24,7 @@ bool SpareSegments::is_spare_name(std::string_view name) {
 }
 
 void SpareSegments::adopt(const std::string& name) {
+  if (name == kCheckpointRoom) return (void)directory_.remove(name);  // made anew
   const std::lock_guard lock(mutex_);
   // A name is given once: a rename to one that is in use would put another file under it.
   std::uint64_t number = 0;
@@ -76,34 +78,47 @@ Result<SpareSegments::Spare> SpareSegments::create() {
 bool SpareSegments::make_reserve(std::uint64_t size) {
   {
     const std::lock_guard lock(mutex_);
-    if (reserve_) return true;
-    // Another program may have taken the room: what is there is better than what may be had.
-    const auto whole = std::find_if(ready_.begin(), ready_.end(),
-                                    [&](const auto& spare) { return is_whole(spare); });
-    if (whole != ready_.end()) {
-      reserve_ = std::move(*whole);
-      ready_.erase(whole);
-      count();
-      has_reserve_ = true;
-      return true;
-    }
+    if (reserve_ && reserve_->size >= size) return true;
   }
-  auto spare = create();
-  if (!spare.ok()) return false;
-  bool allocated = spare->file->allocate(size).ok();
-  // Nor do files that are not whole keep the room that it needs.
-  if (!allocated && drop_parts()) allocated = spare->file->allocate(size).ok();
-  if (allocated) {
-    spare->size = size;
-    spare->confined = size < segment_size_;
+  // Another program may have taken the room: what is there is better than what may be had.
+  auto spare = take_whole();
+  if (!spare) spare = allocated(size);
+  if (!spare) return false;
+  std::optional<Spare> smaller;
+  {
     const std::lock_guard lock(mutex_);
-    reserve_ = std::move(*spare);
+    smaller = std::exchange(reserve_, std::move(spare));
     has_reserve_ = true;
-    return true;
   }
-  spare->file.reset();
-  (void)directory_.remove(spare->name);
-  return false;
+  if (smaller) (void)directory_.remove(smaller->name);
+  return true;
+}
+
+std::optional<SpareSegments::Spare> SpareSegments::take_whole() {
+  const std::lock_guard lock(mutex_);
+  const auto whole = std::find_if(ready_.begin(), ready_.end(),
+                                  [&](const auto& spare) { return is_whole(spare); });
+  if (whole == ready_.end()) return std::nullopt;
+  Spare taken = std::move(*whole);
+  ready_.erase(whole);
+  count();
+  return taken;
+}
+
+std::optional<SpareSegments::Spare> SpareSegments::allocated(std::uint64_t size) {
+  auto spare = create();
+  if (!spare.ok()) return std::nullopt;
+  bool done = spare->file->allocate(size).ok();
+  // Nor do files that are not whole keep the room that it needs.
+  if (!done && drop_parts()) done = spare->file->allocate(size).ok();
+  if (!done) {
+    spare->file.reset();
+    (void)directory_.remove(spare->name);
+    return std::nullopt;
+  }
+  spare->size = size;
+  spare->confined = size < segment_size_;
+  return std::move(*spare);
 }
 
 bool SpareSegments::drop_parts() {
@@ -134,6 +149,23 @@ bool SpareSegments::ensure_some_reserve() {
     size /= 2;
   }
   return true;
+}
+
+// Freeing segments takes a checkpoint, also when the reserve is used up and nothing else is left.
+bool SpareSegments::ensure_checkpoint_room(std::uint64_t size) {
+  if (checkpoint_room_ >= size) return true;
+  auto file = directory_.open(kCheckpointRoom, OpenMode::kCreateNew);
+  if (!file.ok() && file.error().code == ErrorCode::kConflict) {
+    file = directory_.open(kCheckpointRoom, OpenMode::kReadWrite);
+  }
+  if (!file.ok() || !(*file)->allocate(size).ok()) return false;
+  checkpoint_room_ = size;
+  return true;
+}
+
+bool SpareSegments::release_checkpoint_room() {
+  if (std::exchange(checkpoint_room_, 0) == 0) return false;
+  return directory_.remove(kCheckpointRoom).ok();
 }
 
 bool SpareSegments::has_reserve() const {
@@ -173,22 +205,21 @@ void SpareSegments::count() {
 bool SpareSegments::wants_recycled(std::uint64_t size, std::size_t coming) const {
   const std::lock_guard lock(mutex_);
   // On a full disk the room is worth more than a file that is not whole: the reserve needs it.
-  if (size > segment_size_ || (!reserve_ && size != segment_size_)) return false;
+  const bool reserved = reserve_ && is_whole(*reserve_);
+  if (size > segment_size_ || (!reserved && size != segment_size_)) return false;
   // Left early, for it grew: what it has need not be filled again.
   if (!is_usable(size)) return ready_.empty() && coming == 0 && size >= segment_size_ / 4;
-  return (!reserve_ && coming == 0 && size == segment_size_) || usable() + coming < ready_wanted_;
+  return (!reserved && coming == 0 && size == segment_size_) || usable() + coming < ready_wanted_;
 }
 
 void SpareSegments::recycle(Spare spare) {
   std::optional<Spare> replaced;
   {
     const std::lock_guard lock(mutex_);
-    if (is_whole(spare) && !reserve_) {
-      reserve_ = std::move(spare);
+    if (is_whole(spare) && !(reserve_ && is_whole(*reserve_))) {
+      replaced = std::exchange(reserve_, std::move(spare));  // one that is not
       has_reserve_ = true;
-      return;
-    }
-    if (!is_usable(spare.size)) {  // prepare() fills the rest
+    } else if (!is_usable(spare.size)) {  // prepare() fills the rest
       spare.size -= spare.size % kSlice;
       if (ready_.empty()) {
         ready_.push_back(std::move(spare));

@@ -1,6 +1,7 @@
 // SpareSegments: files that are ready to become segments, so that a commit never waits for one.
 //
 //   reserve   allocated whole: the room for settling when the disk is full (P7)
+//   checkpoint room   allocated: what a checkpoint takes when the reserve is used up as well
 //   ready     recycled segments, and files that upkeep fills with zeros ahead of their use:
 //             overwriting written blocks saves the file system's own commit on every sync
 //
@@ -49,6 +50,10 @@ class SpareSegments {
   bool has_reserve() const;
   // Gives the reserve's room back to the disk, for a checkpoint.
   void release_reserve();
+  // The same for so many bytes of checkpoints. One thread at a time.
+  bool ensure_checkpoint_room(std::uint64_t size);
+  // False if there is none to give back.
+  bool release_checkpoint_room();
 
   // Whether a file of so many bytes that was a segment is of use beside `coming` that will be
   // handed over. False: remove it. True: give it a new name and hand it over.
@@ -70,6 +75,8 @@ class SpareSegments {
 
  private:
   bool make_reserve(std::uint64_t size);
+  std::optional<Spare> take_whole();
+  std::optional<Spare> allocated(std::uint64_t size);
   // Gives the room of files that are not whole back; false if there are none.
   bool drop_parts();
   bool is_usable(std::uint64_t size) const;
@@ -87,7 +94,8 @@ class SpareSegments {
   std::atomic<std::uint64_t> filled_{0};
   std::atomic<std::size_t> whole_{0};
   std::atomic<bool> has_reserve_{false};
-  int skip_ = 0;  // of prepare()'s thread
+  std::uint64_t checkpoint_room_ = 0;  // bytes
+  int skip_ = 0;                       // of prepare()'s thread
 };
 
 }  // namespace dray::spool

@@ -129,8 +129,10 @@ Milliseconds Spool::dedup_reach() const {
 
 void Spool::put(const DraftView& draft, ReceiptCallback done, Caller caller) {
   const auto groups = admit(draft);
-  if (!groups) return done(refusal(draft));
   const UtcTime now = clock_.utc();
+  // What was accepted once has its receipt, also where there is no room for more.
+  if (!groups && !answer_refused_repeat(draft, now, done)) return done(refusal(draft));
+  if (!groups) return;
   const auto& options = draft.options;
   Publish publish;
   if (!options.dedup.empty() && !admit_dedup(draft, now, done, publish.dedup)) return;
@@ -178,10 +180,30 @@ bool Spool::admit_dedup(const DraftView& draft, UtcTime now, ReceiptCallback& do
   const std::string& name = draft.options.dedup;
   const std::int64_t now_ms = to_ms(now);
   const std::uint64_t hash = dedup_hash(draft.topic, draft.body);
-  const Error conflict{ErrorCode::kConflict, "dedup id '" + name + "' was used with another body",
-                       "", 0};
   std::unique_lock lock(dedup_mutex_);
   dedup_.trim(now_ms);
+  if (answer_repeat(lock, name, hash, now_ms, done)) return false;
+  dedup_pending_[name].hash = hash;
+  dedup = std::make_unique<Dedup>(Dedup{name, hash, now_ms});
+  return true;
+}
+
+// True if a publish that admit() refused is one that was accepted before, and so was answered.
+bool Spool::answer_refused_repeat(const DraftView& draft, UtcTime now, ReceiptCallback& done) {
+  if (draft.options.dedup.empty() || failed_ || !check_draft(draft, options_.limits).ok()) {
+    return false;
+  }
+  std::unique_lock lock(dedup_mutex_);
+  return answer_repeat(lock, draft.options.dedup, dedup_hash(draft.topic, draft.body), to_ms(now),
+                       done);
+}
+
+// True if the id was used before: answers, or lets it wait for the commit of the first. REQUIRES:
+// `lock` holds dedup_mutex_; it is given up for the answer.
+bool Spool::answer_repeat(std::unique_lock<std::mutex>& lock, const std::string& name,
+                          std::uint64_t hash, std::int64_t now_ms, ReceiptCallback& done) {
+  const Error conflict{ErrorCode::kConflict, "dedup id '" + name + "' was used with another body",
+                       "", 0};
   if (const auto* known = dedup_.find(name, now_ms)) {
     const auto durability = known->sequence <= durable_lsn_ ? Durability::kDisk : Durability::kOs;
     const Result<Receipt> answer =
@@ -190,21 +212,17 @@ bool Spool::admit_dedup(const DraftView& draft, UtcTime now, ReceiptCallback& do
             : Result<Receipt>(conflict);
     lock.unlock();
     done(answer);
-    return false;
-  }
-  const auto [pending, fresh] = dedup_pending_.try_emplace(name);
-  if (fresh) {
-    pending->second.hash = hash;
-    dedup = std::make_unique<Dedup>(Dedup{name, hash, now_ms});
     return true;
   }
+  const auto pending = dedup_pending_.find(name);
+  if (pending == dedup_pending_.end()) return false;
   if (pending->second.hash == hash) {
     pending->second.waiters.push_back(std::move(done));
-    return false;
+    return true;
   }
   lock.unlock();
   done(conflict);
-  return false;
+  return true;
 }
 
 // Who commits sees what is queued meanwhile when it is through; but while it waits for the disk,

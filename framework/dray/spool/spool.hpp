@@ -275,6 +275,9 @@ class Spool final : public Publisher {
   bool wants_room() const;
   bool admit_dedup(const DraftView& draft, UtcTime now, ReceiptCallback& done,
                    std::unique_ptr<Dedup>& dedup);
+  bool answer_refused_repeat(const DraftView& draft, UtcTime now, ReceiptCallback& done);
+  bool answer_repeat(std::unique_lock<std::mutex>& lock, const std::string& name,
+                     std::uint64_t hash, std::int64_t now_ms, ReceiptCallback& done);
   void answer(const Publish& publish, Result<Receipt> result);
   void answer_dedup(const Dedup& dedup, const Result<Receipt>& result);
   bool wants_committer(bool first, const Chunk& chunk, std::size_t added) const;
@@ -317,6 +320,7 @@ class Spool final : public Publisher {
   void pass_checkpoint_on(CommitListener& listener);
   void run_upkeep(CommitListener& listener);
   bool checkpoint_is_due() const;
+  bool ensure_reserves();
   void write_checkpoint(const Snapshot& snapshot, CommitListener& listener);
   void refresh_room();
 

@@ -14,6 +14,7 @@ Result<std::unique_ptr<Spool>> Spool::open(Directory& directory, const Clock& cl
 
 Status Spool::replay(SpoolState& state) {
   DRAY_TRY(checkpoints_.load());
+  checkpoint_bytes_ = checkpoints_.bytes_max();
   const auto checkpoint = checkpoints_.take_best();
   if (checkpoint) {
     DRAY_TRY(state.restore(*checkpoint));
@@ -95,7 +96,7 @@ Status Spool::recover() {
   for (const auto& record : *changes) DRAY_TRY(declare(state, record));
   DRAY_TRY(segments_->sync());
   durable_lsn_ = segments_->durable_lsn();
-  disk_full_ = !segments_->spares().ensure_reserve();
+  disk_full_ = !ensure_reserves();
   // Records that open() wrote are nobody's messages.
   for (const auto& group : state.groups()) {
     if (group->standing() == GroupStanding::kDropped) continue;
@@ -138,10 +139,12 @@ Result<std::vector<GroupRecord>> Spool::changed_groups(SpoolState& state) {
   std::vector<GroupRecord> changes;
   if (!options_.groups) return changes;
   std::size_t next_id = state.groups().size();
+  const auto hides_one = [&](const DamagedRange& range) {
+    return range.last > state.groups_known_at();
+  };
   const bool may_have_lost_one =
-      boundary_ > 1 &&
-      std::any_of(scan_.damaged.begin(), scan_.damaged.end(),
-                  [&](const auto& range) { return range.last > state.groups_known_at(); });
+      boundary_ > 1 && (std::any_of(scan_.damaged.begin(), scan_.damaged.end(), hides_one) ||
+                        std::any_of(scan_.given_up.begin(), scan_.given_up.end(), hides_one));
   for (const auto& wanted : *options_.groups) {
     const GroupState* known = state.find_group(wanted.name);
     if (known != nullptr && known->standing() == GroupStanding::kAttached &&
@@ -152,8 +155,8 @@ Result<std::vector<GroupRecord>> Spool::changed_groups(SpoolState& state) {
       return Error{ErrorCode::kCorrupt,
                    "group '" + wanted.name +
                        "' is new to this spool, or its declaration is among the damaged records; "
-                       "declaring it now could lose its backlog. Serve the spool with `dray run "
-                       "--spool` first, or take the group out of the config",
+                       "declared now, it would lose its backlog. If it is new, or to give that "
+                       "backlog up: serve the spool once with `dray run --spool`, then start again",
                    directory_.path(), 0};
     }
     if (known == nullptr && next_id == kGroupsMax) {

@@ -55,7 +55,8 @@ void SpoolState::drop_unit() {
 Status SpoolState::apply(const Record& record) {
   // What a segment begins with may stand between the records of a unit.
   if (record.header.type == RecordType::kOpening) return apply_now(record.header, record.payload);
-  if (record.header.type == RecordType::kEpoch) drop_unit();
+  const auto type = record.header.type;
+  if (type == RecordType::kEpoch || type == RecordType::kLost) drop_unit();
   if ((record.header.flags & kContinues) != 0) {
     held_.emplace_back(record.header, std::string(record.payload));
     return {};
@@ -109,6 +110,8 @@ void SpoolState::raise_accepted(const std::vector<std::uint64_t>& accepted) {
 Status SpoolState::apply_opening(Lsn lsn, std::string_view payload) {
   return with<OpeningRecord>(payload, [&](const OpeningRecord& opening) -> Status {
     epoch_ = std::max(epoch_, opening.epoch);
+    // One without groups may be of a program that did not know what the damage before it took.
+    if (opening.groups.empty()) return {};
     groups_known_at_ = lsn;
     const auto orphans = std::exchange(orphans_, {});
     const Lsn lost_from = std::exchange(lost_from_, 0);
@@ -155,6 +158,7 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
   // Hands the group of a decoded record to `then`.
   const auto in_group = [&](GroupId id, auto then) -> Status {
     auto state = group(id);
+    if (!state.ok() && lost_from_ != 0) return {};  // its declaration is among what is lost
     if (!state.ok()) return state.error();
     then(**state);
     return {};
@@ -237,7 +241,6 @@ Status SpoolState::apply_now(const RecordHeader& header, std::string_view payloa
         });
       });
     case RecordType::kLost:
-      drop_unit();
       return {};
   }
   return Error{ErrorCode::kUnsupported,

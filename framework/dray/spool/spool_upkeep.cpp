@@ -1,6 +1,7 @@
 // What a spool does beside committing: checkpoints, freeing segments, and files ready ahead of
 // their use.
 #include <algorithm>
+#include <bit>
 
 #include "dray/spool/planted_fault.hpp"
 #include "dray/spool/spool.hpp"
@@ -19,6 +20,7 @@ constexpr double kPrepareFrom = 0.25;  // of the current segment
 // A checkpoint costs at most 1/16 of what the log writes.
 constexpr std::uint64_t kCheckpointShare = 16;
 constexpr std::uint64_t kCheckpointFrom = 8;  // of a segment: where it is due
+constexpr std::uint64_t kCheckpointRoomMin = 64U << 10;
 
 }  // namespace
 
@@ -38,6 +40,8 @@ bool Spool::checkpoint_is_due() const {
   const std::uint64_t interval = std::max(segment, checkpoint_bytes_ * kCheckpointShare);
   const std::uint64_t written = segments_->bytes_appended() - checkpointed_at_;
   if (written >= interval) return true;
+  // The first of a run soon: a segment that no checkpoint lists hangs on its header alone.
+  if (checkpointed_segment_ == 0 && interval == segment) return true;
   return written + segment / 4 >= interval &&
          segments_->position().segment != checkpointed_segment_ &&
          segments_->current_bytes() >= segment / kCheckpointFrom;
@@ -141,9 +145,13 @@ void Spool::write_checkpoint(const Snapshot& snapshot, CommitListener& listener)
   const std::string bytes = encode(checkpoint);
   checkpoint_bytes_ = bytes.size();
   Status written = checkpoints_.write(bytes);
-  if (!written.ok() && written.error().code == ErrorCode::kFull) {
-    // Freeing needs checkpoints: the reserve makes room for one, and what is freed makes it again.
-    segments_->spares().release_reserve();
+  // Freeing needs checkpoints: what is kept for that makes room for one, and what is freed makes it
+  // again. The reserve does so too, unless it is a segment by now.
+  auto& spares = segments_->spares();
+  const auto no_room = [&] { return !written.ok() && written.error().code == ErrorCode::kFull; };
+  if (no_room() && spares.release_checkpoint_room()) written = checkpoints_.write(bytes);
+  if (no_room()) {
+    spares.release_reserve();
     written = checkpoints_.write(bytes);
   }
   if (!written.ok()) {
@@ -163,12 +171,20 @@ void Spool::write_checkpoint(const Snapshot& snapshot, CommitListener& listener)
   if (auto done = segments_->release(freed); !done.ok()) fail(done.error(), listener);
 }
 
+// Room to settle, and to free what is settled.
+bool Spool::ensure_reserves() {
+  auto& spares = segments_->spares();
+  const std::uint64_t checkpoint = std::max(kCheckpointRoomMin, 2 * checkpoint_bytes_);
+  const bool reserve = spares.ensure_reserve();
+  return spares.ensure_checkpoint_room(std::bit_ceil(checkpoint)) && reserve;
+}
+
 void Spool::refresh_room() {
   if (failed_) return;
   const auto now = clock_.steady();
   if (disk_full_ && now - room_tried_at_ < kRoomRetry) return;
   room_tried_at_ = now;
-  const bool room = segments_->spares().ensure_reserve();
+  const bool room = ensure_reserves();
   if (room == disk_full_) {
     if (room) {
       log_.info("the disk has room again: messages are accepted");

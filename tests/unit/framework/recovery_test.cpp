@@ -163,15 +163,199 @@ TEST_CASE("recovery: a segment's header is damaged and the checkpoint knows it")
 
 TEST_CASE("recovery: a segment's header is damaged and no checkpoint knows it") {
   Wreck wreck;
-  wreck.disk.flip_bit(wreck.segments().back(), 40);
-  SpoolOwner owner(wreck.disk, one_group());
+  const auto names = wreck.segments();
+  // Without its last file or two: each may have held acknowledged messages, whatever is left of it.
+  const std::size_t bad = GENERATE(1U, 2U);
+  std::map<Sequence, std::string> kept;
+  for (auto name = names.begin(); name != names.end() - static_cast<std::ptrdiff_t>(bad); ++name) {
+    for (const auto& message : wreck.open) {
+      if (wreck.disk.bytes(*name).find(message.second) != std::string::npos) kept.insert(message);
+    }
+  }
+  REQUIRE(kept.size() < wreck.open.size());
+  REQUIRE(kept.size() > 10);
+  const Sequence last_lost = wreck.open.rbegin()->first;
+  const auto damage = GENERATE(0, 1, 2, 3);
+  for (auto name = names.end() - static_cast<std::ptrdiff_t>(bad); name != names.end(); ++name) {
+    if (damage == 0) wreck.disk.flip_bit(*name, 40);
+    if (damage == 1) wreck.disk.overwrite(*name, 0, std::string(kSegmentHeaderSize, '\0'));
+    if (damage == 2) wreck.disk.overwrite(*name, 0, std::string(4096, '\0'));
+    // A recycled file's old header.
+    if (damage == 3) {
+      wreck.disk.overwrite(*name, 0,
+                           wreck.disk.bytes(names[names.size() - 3]).substr(0, kSegmentHeaderSize));
+    }
+  }
+  // Starts that are cut short, wherever, change nothing; nor does one more after the first.
+  std::uint64_t call = 1;
+  for (int good = 0; good < 2;) {
+    wreck.disk.fail_at(call++, ErrorCode::kIo);
+    SpoolOwner owner(wreck.disk, one_group());
+    wreck.disk.kill();
+    if (!owner.ok()) continue;
+    ++good;
+    const auto& damaged = owner.spool().scan_report().damaged;
+    REQUIRE(damaged.size() == 1);
+    CHECK(damaged[0].first > kept.rbegin()->first);
+    CHECK(damaged[0].first <= last_lost);
+    CHECK(damaged[0].last >= last_lost);
+    auto served = owner.read_backlog(0);
+    // A settlement that is lost lets its message come again.
+    for (auto each = served.begin(); each != served.end();) {
+      each = wreck.open.count(each->first) == 0 ? served.erase(each) : std::next(each);
+    }
+    CHECK(served == kept);
+    CHECK(owner.group(0).counts().balanced());
+    CHECK(owner.spool().boundary() > last_lost);  // no number is given twice
+    const auto now = wreck.disk.names();
+    CHECK(std::count_if(now.begin(), now.end(), [](const std::string& name) {
+            return name.ends_with(".quarantine");
+          }) == static_cast<std::ptrdiff_t>(bad));
+  }
+  CHECK(call > 10);
+}
+
+TEST_CASE("recovery: a header that cannot be read just now is not given up") {
+  Wreck wreck;
+  const auto name = wreck.segments().back();
+  wreck.disk.break_sector(name, 0);
+  const auto before = wreck.disk.bytes(name);
+  {
+    SpoolOwner owner(wreck.disk, one_group());
+    REQUIRE(!owner.ok());
+    CHECK(owner.error().text().find("cannot be read") != std::string::npos);
+    CHECK(owner.error().text().find("dray spool repair") != std::string::npos);
+  }
+  CHECK(wreck.disk.bytes(name) == before);
+  SECTION("it can be read again") {
+    wreck.disk.mend_sectors();
+    serves_all_but(wreck, {});
+  }
+  SECTION("it stays so: repair gives up what nobody can read") {
+    auto directory = wreck.disk.directory();
+    const auto report = repair_spool(*directory, nullptr);
+    REQUIRE(report.ok());
+    CHECK(!report->done.empty());
+    SpoolOwner owner(wreck.disk, one_group());
+    INFO((owner.ok() ? "" : owner.error().text()));
+    REQUIRE(owner.ok());
+    CHECK(!owner.spool().scan_report().damaged.empty());
+    CHECK(owner.read_backlog(0).size() > 10);
+    CHECK(wreck.disk.bytes(name + ".unreadable.quarantine") == before);
+  }
+}
+
+TEST_CASE("recovery: what repair gave up completes no unit") {
+  SimulatedDisk disk{3};
+  SpoolOptions options = one_group();
+  options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}, {"view", {"u"}}};
+  options.log.segment_size = 64U << 10;
+  Sequence origin = 0;
+  {
+    SpoolOwner owner(disk, options);
+    origin = owner.publish("t", "origin")->sequence;
+    Submission unit;
+    const auto now = owner.clock().utc();
+    unit.entries.push_back({RecordType::kMessage, static_cast<std::uint8_t>(kContinues | 1),
+                            encode_envelope(Draft{"u", "follow-up", {}}, uuid_v7(now), now), 2});
+    unit.entries.push_back(
+        {RecordType::kSettlement, 0, encode(SettlementRecord{0, Settlement::kDone, {origin}}), 0});
+    owner.spool().submit(unit);
+    owner.spool().commit_pending(owner);
+    CHECK(owner.publish("t", "later").ok());
+    owner.spool().idle(owner);
+    disk.kill();
+  }
+  // The settlement rots.
+  const auto name = segment_name(1);
+  auto& bytes = disk.bytes(name);
+  const auto follow_up = bytes.find("follow-up");
+  REQUIRE(follow_up != std::string::npos);
+  const auto settlement = (follow_up + 9 + 7 - kSegmentHeaderSize % 8) / 8 * 8;
+  disk.flip_bit(name, bytes.find("\xd7\x5a", settlement) + 5);
+  if (GENERATE(false, true)) {
+    auto directory = disk.directory();
+    const auto report = repair_spool(*directory, nullptr);
+    REQUIRE(report.ok());
+    REQUIRE(report->done.size() == 1);
+  }
+  SpoolOwner owner(disk, options);
   REQUIRE(owner.ok());
-  REQUIRE(!owner.spool().scan_report().damaged.empty());
-  CHECK(!owner.read_backlog(0).empty());
+  const auto open = owner.read_backlog(0);
+  CHECK(open.size() == 2);
+  CHECK(open.at(origin) == "origin");
+  CHECK(owner.read_backlog(1).empty());
   CHECK(owner.group(0).counts().balanced());
+  CHECK(owner.group(1).counts().balanced());
+}
+
+TEST_CASE(
+    "recovery: what declared a group is given up by repair, and it is still not lost silently") {
+  SimulatedDisk disk{4};
+  {
+    SpoolOwner owner(disk, one_group());
+    for (int i = 0; i < 3; ++i) owner.settle(0, owner.publish("t", body_of(i))->sequence);
+    CHECK(owner.publish("t", "waits").ok());
+    owner.spool().idle(owner);
+    disk.kill();
+  }
+  // The first records: opening, epoch, the group's declaration.
+  const auto name = segment_name(1);
+  const auto first_body = disk.bytes(name).find(body_of(0));
+  const auto until = disk.bytes(name).rfind("\xd7\x5a", first_body);
+  disk.overwrite(name, kSegmentHeaderSize, std::string(until - kSegmentHeaderSize, '\0'));
+  {
+    SpoolOwner owner(disk, one_group());
+    REQUIRE(!owner.ok());
+    CHECK(owner.error().text().find("declaration") != std::string::npos);
+  }
+  auto directory = disk.directory();
+  REQUIRE(repair_spool(*directory, nullptr).ok());
+  {
+    SpoolOwner owner(disk, one_group());
+    REQUIRE(!owner.ok());
+    CHECK(owner.error().text().find("dray run --spool") != std::string::npos);
+  }
+  auto served = one_group();
+  served.groups.reset();  // as dray run --spool does
+  {
+    SpoolOwner owner(disk, served);
+    INFO((owner.ok() ? "" : owner.error().text()));
+    REQUIRE(owner.ok());
+    disk.kill();
+  }
+  {
+    SpoolOwner owner(disk, one_group());
+    CHECK(!owner.ok());  // it told nothing of groups
+  }
+  {
+    SpoolOwner owner(disk, served);
+    owner.submit(RecordType::kMarker, "");
+    owner.checkpoint();
+    owner.submit(RecordType::kMarker, "");
+    owner.checkpoint();
+  }
+  SpoolOwner owner(disk, one_group());
+  INFO((owner.ok() ? "" : owner.error().text()));
+  CHECK(owner.ok());
+}
+
+TEST_CASE("recovery: repair changes nothing that is newer, or cannot be read just now") {
+  Wreck wreck;
+  SECTION("a checkpoint of a newer version") {
+    auto& bytes = wreck.disk.bytes("checkpoint.a");
+    bytes[8] = static_cast<char>(kFormatVersion + 1);
+    put_le_at(bytes.data() + 36, crc32c(0, std::string_view(bytes).substr(0, 36)));
+  }
+  SECTION("a checkpoint in a bad sector") {
+    wreck.disk.break_sector("checkpoint.b", 0);
+  }
+  auto directory = wreck.disk.directory();
   const auto names = wreck.disk.names();
-  CHECK(std::count_if(names.begin(), names.end(),
-                      [](const std::string& name) { return name.ends_with(".quarantine"); }) == 1);
+  const auto report = repair_spool(*directory, nullptr);
+  REQUIRE(!report.ok());
+  CHECK(report.error().text().find("Nothing was changed") != std::string::npos);
+  CHECK(wreck.disk.names() == names);
 }
 
 TEST_CASE("recovery: one checkpoint is bad, the other serves") {

@@ -152,3 +152,48 @@ TEST_CASE("a ready file becomes the reserve when the disk has no room for one") 
   CHECK(spares.ensure_reserve());
   CHECK(spares.filled() == kSize);
 }
+
+TEST_CASE("a reserve that had to be smaller is no whole one, and is replaced when there is room") {
+  constexpr std::uint64_t kLarge = 8U << 20;
+  test::SimulatedDisk disk(1);
+  const auto directory = disk.directory();
+  SpareSegments spares(*directory, kLarge);
+  disk.limit_room(3U << 20);
+  REQUIRE(spares.ensure_some_reserve());
+  CHECK(!spares.ensure_reserve());
+  CHECK(spares.has_reserve());
+  disk.limit_room(0);
+  CHECK(spares.ensure_reserve());
+  CHECK(disk.names().size() == 1);
+  const auto reserve = spares.take(true);
+  REQUIRE(reserve);
+  CHECK(reserve->size == kLarge);
+  CHECK(!reserve->confined);
+  SECTION("a segment that is freed replaces it as well") {
+    disk.limit_room(10U << 20);
+    REQUIRE(spares.ensure_some_reserve());
+    CHECK(!spares.ensure_reserve());
+    REQUIRE(spares.wants_recycled(kLarge));
+    spares.recycle({reserve->file, reserve->name, kLarge, false});
+    CHECK(spares.ensure_reserve());
+    CHECK(spares.take(true)->name == reserve->name);
+  }
+}
+
+TEST_CASE("room for a checkpoint is kept, given back once, and grows with it") {
+  test::SimulatedDisk disk(1);
+  const auto directory = disk.directory();
+  SpareSegments spares(*directory, kSize);
+  CHECK(!spares.release_checkpoint_room());
+  REQUIRE(spares.ensure_checkpoint_room(10'000));
+  CHECK(disk.bytes("spare.checkpoint").size() == 10'000);
+  REQUIRE(spares.ensure_checkpoint_room(20'000));
+  CHECK(disk.bytes("spare.checkpoint").size() == 20'000);
+  CHECK(spares.release_checkpoint_room());
+  CHECK(disk.names().empty());
+  CHECK(!spares.release_checkpoint_room());
+  make_file(*directory, "spare.checkpoint", kSize);  // left by another run
+  spares.adopt("spare.checkpoint");
+  CHECK(spares.take(false) == std::nullopt);
+  CHECK(disk.names().empty());
+}

@@ -5,6 +5,7 @@
 #include "dray/spool/log_reader.hpp"
 
 #include "support/simulated_disk.hpp"
+#include "support/spool_owner.hpp"
 
 using namespace dray;
 using namespace dray::spool;
@@ -350,4 +351,74 @@ TEST_CASE("dedup: a repeat gets the first receipt, another body is a conflict") 
   REQUIRE((receipts[1].ok() && receipts[2].ok()));
   CHECK(receipts[1]->sequence == receipts[2]->sequence);
   CHECK(listener.messages == 1);
+}
+
+TEST_CASE("dedup: a repeat gets its receipt also where nothing new is taken") {
+  test::SimulatedDisk disk(15);
+  SpoolOptions options;
+  options.log.segment_size = 4096;
+  options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}};
+  options.max_size = 24U << 10;
+  const std::string body(1000, 'x');
+  Result<Receipt> first = Error{};
+  {
+    test::SpoolOwner owner(disk, options);
+    first = owner.publish("t", body, {.dedup = "once"});
+    REQUIRE(first.ok());
+    SECTION("the spool has reached max_size") {
+      Result<Receipt> last = Error{};
+      for (int i = 0; i == 0 || last.ok(); ++i) last = owner.publish("t", body);
+      CHECK(last.error().code == ErrorCode::kFull);
+      CHECK(owner.publish("t", body, {.dedup = "another"}).error().code == ErrorCode::kFull);
+      const auto repeat = owner.publish("t", body, {.dedup = "once"});
+      REQUIRE(repeat.ok());
+      CHECK(repeat->duplicate);
+      CHECK(repeat->sequence == first->sequence);
+      CHECK(owner.publish("t", "other", {.dedup = "once"}).error().code == ErrorCode::kConflict);
+      // What can never be accepted is not asked for.
+      CHECK(owner.publish("no topic!", body, {.dedup = "once"}).error().code ==
+            ErrorCode::kInvalid);
+    }
+    disk.kill();
+  }
+  options.groups = std::vector<GroupDeclaration>{{"email", {"u"}}};
+  test::SpoolOwner owner(disk, options);
+  const auto repeat = owner.publish("t", body, {.dedup = "once"});
+  REQUIRE(repeat.ok());
+  CHECK(repeat->sequence == first->sequence);
+  CHECK(owner.publish("t", body).error().code == ErrorCode::kUnroutable);
+}
+
+TEST_CASE("a small disk that was full takes messages again once all is settled") {
+  test::SimulatedDisk disk(16);
+  SpoolOptions options;
+  options.log.segment_size = 64U << 10;
+  options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}};
+  test::SpoolOwner owner(disk, options);
+  REQUIRE(owner.ok());
+  std::uint64_t used = 0;
+  for (const auto& name : disk.names()) used += disk.bytes(name).size();
+  disk.limit_room(used + (400U << 10));
+  for (int round = 0; round < 3; ++round) {
+    Result<Receipt> last = Error{};
+    std::vector<Sequence> accepted;
+    for (int i = 0; i == 0 || last.ok(); ++i) {
+      last = owner.publish("t", std::string(1000, 'x'));
+      if (last.ok()) accepted.push_back(last->sequence);
+      owner.clock().advance(std::chrono::seconds(1));
+      owner.spool().upkeep(owner);
+    }
+    CHECK(last.error().code == ErrorCode::kFull);
+    REQUIRE(accepted.size() > 100);
+    // The group's workers were away, and come back.
+    for (const auto sequence : accepted) owner.settle(0, sequence);
+    REQUIRE(!owner.failure);
+    for (int i = 0; i < 4; ++i) {
+      owner.checkpoint();
+      owner.clock().advance(std::chrono::seconds(1));
+      owner.spool().upkeep(owner);
+    }
+    REQUIRE(!owner.failure);
+    CHECK(owner.publish("t", "again").ok());
+  }
 }
