@@ -83,6 +83,7 @@ void sort_out(std::deque<Jobs>& list, const SequenceRuns& unwanted, SequenceRuns
 struct HandlerThreads::Slot {
   std::unique_ptr<Consumer> consumer;  // used by its thread only
 
+  std::atomic<bool> ended{false};           // its thread
   std::atomic<std::uint64_t> progress{0};   // Progress, with `at`
   std::atomic<std::int64_t> started_ns{0};  // the job that it is busy with
   std::atomic<std::int64_t> took_ns{0};     // all jobs that were plainly done; only it writes
@@ -118,6 +119,7 @@ struct HandlerThreads::Shared {
 
   const WorkerSettings settings;
   const ConsumerFactory factory;  // may keep the code of its consumers loaded
+  std::mutex factory_mutex;       // held while it is called
   SystemClock clock;
   // Any thread.
   transport::WakeUp wake_up;
@@ -253,7 +255,9 @@ void HandlerThreads::tell_ended(Shared& shared, Slot& slot, SteadyTime now,
 bool HandlerThreads::tell_outcome(Shared& shared, Slot& slot, Outcome outcome,
                                   std::chrono::nanoseconds took, SteadyTime now) {
   const std::lock_guard lock(slot.mutex);
-  if (slot.written_off || shared.closing) return false;
+  // At the end what is done is told. What was interrupted comes back when the session ends.
+  const bool over = shared.closing && outcome.kind() != Outcome::Kind::kDone;
+  if (slot.written_off || over) return false;
   tell_ended(shared, slot, now, std::make_unique<Outcome>(std::move(outcome)), took);
   return true;
 }
@@ -301,11 +305,12 @@ void HandlerThreads::take_share(Shared& shared, Slot& slot) {
 bool HandlerThreads::take_jobs(Shared& shared, Slot& slot, std::stop_token& stop, SteadyTime now) {
   {
     const std::lock_guard lock(slot.mutex);
-    // The attempt was ended by the clock, or nobody takes its outcome any more.
-    if (slot.written_off || shared.closing) return false;
-    tell_ended(shared, slot, now);
-    slot.stop_asked.reset();
-    if (slot.stop.stop_requested() || !stop.stop_possible()) {
+    if (slot.written_off) return false;  // the attempt was ended by the clock
+    tell_ended(shared, slot, now, nullptr, {}, shared.closing);
+    if (shared.closing) return false;
+    // Whoever asks it to stop may not have done so yet.
+    const bool asked = std::exchange(slot.stop_asked, std::nullopt).has_value();
+    if (asked || slot.stop.stop_requested() || !stop.stop_possible()) {
       slot.stop = std::stop_source();
       stop = slot.stop.get_token();
     }
@@ -325,6 +330,9 @@ bool HandlerThreads::take_jobs(Shared& shared, Slot& slot, std::stop_token& stop
     if (shared.closing) return false;
     if (shared.queue.empty()) continue;  // another thread was first
     take_share(shared, slot);
+    // Before it is busy: else it might be timed from the job before.
+    slot.started_ns.store(shared.clock.steady().time_since_epoch().count(),
+                          std::memory_order_relaxed);
     return slot.begin_next();
   }
 }
@@ -349,9 +357,12 @@ class HandlerThreads::Journal final : public StepJournal {
           {job_, {what, run_, std::string(step), std::string(value)}});
     }
     shared_.wake_up.wake();
-    // Requested by who holds the slot's mutex, so that no wish is missed. What was done is worth
-    // waiting for, until the attempt is ended.
-    const std::stop_callback wish(stop_, [this] { slot_.replied.notify_all(); });
+    // With the slot's mutex, so that no wish is missed. What was done is worth waiting for, until
+    // the attempt is ended.
+    const std::stop_callback wish(stop_, [this] {
+      const std::lock_guard inner(slot_.mutex);
+      slot_.replied.notify_all();
+    });
     std::unique_lock lock(slot_.mutex);
     slot_.replied.wait(lock, [&] {
       return slot_.reply || slot_.written_off || shared_.closing ||
@@ -450,6 +461,7 @@ void HandlerThreads::handle_jobs(Shared& shared, Slot& slot) {
       more = slot.go_on();
       if (took < kLongJob) continue;
       const std::lock_guard lock(slot.mutex);
+      if (slot.written_off) return;
       hand_over(shared, slot, watch.started());
     }
     slot.add_time(watch.stop());
@@ -467,16 +479,41 @@ HandlerThreads::~HandlerThreads() {
 }
 
 Status HandlerThreads::add() {
-  auto consumer = shared_->factory();
+  auto consumer = make_consumer(*shared_);
   if (!consumer.ok()) return consumer.error();
+  start(std::move(*consumer));
+  return {};
+}
+
+Result<std::unique_ptr<Consumer>> HandlerThreads::make_consumer(Shared& shared) {
+  const std::lock_guard lock(shared.factory_mutex);
+  return shared.factory();
+}
+
+// Without a consumer the thread makes its own: a constructor may wait for what made another handler
+// hang, and the socket thread must not.
+void HandlerThreads::start(std::unique_ptr<Consumer> consumer) {
   auto slot = std::make_shared<Slot>();
-  slot->consumer = std::move(*consumer);
+  slot->consumer = std::move(consumer);
   slots_.push_back(slot);
   threads_.emplace_back([shared = shared_, slot] {
     name_thread("dray-handler");
-    handle_jobs(*shared, *slot);
+    if (slot->consumer == nullptr) {
+      auto made = make_consumer(*shared);
+      if (made.ok()) slot->consumer = std::move(*made);
+      if (!made.ok()) {
+        shared->settings.log.error("no handler to replace it: " + made.error().text());
+      }
+    }
+    if (slot->consumer != nullptr) handle_jobs(*shared, *slot);
+    slot->ended = true;
+    shared->wake_up.wake();
   });
-  return {};
+}
+
+bool HandlerThreads::all_ended() const {
+  return std::all_of(slots_.begin(), slots_.end(),
+                     [](const auto& slot) { return slot->ended.load(); });
 }
 
 transport::WakeUp& HandlerThreads::wake_up() {
@@ -546,9 +583,7 @@ void HandlerThreads::replace(std::size_t index) {
   const std::uint64_t written_off = ++shared_->written_off;
   settings.log.error("a handler ignored its stop request and was written off",
                      {{"written_off", std::to_string(written_off)}});
-  if (auto added = add(); !added.ok()) {
-    settings.log.error("no handler to replace it: " + added.error().text());
-  }
+  if (!shared_->closing) start(nullptr);
   if (written_off * 2 < settings.threads || exhausted_) return;
   exhausted_ = true;
   if (settings.on_exhausted) settings.on_exhausted();
@@ -575,7 +610,8 @@ std::vector<std::uint64_t> HandlerThreads::watch_timeouts() {
       if (!slot.stop_asked) {
         if (!slot.ask_attention(job)) continue;
         slot.stop_asked = now;
-        slot.stop.request_stop();
+        // A handler's own callbacks run there, and take the time they take.
+        std::thread([source = slot.stop]() mutable { source.request_stop(); }).detach();
       } else if (now - *slot.stop_asked >= settings.timeout_grace) {
         slot.written_off = true;
         slot.replied.notify_all();
@@ -598,14 +634,22 @@ void HandlerThreads::close() {
   shared_->work.notify_all();
 }
 
-void HandlerThreads::stop() {
+void HandlerThreads::ask_to_stop() {
   for (auto& slot : slots_) {
-    const std::lock_guard lock(slot->mutex);
-    slot->next.clear();
-    (void)slot->take_off();
-    slot->stop.request_stop();
-    slot->replied.notify_all();  // if it was requested before
+    std::stop_source source;
+    {
+      const std::lock_guard lock(slot->mutex);
+      slot->next.clear();
+      (void)slot->take_off();
+      source = slot->stop;
+      slot->replied.notify_all();  // if it was requested before
+    }
+    source.request_stop();
   }
+}
+
+void HandlerThreads::stop() {
+  ask_to_stop();
   for (auto& thread : threads_) {
     if (thread.joinable()) thread.join();
   }

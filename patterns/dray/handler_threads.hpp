@@ -67,6 +67,10 @@ class HandlerThreads {
 
   // Any thread. No thread takes more jobs; those that run are not waited for.
   void close();
+  // After close(): handlers are asked to stop. Their callbacks run here. Repeatable.
+  void ask_to_stop();
+  // After close(), on the socket thread: no handler runs any more.
+  bool all_ended() const;
   // After close(): handlers are asked to stop, and waited for. Repeatable.
   void stop();
 
@@ -85,6 +89,8 @@ class HandlerThreads {
   static void take_share(Shared& shared, Slot& slot);
   static bool take_jobs(Shared& shared, Slot& slot, std::stop_token& stop, SteadyTime now);
   static void handle_jobs(Shared& shared, Slot& slot);
+  static Result<std::unique_ptr<Consumer>> make_consumer(Shared& shared);
+  void start(std::unique_ptr<Consumer> consumer);
   void replace(std::size_t index);
 
   std::shared_ptr<Shared> shared_;  // with threads that were written off

@@ -16,6 +16,7 @@ namespace {
 constexpr std::size_t kEnvelopeBytesMax = (16U << 20) + (1U << 19);  // PROTOCOL.md, "Frames"
 constexpr int kFramesReadMax = 1'000;
 constexpr auto kTryAgainAfter = std::chrono::seconds(1);  // after a refusal by key
+constexpr auto kGivenUpAfter = std::chrono::seconds(5);   // without a connection
 
 struct Handed {
   std::string envelope;
@@ -158,10 +159,14 @@ void RemotePublisher::State::read_links() {
   for (const auto link : socket->take_links()) {
     switch (link) {
       case transport::Link::kConnected:
+        anew_at.reset();
         core.on_connected(clock.steady());
         break;
       case transport::Link::kDisconnected:
         core.on_disconnected();
+        // ZeroMQ connects again by itself, unless it gave up without a word (a handshake with
+        // something that is no dispatcher).
+        if (!anew_at) anew_at = clock.steady() + kGivenUpAfter;
         break;
       case transport::Link::kTurnedAway:
       case transport::Link::kMismatch:

@@ -19,6 +19,8 @@ using balancing::WorkerCore;
 
 constexpr int kFramesPerTurnMax = 1'000;
 constexpr auto kTick = std::chrono::milliseconds(50);
+// While threads may keep what ended to themselves: one may have met a job that is long.
+constexpr auto kTickKept = std::chrono::milliseconds(5);
 constexpr auto kConnectRetry = std::chrono::seconds(1);
 constexpr auto kConnectAnew = std::chrono::seconds(5);
 constexpr std::uint32_t kWindowMax = 1'000'000;
@@ -41,6 +43,28 @@ balancing::WorkerOptions core_options(const WorkerSettings& settings) {
   options.retry = {settings.retry.max_attempts, settings.retry.initial, settings.retry.max,
                    settings.retry.jitter};
   return options;
+}
+
+// What a dispatcher would refuse, or what makes no sense; nothing: all is well.
+std::optional<std::string> settings_fault(const WorkerSettings& settings) {
+  const auto& retry = settings.retry;
+  if (settings.threads == 0 || settings.endpoints.empty()) {
+    return "a worker needs at least one thread and one endpoint";
+  }
+  if (settings.name.size() > balancing::kNameBytesMax) {
+    return "a worker's name has at most " + std::to_string(balancing::kNameBytesMax) + " bytes";
+  }
+  if (const auto fault = name_fault(settings.group)) return "group: " + std::string(*fault);
+  if (retry.max_attempts == 0) return "retry.max_attempts is at least 1";
+  if (!(retry.jitter >= 0 && retry.jitter <= 1)) return "retry.jitter is between 0 and 1";
+  if (retry.initial.count() < 0 || retry.max.count() < 0 || retry.initial.count() > UINT32_MAX ||
+      retry.max.count() > UINT32_MAX) {
+    return "retry.initial and retry.max are between 0 and 2^32 ms";
+  }
+  if (settings.timeout.count() < 0 || settings.timeout_grace.count() < 0) {
+    return "timeout and timeout_grace are not negative";
+  }
+  return std::nullopt;
 }
 
 // A connection to one address of a dispatcher.
@@ -339,31 +363,38 @@ void Worker::State::turn(bool addresses_moved) {
 void Worker::State::run() {
   for (;;) {
     const auto now = clock.steady();
-    const auto wait = std::min<std::chrono::nanoseconds>(core.next_deadline(now) - now, kTick);
+    const bool kept = core.held() > 0 && (core.jobs_at_once() > 1 || core.tells_together());
+    const auto wait =
+        std::min<std::chrono::nanoseconds>(core.next_deadline(now) - now, kept ? kTickKept : kTick);
     poller.wait(std::max(std::chrono::ceil<Milliseconds>(wait), Milliseconds(0)));
     bool addresses_moved = false;
     bool drain = false;
+    bool stop = false;
     {
       const std::lock_guard lock(mutex);
       addresses_moved = std::exchange(addresses_changed, false);
       drain = want_drain;
+      stop = want_stop;
     }
-    if (drain) core.drain();
-    turn(addresses_moved);
+    if (drain || stop) core.drain();  // what did not start goes back
+    turn(addresses_moved && !stop);
+    if (stop) {
+      handlers.ask_to_stop();
+      if (handlers.all_ended()) return turn(false);  // what they said last
+    }
     const std::lock_guard lock(mutex);
     if (core.drained() && !drained) {
       drained = true;
       changed.notify_all();
     }
-    if (want_stop) return;
   }
 }
 
 // --- Worker ---------------------------------------------------------------------------------
 
 Result<std::unique_ptr<Worker>> Worker::start(WorkerSettings settings, ConsumerFactory factory) {
-  if (settings.threads == 0 || settings.endpoints.empty()) {
-    return Error{ErrorCode::kInvalid, "a worker needs at least one thread and one endpoint", "", 0};
+  if (auto fault = settings_fault(settings)) {
+    return Error{ErrorCode::kInvalid, std::move(*fault), settings.name, 0};
   }
   for (const auto& endpoint : settings.endpoints) {
     const bool secured = settings.keys && settings.keys->servers.count(endpoint) != 0;

@@ -14,7 +14,7 @@ namespace dray::balancing {
 namespace {
 
 constexpr int kFramesPerTurnMax = 1'000;
-constexpr std::size_t kDepositsPerTurnMax = 8U << 20;
+constexpr std::size_t kBytesPerTurnMax = 8U << 20;
 constexpr std::size_t kSessionsPerKeyMax = 1'024;
 constexpr std::size_t kPublishersPerKeyMax = 256;
 constexpr std::size_t kDeferredPerPeerMax = 1'000;
@@ -27,12 +27,13 @@ constexpr auto kLinkBrokenEvery = Milliseconds(50);
 constexpr auto kDeferredEvery = Milliseconds(1);
 constexpr auto kForEver = Milliseconds(-1);
 
-// Windows bound what is on its way to a peer; the marks only have to lie well above.
+// Windows bound what is on its way to a peer; that mark only has to lie well above. What comes in
+// faster than it is read waits with who sends it.
 transport::SocketOptions router_options(const std::optional<DispatcherSecurity>& security) {
   transport::SocketOptions options;
   if (security) options.curve_server = security->server;
   options.send_frames_max = 100'000;
-  options.receive_frames_max = 100'000;
+  options.receive_frames_max = 1'000;
   return options;
 }
 
@@ -273,10 +274,11 @@ bool Dispatcher::read_inbox() {
 
 void Dispatcher::read_frames() {
   auto& state = *state_;
-  std::size_t deposited = 0;  // bytes: so many that workers do not wait for long
-  for (int i = 0; i < kFramesPerTurnMax && deposited < kDepositsPerTurnMax; ++i) {
+  std::size_t bytes = 0;  // so many that workers do not wait for long
+  for (int i = 0; i < kFramesPerTurnMax && bytes < kBytesPerTurnMax; ++i) {
     auto received = state.socket.receive();
     if (!received) return;
+    bytes += received->frame.bytes.size();
     auto frame = decode_frame(received->frame.bytes);
     if (!frame.ok()) {
       state.log.debug("bad frame", {{"why", frame.error().text()}});
@@ -293,7 +295,6 @@ void Dispatcher::read_frames() {
       continue;
     }
     if (state.desk.takes(received->peer, *frame)) {
-      deposited += received->frame.bytes.size();
       if (std::holds_alternative<PublisherHello>(*frame)) {
         state.desk.set_memory(state.spool.dedup_reach());
       }
@@ -472,6 +473,7 @@ void Dispatcher::perform() {
 
 // A disk that cannot be read says nothing about the messages on it (P7).
 void Dispatcher::poison(const std::string& what, const Error& error) {
+  if (state_->poisoned) return;  // who is told is told once
   state_->log.error(what + " failed: " + error.text());
   state_->poisoned = true;
   state_->on_failure(error);

@@ -25,6 +25,8 @@ DispatcherCore::DispatcherCore(const DispatcherOptions& options,
     : options_(options),
       router_(std::move(router)),
       started_(now.steady),
+      ticked_at_(now.steady),
+      listening_since_(now.steady),
       accepted_until_(options_.boundary),
       random_(options_.seed) {
   for (auto& each : groups) {
@@ -140,6 +142,9 @@ void DispatcherCore::send(const Session& session, std::string frame) {
 }
 
 void DispatcherCore::tick(Now now) {
+  // This process slept, or was stopped: what the others said meanwhile is still to be read.
+  if (now.steady - ticked_at_ >= options_.lease / 2) listening_since_ = now.steady;
+  ticked_at_ = now.steady;
   if (now.steady >= sessions_due_at_) look_after_sessions(now);
   ask_links(now);
   watch_clock(now);
@@ -159,9 +164,8 @@ void DispatcherCore::look_after_sessions(Now now) {
   // What is heard of a session meanwhile only puts this off.
   sessions_due_at_ = now.steady + ping_every;
   for (const auto& [id, session] : sessions_) {
-    const bool silent = now.steady - session->heard_at >= options_.lease;
-    const bool broken =
-        session->broken_at && now.steady - *session->broken_at >= options_.reconnect_grace;
+    const bool silent = now.steady >= silent_at(*session);
+    const bool broken = session->broken_at && now.steady >= gone_at(*session);
     if (silent || broken) {
       lost.push_back(session.get());
       continue;
@@ -181,10 +185,19 @@ void DispatcherCore::look_after_sessions(Now now) {
 }
 
 void DispatcherCore::note_due(const Session& session) {
-  sessions_due_at_ = std::min({sessions_due_at_, session.heard_at + options_.lease,
-                               session.pinged_at + options_.lease / 4});
-  if (!session.broken_at) return;
-  sessions_due_at_ = std::min(sessions_due_at_, *session.broken_at + options_.reconnect_grace);
+  sessions_due_at_ =
+      std::min({sessions_due_at_, silent_at(session), session.pinged_at + options_.lease / 4});
+  if (session.broken_at) sessions_due_at_ = std::min(sessions_due_at_, gone_at(session));
+}
+
+// Nobody is silent while this side does not listen.
+SteadyTime DispatcherCore::silent_at(const Session& session) const {
+  return std::max(session.heard_at, listening_since_) + options_.lease;
+}
+
+// REQUIRES: its connection broke.
+SteadyTime DispatcherCore::gone_at(const Session& session) const {
+  return std::max(*session.broken_at, listening_since_) + options_.reconnect_grace;
 }
 
 SteadyTime DispatcherCore::next_deadline(Now now) const {
@@ -197,7 +210,7 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
     next = std::min(next, link_broken_at_ + kAskLinksAfter.at(links_asked_));
   }
   for (const auto& group : groups_) {
-    if (group->gated) next = std::min(next, started_ + options_.lease);
+    if (group->gated) next = std::min(next, std::max(started_, listening_since_) + options_.lease);
     if (!group->to_learn.empty() || looks_on(*group)) return now.steady;
     if (group->bucket && group->bucket->available() == 0 && !group->state->paused() &&
         group->ready_count() + group->suspects.size() > 0) {
@@ -205,7 +218,7 @@ SteadyTime DispatcherCore::next_deadline(Now now) const {
     }
     if (group->waiting.empty()) continue;
     // What finds no room now is moved by an answer, not by the time.
-    if (group->again.size() + group->suspects.size() >= due_max()) continue;
+    if (!takes_due(*group)) continue;
     const auto wait =
         Milliseconds(std::max<std::int64_t>(0, group->waiting.top().first - to_ms(now.utc)));
     if (wait < options_.lease) next = std::min(next, now.steady + wait);
@@ -273,6 +286,7 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
     return group.state->damage(ticket.damage);
   }
   if (ticket.kind == Ticket::Kind::kSettled) {
+    if (ticket.settlement == spool::Settlement::kDropped) find_keys_of_revived(group, ticket);
     for (const auto& each : ticket.sequences) group.state->settle(each.run, ticket.settlement);
     return end_grants(group, ticket);
   }
@@ -284,11 +298,31 @@ void DispatcherCore::on_ticket(const Ticket& ticket, spool::Lsn first, Now now) 
   end_grants(group, ticket);
 }
 
+// Dead letters that were given another chance before they were dropped are in line again; what a
+// session has leaves it with its answer.
+void DispatcherCore::find_keys_of_revived(Group& group, const Ticket& ticket) {
+  if (group.lines.empty()) return;
+  const auto is_granted = [&](Sequence sequence) {
+    return std::any_of(group.sessions.begin(), group.sessions.end(),
+                       [&](const Session* session) { return session->grants.contains(sequence); });
+  };
+  for (const auto& [session, run] : ticket.sequences) {
+    for (Sequence sequence = run.first; sequence < run.end(); ++sequence) {
+      const auto* history = group.state->history(sequence);
+      if (history == nullptr || history->dead() || is_granted(sequence)) continue;
+      if (const auto key = group.lines.find(sequence); key != 0) group.keys_left[sequence] = key;
+    }
+  }
+}
+
 // Of all kinds but settlements.
 void DispatcherCore::apply_ticket(Group& group, const Ticket& ticket, Sequence sequence,
                                   spool::Lsn first) {
   switch (ticket.kind) {
     case Ticket::Kind::kRetry:
+      if (group.state->is_settled(sequence)) {  // dropped while a session had it, which was lost
+        return release_key(group, sequence, group.lines.find(sequence));
+      }
       group.state->retry(ticket.retry, first);
       group.state->delivered(sequence, ticket.retry.number,
                              static_cast<std::uint32_t>(options_.epoch));

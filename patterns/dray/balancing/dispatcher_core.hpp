@@ -228,6 +228,7 @@ class DispatcherCore {
   struct Answered;
   struct Session;
   struct LaneState;
+  class DueQueue;
   struct Group;
   struct Ticket;
   struct LateMessage;
@@ -274,7 +275,7 @@ class DispatcherCore {
   void move_due(Group& group, Now now);
   void open_gates(Now now);
   bool has_room(const LaneState& lane) const;
-  std::size_t due_max() const;
+  bool takes_due(const Group& group) const;
   void settle_damaged(Group& group, const std::vector<Sequence>& sequences);
   void record_damage(Group& group, const spool::DamagedPart& part);
   bool held_back(const Group& group) const;
@@ -298,10 +299,13 @@ class DispatcherCore {
   void look_after_sessions(Now now);
   void ask_links(Now now);
   void note_due(const Session& session);
+  SteadyTime silent_at(const Session& session) const;
+  SteadyTime gone_at(const Session& session) const;
   void confirm(Session& session, std::uint64_t epoch, std::uint32_t number, const SequenceRun& run);
   void confirm(Session& session, std::uint64_t epoch, std::uint32_t number, Sequence sequence) {
     confirm(session, epoch, number, SequenceRun{sequence, 1});
   }
+  void find_keys_of_revived(Group& group, const Ticket& ticket);
   void apply_ticket(Group& group, const Ticket& ticket, Sequence sequence, spool::Lsn first);
   void end_grants(Group& group, const Ticket& ticket);
   void grant(Group& group, Session& session, spool::StoredRun run);
@@ -347,8 +351,10 @@ class DispatcherCore {
   std::unordered_map<std::string, Session*> peers_;
   std::vector<Session*> confirming_;  // with something to be confirmed
   SteadyTime sessions_due_at_{};      // nothing is due of any session before
-  SteadyTime confirms_since_{};       // the first of them; while confirming_ is not empty
-  SteadyTime heard_now_{};            // as of the last call with a time
+  SteadyTime ticked_at_;
+  SteadyTime listening_since_;   // without a pause that is worth speaking of
+  SteadyTime confirms_since_{};  // the first of them; while confirming_ is not empty
+  SteadyTime heard_now_{};       // as of the last call with a time
   SteadyTime link_broken_at_{};
   std::size_t links_asked_ = SIZE_MAX;  // how often since then; SIZE_MAX: none broke
   std::set<Uuid> expected_;             // recorded sessions that did not speak yet

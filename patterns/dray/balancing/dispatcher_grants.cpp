@@ -176,8 +176,7 @@ std::uint32_t DispatcherCore::grant_front(Group& group, Session& session, std::s
   }
   spool::StoredRun message;
   if (lane == nullptr) {
-    message = std::move(group.again.front());
-    group.again.pop_front();
+    message = group.again.pop();
     if (group.state->is_settled(message.first)) return 1;  // dropped since
   } else {
     message = lane->pop(1);
@@ -233,8 +232,7 @@ void DispatcherCore::grant_suspects(Group& group, Now now) {
       return;
     }
     if (std::exchange(idle->reserved, false)) note_room(*idle);
-    auto message = std::move(group.suspects.front());
-    group.suspects.pop_front();
+    auto message = group.suspects.pop();
     if (group.state->is_settled(message.first)) continue;  // dropped since
     if (!has_turn(group, message)) continue;
     if (is_expired(group, message, now)) {
@@ -326,7 +324,7 @@ void DispatcherCore::announce(Group& group) {
     session->asks = false;
     if (waiting == 0 && session->told_waiting != 0) tell_waiting(*session, 0);
   }
-  if (waiting < group.told_for / 2) group.told_for = waiting;
+  if (waiting == 0 || waiting < group.told_for / 2) group.told_for = waiting;
   if (waiting <= group.told_for) return;
   const std::size_t count = group.sessions.size();
   const auto most = std::min<std::uint64_t>(

@@ -30,9 +30,7 @@ void DispatcherCore::on_key(GroupId id, Sequence sequence, KeyHash key, Now) {
     if (const auto before = group.lines.force_turn(key, sequence); before != 0) {
       // It may be on its way already; it will be fetched again when its turn comes.
       group.state->take(before);
-      for (auto* queue : {&group.again, &group.suspects}) {
-        std::erase_if(*queue, [&](const auto& each) { return each.first == before; });
-      }
+      for (auto* queue : {&group.again, &group.suspects}) queue->take_out(before);
     }
     return;
   }

@@ -13,7 +13,8 @@ constexpr std::size_t kRecordsLookedAtMax = 65'536;  // records, in one turn
 // Of what is read back at a time: little enough that its buffer is used again.
 constexpr std::size_t kSliceMessagesMax = 8'192;
 constexpr std::size_t kSliceBytesMax = 4U << 20;
-constexpr std::size_t kDueMax = 8'192;  // fetched one by one, each with bytes of its own
+constexpr std::size_t kDueMax = 8'192;    // fetched one by one, each with bytes of its own
+constexpr std::size_t kFetchesMax = 256;  // in one turn: each is a read
 
 }  // namespace
 
@@ -28,8 +29,7 @@ void DispatcherCore::move_due(Group& group, Now now) {
   if (!group.to_learn.empty() || group.learning > 0) return;
   const std::int64_t now_ms = to_ms(now.utc);
   while (!group.waiting.empty() && group.waiting.top().first <= now_ms) {
-    const std::size_t at_hand = group.again.size() + group.suspects.size() + group.fetching;
-    if (at_hand >= due_max()) return;
+    if (!takes_due(group)) return;
     const auto [due_ms, sequence] = group.waiting.top();
     group.waiting.pop();
     // Settled, dead, taken or put off since it was queued.
@@ -45,16 +45,24 @@ void DispatcherCore::on_fetched(GroupId id, Sequence sequence,
                                 std::optional<spool::StoredRun> message) {
   Group& group = *groups_.at(id);
   --group.fetching;
+  const std::size_t bytes = message ? message->bytes() : 0;
+  group.fetch_bytes = std::max(bytes, group.fetch_bytes - group.fetch_bytes / 8);
   if (group.state->is_settled(sequence)) return;           // dropped meanwhile
   if (!message) return settle_damaged(group, {sequence});  // P6: never silently dropped
   if (message->key != 0 && group.lines.waits(message->key, sequence)) return;  // no more its turn
   const auto* history = group.state->history(sequence);
   auto& queue = history != nullptr && history->suspect() ? group.suspects : group.again;
-  queue.push_back(std::move(*message));
+  queue.push(std::move(*message));
 }
 
-std::size_t DispatcherCore::due_max() const {
-  return std::min(options_.ready_messages_max, kDueMax);
+// P8: those that are at hand, and those that are on their way, if they are like the last ones. One
+// always goes.
+bool DispatcherCore::takes_due(const Group& group) const {
+  const std::size_t count = group.again.size() + group.suspects.size() + group.fetching;
+  const std::size_t bytes =
+      group.again.bytes() + group.suspects.bytes() + group.fetching * group.fetch_bytes;
+  return count == 0 || (count < std::min(options_.ready_messages_max, kDueMax) &&
+                        group.fetching < kFetchesMax && bytes < options_.ready_bytes_max);
 }
 
 bool DispatcherCore::has_room(const LaneState& lane) const {

@@ -287,7 +287,7 @@ void DispatcherCore::lose_grants(Session& session, const std::string& reason, No
 }
 
 void DispatcherCore::open_gates(Now now) {
-  const bool over = now.steady - started_ >= options_.lease;
+  const bool over = now.steady - std::max(started_, listening_since_) >= options_.lease;
   for (const auto& group : groups_) {
     if (!group->gated) continue;
     const bool waiting = std::any_of(expected_.begin(), expected_.end(), [&](const Uuid& id) {

@@ -13,6 +13,8 @@ namespace dray::balancing {
 inline constexpr std::int64_t kClockJumpMs = 60'000;
 // A wall clock that has not jumped for so long is believed again.
 inline constexpr auto kClockSteady = std::chrono::minutes(5);
+// What a message that is read again is thought to take before any was.
+inline constexpr std::size_t kFetchBytes = 1U << 20;
 
 inline std::int64_t to_ms(UtcTime time) {
   return time.time_since_epoch().count();
@@ -143,6 +145,36 @@ struct DispatcherCore::LaneState {
   }
 };
 
+// Messages that are due, in memory, each read by itself.
+class DispatcherCore::DueQueue {
+ public:
+  bool empty() const { return runs_.empty(); }
+  std::size_t size() const { return runs_.size(); }
+  std::size_t bytes() const { return bytes_; }
+  void push(spool::StoredRun run) {
+    bytes_ += run.bytes();
+    runs_.push_back(std::move(run));
+  }
+  // REQUIRES: it is not empty.
+  spool::StoredRun pop() {
+    auto front = std::move(runs_.front());
+    runs_.pop_front();
+    bytes_ -= front.bytes();
+    return front;
+  }
+  void take_out(Sequence sequence) {
+    std::erase_if(runs_, [&](const auto& each) {
+      if (each.first != sequence) return false;
+      bytes_ -= each.bytes();
+      return true;
+    });
+  }
+
+ private:
+  std::deque<spool::StoredRun> runs_;
+  std::size_t bytes_ = 0;
+};
+
 // Messages, and the session that answered; nil: none did.
 struct DispatcherCore::Answered {
   Uuid session;
@@ -179,10 +211,11 @@ struct DispatcherCore::Group {
   using Waiting = std::pair<std::int64_t, Sequence>;
   using WaitingQueue = std::priority_queue<Waiting, std::deque<Waiting>, std::greater<>>;
   WaitingQueue waiting;
-  WaitingQueue waiting_old;            // the same, behind the restart gate
-  std::deque<spool::StoredRun> again;  // due, with bytes; single ones
-  std::deque<spool::StoredRun> suspects;
+  WaitingQueue waiting_old;  // the same, behind the restart gate
+  DueQueue again;
+  DueQueue suspects;
   std::size_t fetching = 0;
+  std::size_t fetch_bytes = kFetchBytes;  // what the next one is expected to take
   std::uint64_t not_ready = 0;  // granted, or waiting for their time; as of the last dispatch
   std::vector<Session*> sessions;
   std::vector<Session*> asking;  // have room, and may believe that something waits

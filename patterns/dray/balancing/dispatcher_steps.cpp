@@ -79,6 +79,9 @@ void DispatcherCore::on_step(Session& session, const Step& step, Now now) {
     }
     if (const auto fault = step_fault(); !fault.empty()) return answer(StepAnswer::kBusy, fault);
     if (planted(Fault::kStepBeforeCommit)) answer(StepAnswer::kRecorded, "");
+  } else if (step.what == StepCall::kDone && known == nullptr) {
+    // It would take memory and disk past every limit; who asks before it acts never says so.
+    return answer(StepAnswer::kRefused, "this step was never begun");
   } else if (step.what == StepCall::kNotDone && !own) {
     const std::tuple key{session.group, step.sequence, step.run};
     if (stepping_.count(key) != 0) {  // it is not durable yet, and given up already

@@ -14,7 +14,6 @@ namespace {
 constexpr std::string_view kMagic = "DR";
 constexpr std::size_t kPrefixSize = 4;
 constexpr std::size_t kReasonBytesMax = 4'096;
-constexpr std::size_t kNameBytesMax = 256;
 constexpr std::size_t kEnvelopeBytesMax = (16U << 20) + (1U << 19);
 
 enum class FrameKind : std::uint8_t {

@@ -25,6 +25,7 @@ namespace dray::balancing {
 
 inline constexpr std::uint8_t kProtocolVersion = 0;
 inline constexpr std::size_t kFollowUpsMax = 64;
+inline constexpr std::size_t kNameBytesMax = 256;  // of workers and publishers
 
 // Deliveries of one grant: same epoch and delivery number. With the spool id and the group, which
 // the session implies, each sequence makes a token.

@@ -113,7 +113,19 @@ class Bench {
     settle_down();
   }
 
+  // As a dispatcher that lives: it looks at the clock at least four times a lease.
   void advance(std::chrono::nanoseconds by) {
+    constexpr std::chrono::nanoseconds kMost = 2s;
+    do {
+      const auto step = std::min(by, kMost);
+      clock.advance(step);
+      core->tick(now());
+      settle_down();
+      by -= step;
+    } while (by.count() > 0);
+  }
+  // As one whose process is stopped meanwhile.
+  void sleep(std::chrono::nanoseconds by) {
     clock.advance(by);
     core->tick(now());
     settle_down();
@@ -185,6 +197,7 @@ class Bench {
       for (const auto& fetch : actions.fetches) {
         core->on_fetched(fetch.group, fetch.sequence,
                          spool::StoredRun{fetch.sequence, 1, 0, stored.at(fetch.sequence)});
+        fetched_bytes += stored.at(fetch.sequence)->bytes();
       }
       CHECK(core->group_state(0).counts().balanced());  // P2
     }
@@ -205,6 +218,7 @@ class Bench {
   std::map<std::string, std::vector<Sequence>> put_off;  // by BUSY
   std::map<std::string, std::uint64_t> last_waiting;
   int heartbeats = 0;
+  std::size_t fetched_bytes = 0;
   struct Delivery {
     Sequence sequence = 0;
     std::uint32_t number = 0;
@@ -397,6 +411,20 @@ TEST_CASE("a backlog that leaves 0 is told at once, and its end to who keeps roo
   CHECK(bench.told["a"].back() == 4);
 }
 
+TEST_CASE("each message that comes when nothing waited is told at once, also one by one") {
+  Bench bench;
+  bench.hello("a", kOne, 0);
+  for (std::size_t i = 1; i <= 3; ++i) {
+    const auto sequence = bench.publish();
+    CHECK(bench.told["a"].size() == i);
+    CHECK(bench.told["a"].back() == 1);
+    bench.window("a", 1);
+    REQUIRE(bench.delivered["a"].size() == i);
+    bench.window("a", 0);
+    bench.answer("a", sequence, ResultKind::kDone);
+  }
+}
+
 TEST_CASE("who keeps room for what went elsewhere is told that nothing waits any more") {
   Bench bench;
   bench.hello("a", kOne, 0);
@@ -532,6 +560,72 @@ TEST_CASE("a silent session loses its deliveries after one lease: alone counts a
   bench.advance(1s);
   REQUIRE(bench.delivered["b"].size() == 1);
   CHECK(bench.delivered["b"][0].attempt == 2);
+}
+
+TEST_CASE("a dispatcher that was stopped for longer than a lease takes nobody for lost") {
+  Bench bench({}, 2, nullptr, 1'000'000,
+              [](DispatcherOptions& options) { options.reconnect_grace = 2s; });
+  const auto first = bench.publish();
+  const auto second = bench.publish();
+  bench.hello("a", kOne, 1);
+  bench.hello("b", kTwo, 1);
+  bench.sleep(15s);
+  CHECK(bench.core->session_status().size() == 2);
+  CHECK(bench.core->next_deadline(bench.now()) > bench.now().steady);
+  // What they said meanwhile is read by now.
+  bench.answer("a", first, ResultKind::kDone);
+  CHECK(bench.counts().done == 1);
+  bench.advance(9'999ms);
+  CHECK(bench.core->session_status().size() == 2);
+  bench.advance(1ms);
+  CHECK(bench.core->session_status().empty());  // silent for a lease in which it listened
+  bench.answer("b", second, ResultKind::kDone);
+  CHECK(bench.counts().done == 1);
+}
+
+TEST_CASE("what is due again is read as far as its bytes allow (P8)") {
+  Bench bench({}, 2, nullptr, 1'000'000,
+              [](DispatcherOptions& options) { options.ready_bytes_max = 4U << 20; });
+  const std::string large(512U << 10, 'x');
+  bench.hello("a", kOne, 200);
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < 100; ++i) {
+    sequences.push_back(bench.publish());
+    bench.stored[sequences.back()] = test::records_of({sequences.back()}, large);
+  }
+  REQUIRE(bench.delivered["a"].size() == 100);
+  for (const auto sequence : sequences) bench.answer("a", sequence, ResultKind::kRetry);
+  bench.window("a", 1);
+  bench.advance(5s);
+  CHECK(bench.fetched_bytes >= 2U << 20);
+  CHECK(bench.fetched_bytes <= 6U << 20);  // of 50 MiB that are due
+  CHECK(bench.core->next_deadline(bench.now()) > bench.now().steady);
+  // They go on as there is room.
+  for (std::uint32_t i = 1; i <= 100; ++i) {
+    const auto& last = bench.delivered["a"].back();
+    REQUIRE(bench.delivered["a"].size() == 100 + i);
+    bench.answer("a", last.sequence, ResultKind::kDone, 2);
+  }
+  CHECK(bench.counts().done == 100);
+}
+
+TEST_CASE("the end of a step that never began is refused: it would pass every limit") {
+  Bench bench;
+  const auto sequence = bench.publish();
+  bench.hello("a", kOne);
+  const auto records = bench.records.size();
+  Step step;
+  step.epoch = 5;
+  step.number = 1;
+  step.sequence = sequence;
+  step.what = StepCall::kDone;
+  step.run = 7;
+  step.step = "charge";
+  step.value = std::string(4'096, 'v');
+  bench.core->on_frame("a", step, bench.now());
+  bench.settle_down();
+  CHECK(bench.records.size() == records);
+  CHECK(bench.core->group_state(0).steps().bytes() == 0);
 }
 
 TEST_CASE("a peer that takes nothing has to say HELLO when it speaks again, and loses nothing") {

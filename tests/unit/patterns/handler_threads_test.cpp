@@ -200,6 +200,61 @@ TEST_CASE("handler threads: one that is too late is asked to stop, then written 
   never->release();
 }
 
+TEST_CASE("handler threads: neither a constructor nor a stop callback holds the socket thread up") {
+  auto settings = settings_of(1);
+  settings.timeout = 30ms;
+  settings.timeout_grace = 30ms;
+  struct Gates {
+    std::promise<void> open;
+    std::shared_future<void> opened = open.get_future().share();
+    std::atomic<int> made{0};
+    std::atomic<bool> asked{false};
+  };
+  auto gates = std::make_shared<Gates>();  // outlives the test, as do the threads that wait for it
+  HandlerThreads threads(settings, [gates]() -> Result<std::unique_ptr<Consumer>> {
+    if (gates->made++ > 0) gates->opened.wait();  // what made the first one hang
+    return std::unique_ptr<Consumer>(
+        std::make_unique<Calls>([gates](const ConsumerJob& job, const std::stop_token& stop) {
+          if (job.sequence != 1) return done();
+          const std::stop_callback callback(stop, [gates] {
+            gates->asked = true;
+            gates->opened.wait();
+          });
+          gates->opened.wait();
+          return done();
+        }));
+  });
+  REQUIRE(threads.add().ok());
+  auto deliver = test::deliver_frame(1, {1, 2});
+  auto bytes = std::make_shared<balancing::WorkerCore::Bytes>();
+  bytes->records = std::get<balancing::Deliver>(deliver.frame).records;
+  bytes->owner = deliver.owner;
+  HandlerThreads::Jobs jobs;
+  jobs.first = jobs.sequence = 1;
+  jobs.count = 2;
+  jobs.bytes = std::move(bytes);
+  threads.give({jobs});
+  // The socket thread comes back at once, whatever it finds.
+  transport::Poller poller;
+  poller.add(threads.wake_up());
+  std::vector<std::uint64_t> written_off;
+  while (written_off.empty()) {
+    poller.wait(5ms);
+    (void)threads.take_news();
+    written_off = threads.watch_timeouts();
+  }
+  CHECK(written_off == std::vector<std::uint64_t>{1});
+  CHECK(gates->asked);
+  gates->open.set_value();
+  std::uint64_t ended = 0;
+  while (ended == 0) {  // by the replacement, once it is made
+    poller.wait(5ms);
+    for (const auto& each : threads.take_news().ended) ended = each.jobs.first;
+    CHECK(threads.watch_timeouts().empty());
+  }
+  CHECK(ended == 2);
+}
+
 TEST_CASE("handler threads: a consumer that cannot be made is an error; stop waits for who runs") {
   HandlerThreads none(settings_of(1), []() -> Result<std::unique_ptr<Consumer>> {
     return Error{ErrorCode::kInvalid, "no plugin", "", 0};

@@ -281,6 +281,72 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("workers that stop in a flood of short jobs repeat nothing that they did") {
+  TemporaryFolder folder;
+  const auto options = options_in(folder);
+  auto spooler = open_spooler(options);
+  Seen seen;
+  WorkerSettings settings;
+  settings.threads = 3;
+  auto worker = start_worker("email", options.bind, seen, settings);
+  constexpr std::uint64_t kCount = 40'000;
+  std::thread publisher([&] {
+    for (std::uint64_t i = 0; i < kCount; ++i) {
+      spooler->publish_async("ping", Ping{i, ""}, {}, [](const auto&) {});
+    }
+  });
+  for (int i = 0; i < 8; ++i) {
+    const std::size_t before = seen.count();
+    wait_for(*spooler, "email", [&](const auto& status) {
+      return seen.count() > before + 500 || status.pending == 0;
+    });
+    worker->stop();
+    worker = start_worker("email", options.bind, seen, settings);
+  }
+  publisher.join();
+  wait_for(*spooler, "email",
+           [](const auto& status) { return status.pending == 0 && status.done == kCount; });
+  for (const auto& [number, times] : seen.snapshot()) CHECK(times == 1);
+}
+
+TEST_CASE("settings that a dispatcher would refuse are refused at the start") {
+  const auto factory = []() -> Result<std::unique_ptr<Consumer>> {
+    return Error{ErrorCode::kInvalid, "is not asked for", "", 0};
+  };
+  WorkerSettings settings;
+  settings.group = "email";
+  settings.endpoints = {"ipc:///tmp/nobody.sock"};
+  std::string word;
+  SECTION("attempts") {
+    settings.retry.max_attempts = 0;
+    word = "max_attempts";
+  }
+  SECTION("jitter") {
+    settings.retry.jitter = 1.5;
+    word = "jitter";
+  }
+  SECTION("back-off") {
+    settings.retry.initial = Milliseconds(-1);
+    word = "initial";
+  }
+  SECTION("name") {
+    settings.name = std::string(300, 'n');
+    word = "256";
+  }
+  SECTION("group") {
+    settings.group = "no group!";
+    word = "group";
+  }
+  SECTION("time-out") {
+    settings.timeout = Milliseconds(-1);
+    word = "timeout";
+  }
+  const auto worker = Worker::start(settings, factory);
+  REQUIRE(!worker.ok());
+  CHECK(worker.error().code == ErrorCode::kInvalid);
+  CHECK(worker.error().text().find(word) != std::string::npos);
+}
+
 TEST_CASE("a worker stops though a step waits for an answer that will not come") {
   const TemporaryFolder folder;
   auto spooler = *Spooler::open(options_in(folder));
