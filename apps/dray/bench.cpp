@@ -127,6 +127,13 @@ class Flow {
           status->groups.begin(), status->groups.end(),
           [&](const auto& group) { return group.done >= messages && group.workers >= workers; });
       if (settled) return {};
+      for (const auto& child : children_) {
+        siginfo_t ended{};
+        const auto id = static_cast<id_t>(child.pid);
+        if (waitid(P_PID, id, &ended, WEXITED | WNOHANG | WNOWAIT) == 0 && ended.si_pid != 0) {
+          return Error{ErrorCode::kIo, "a worker ended before its work", "", 0};
+        }
+      }
       std::this_thread::sleep_for(Milliseconds(1));
     }
   }

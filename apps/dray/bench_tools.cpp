@@ -1,5 +1,6 @@
 #include "dray/bench_tools.hpp"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -17,6 +18,8 @@
 #include <iostream>
 #include <sstream>
 #include <thread>
+
+#include "dray/node.hpp"
 
 namespace dray::app {
 
@@ -37,9 +40,28 @@ ScratchFolder::ScratchFolder(const std::string& parent)
     : path_(parent.empty() ? "dray-bench-XXXXXX" : parent + "/dray-bench-XXXXXX") {
   ok_ = mkdtemp(path_.data()) != nullptr;
   if (!ok_) std::cerr << "dray: cannot make a folder like " << path_ << "\n";
+  if (!ok_) return;
+  block_signals();
+  watch_ = std::thread([this] { watch_signals(); });
+}
+
+void ScratchFolder::watch_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int number : {SIGINT, SIGTERM}) sigaddset(&signals, number);
+  const timespec wait{0, 50'000'000};
+  while (!over_) {
+    if (sigtimedwait(&signals, nullptr, &wait) < 0) continue;
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+    std::cerr << "dray: interrupted\n";
+    _exit(kExitFailed);
+  }
 }
 
 ScratchFolder::~ScratchFolder() {
+  over_ = true;
+  if (watch_.joinable()) watch_.join();
   std::error_code ignored;
   if (ok_) std::filesystem::remove_all(path_, ignored);
 }

@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "dray/bench.hpp"
@@ -24,7 +25,8 @@ namespace dray::app {
 
 double seconds_since(std::chrono::steady_clock::time_point started);
 
-// A fresh folder in `parent` (or here), removed at the end.
+// A fresh folder in `parent` (or here), removed at the end: also at that which SIGINT or SIGTERM
+// makes, which then end this process, and with it those that it started. Made before other threads.
 class ScratchFolder {
  public:
   explicit ScratchFolder(const std::string& parent);
@@ -35,8 +37,12 @@ class ScratchFolder {
   const std::string& path() const { return path_; }
 
  private:
+  void watch_signals();
+
   std::string path_;
   bool ok_ = false;
+  std::atomic<bool> over_{false};
+  std::thread watch_;
 };
 
 // Bytes written so far to the block device under `path`; nothing if that cannot be told.

@@ -46,8 +46,41 @@ Result<AdminClient> one_spool(const SpoolChoice& choice) {
   return AdminClient(found->front());
 }
 
+int finish_output(int code) {
+  std::cout.flush();
+  const bool lost = !std::cout.good() || std::fflush(stdout) != 0 || std::ferror(stdout) != 0;
+  if (!lost || code != 0) return code;
+  return fail(Error{ErrorCode::kIo, "the output could not be written", "", 0});
+}
+
+json parse_json(const std::string& text) {
+  constexpr int kDepthMax = 100;
+  bool deep = false;
+  auto parsed = json::parse(
+      text,
+      [&deep](int depth, json::parse_event_t, json&) {
+        deep = deep || depth > kDepthMax;
+        return !deep;
+      },
+      false);
+  return deep ? json(json::value_t::discarded) : parsed;
+}
+
+// For a terminal: what would steer it is shown, not done.
 std::string text_of(const json& value) {
-  return value.is_string() ? value.get<std::string>() : value.dump();
+  if (!value.is_string()) return value.dump();
+  std::string out;
+  for (const char c : value.get<std::string>()) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x20 && byte != 0x7F) {
+      out += c;
+      continue;
+    }
+    constexpr const char* kDigits = "0123456789abcdef";
+    out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : "";
+    if (c != '\n' && c != '\t') out += std::string("\\x") + kDigits[byte >> 4] + kDigits[byte & 15];
+  }
+  return out;
 }
 
 void print_table(const std::vector<std::vector<std::string>>& rows) {

@@ -19,6 +19,11 @@ int fail(const Error& error);
 Result<std::vector<std::string>> directories(const SpoolChoice& choice);
 // kInvalid if several are meant.
 Result<AdminClient> one_spool(const SpoolChoice& choice);
+// The exit code, or that of output that could not be written. Last in main.
+int finish_output(int code);
+// Discarded if it is none, or nested deeper than anything sane.
+nlohmann::json parse_json(const std::string& text);
+// For a terminal: control characters are escaped.
 std::string text_of(const nlohmann::json& value);
 // Columns as wide as their widest cell; numbers to the right.
 void print_table(const std::vector<std::vector<std::string>>& rows);

@@ -142,7 +142,7 @@ int status_command(const SpoolChoice& choice, bool as_json) {
 int publish_command(const SpoolChoice& choice, const PublishWish& wish) {
   const auto client = one_spool(choice);
   if (!client.ok()) return fail(client.error());
-  const auto parsed = json::parse(wish.body, nullptr, false);
+  const auto parsed = parse_json(wish.body);
   if (parsed.is_discarded()) {
     return fail(
         Error{ErrorCode::kInvalid, "the body is no JSON; write it like '{\"id\": 1}'", "", 0});

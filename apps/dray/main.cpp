@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include "dray/bench.hpp"
+#include "dray/command_tools.hpp"
 #include "dray/commands.hpp"
 #include "dray/new_command.hpp"
 #include "dray/node.hpp"
@@ -11,6 +12,7 @@
 #include "dray/spool_commands.hpp"
 #include "dray/standard_error_log.hpp"
 #include "dray/supervisor.hpp"
+#include "dray/text.hpp"
 
 using namespace dray;
 using namespace dray::app;
@@ -26,7 +28,6 @@ int main(int argc, char** argv) {
       "workers take from it."};
   cli.name("dray");
   cli.set_version_flag("--version", "dray " DRAY_VERSION);
-  cli.require_subcommand(1);
   int code = 0;
 
   std::string file;
@@ -36,7 +37,9 @@ int main(int argc, char** argv) {
                                  "Example: dray run shop.toml --app email\n\n"
                                  "Run the apps of a config, each as a process of its own.");
   auto* run_file = run->add_option("file", file, "config file");
-  run->add_option("--app", apps, "only this app (in the foreground); several: only these");
+  auto* run_apps =
+      run->add_option("--app", apps, "only this app (in the foreground); several: only these");
+  run_apps->allow_extra_args(false);  // what follows is the file
   auto* run_spool_option = run->add_option("--spool", spool_alone.directory,
                                            "serve this spool alone, without its producer");
   run->add_option("--bind", spool_alone.bind, "endpoint for --spool (default ipc://DIR/dray.sock)")
@@ -259,10 +262,29 @@ int main(int argc, char** argv) {
   worker->add_flag("--stamps", measured.stamps);
   worker->callback([&] { code = bench_worker(measured, endpoint, queue.dead.group); });
 
+  cli.require_subcommand(0, 1);
+  cli.callback([&] {
+    const auto words = cli.remaining();
+    if (!words.empty()) {
+      std::vector<std::string> known;
+      for (const auto* each : cli.get_subcommands(nullptr)) known.push_back(each->get_name());
+      const std::string near = nearest_word(words.front(), known);
+      throw CLI::ExtrasError("there is no command '" + words.front() + "'" +
+                                 (near.empty() ? "" : "; did you mean '" + near + "'?") +
+                                 " See dray --help",
+                             CLI::ExitCodes::ExtrasError);
+    }
+    if (cli.get_subcommands().empty()) throw CLI::RequiredError("A command");
+  });
+  cli.allow_extras();
+
   try {
     cli.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return cli.exit(error) == 0 ? 0 : kExitWrong;
+  } catch (const std::exception& exception) {
+    return fail(Error{ErrorCode::kInvalid,
+                      std::string("an argument cannot be used: ") + exception.what(), "", 0});
   }
-  return code;
+  return finish_output(code);
 }

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -14,9 +15,11 @@
 #include <thread>
 
 #include "dray/admin_server.hpp"
+#include "dray/disk/posix_directory.hpp"
 #include "dray/plugin/plugin_library.hpp"
 #include "dray/process_usage.hpp"
 #include "dray/remote_publisher.hpp"
+#include "dray/spool/inspection.hpp"
 #include "dray/spooler.hpp"
 #include "dray/text.hpp"
 #include "dray/thread_traits.hpp"
@@ -320,6 +323,28 @@ int run_app(const config::Config& config, const config::AppConfig& app, const Lo
   return code;
 }
 
+namespace {
+
+// Why this folder is not to be served alone; nothing: it is a spool, and this user's.
+std::optional<std::string> serve_fault(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) {
+    return "no such folder; give the directory of a spool";
+  }
+  auto directory = open_posix_directory(path, false);
+  if (!directory.ok()) return directory.error().text();
+  if (!spool::holds_spool(**directory)) {
+    return "no spool is here: no segments and no checkpoints; give the directory of a spool";
+  }
+  if (info.st_uid != geteuid()) {
+    return "it belongs to another user (uid " + std::to_string(info.st_uid) +
+           "), who could not open what this one writes; run it as that user";
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
 int run_spool(const RunSpool& wanted, const Log& log) {
   const std::string& directory = wanted.directory;
   Ending ending;
@@ -337,8 +362,8 @@ int run_spool(const RunSpool& wanted, const Log& log) {
   options.keep_groups = true;
   options.log = log;
   options.on_failure = [&ending](const Error&) { ending.request(kExitFailed); };
-  if (!std::filesystem::is_directory(directory)) {
-    log.error(directory + ": no such folder; give the directory of a spool");
+  if (const auto fault = serve_fault(directory)) {
+    log.error(directory + ": " + *fault);
     return kExitWrong;
   }
   auto spooler = Spooler::open(options);

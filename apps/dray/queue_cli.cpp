@@ -30,7 +30,8 @@ void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice
   };
   auto* list = add("list", "Example: dray dead list shop.toml email --cause rejected");
   add_filter(*list);
-  list->add_option("--limit", given.limit, "at most so many (default 100, at most 1000)");
+  list->add_option("--limit", given.limit, "at most so many (default 100, at most 1000)")
+      ->check(CLI::Range(1, 1000));
   list->add_flag("--signatures", given.signatures, "count them by error instead");
   list->add_flag("--json", json, "for programs; with body and history");
   list->callback(

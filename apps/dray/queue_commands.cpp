@@ -199,7 +199,7 @@ int dead_change_command(const SpoolChoice& choice, const DeadChoice& dead,
 
 int dead_edit_command(const SpoolChoice& choice, const std::string& group, std::uint64_t sequence,
                       const std::string& body) {
-  const auto parsed = json::parse(body, nullptr, false);
+  const auto parsed = parse_json(body);
   if (parsed.is_discarded()) {
     return fail(
         Error{ErrorCode::kInvalid, "the body is no JSON; write it like '{\"id\": 1}'", "", 0});
@@ -218,7 +218,7 @@ int dead_decide_command(const SpoolChoice& choice, const std::string& group, std
                         const std::string& step, const std::string& value) {
   json request{{"group", group}, {"sequence", sequence}, {"step", step}, {"done", !value.empty()}};
   if (!value.empty()) {
-    auto parsed = json::parse(value, nullptr, false);
+    auto parsed = parse_json(value);
     if (parsed.is_discarded()) {
       return fail(Error{ErrorCode::kInvalid,
                         "the value is no JSON; write text with quotes: --done '\"tx-17\"'", "", 0});

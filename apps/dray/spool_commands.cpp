@@ -54,6 +54,7 @@ json to_json(const spool::SpoolFindings& findings) {
            {"quarantined", findings.quarantined},
            {"foreign", findings.foreign},
            {"faults", findings.faults},
+           {"unreadable", findings.unreadable},
            {"checkpoints", json::array()},
            {"segments", json::array()},
            {"missing", json::array()},
@@ -108,9 +109,7 @@ void print_damage(const spool::SpoolFindings& findings) {
     for (const auto& range : segment.damaged) line(range);
   }
   for (const auto& range : findings.missing) line(range);
-  for (const auto& each : findings.checkpoints) {
-    if (!each.good) std::printf("  %s: fails its check\n", each.file.c_str());
-  }
+  for (const auto& each : findings.unreadable) std::printf("  %s\n", each.c_str());
   for (const auto& fault : findings.faults) std::printf("  %s\n", fault.c_str());
 }
 
@@ -119,7 +118,7 @@ void print_findings(const spool::SpoolFindings& findings) {
               findings.served ? ", served at the moment" : "");
   for (const auto& each : findings.checkpoints) {
     std::printf("  %-28s %s, up to record %llu, %s\n", each.file.c_str(),
-                each.good ? "good" : "DAMAGED", static_cast<unsigned long long>(each.lsn),
+                each.good ? "good" : "BAD", static_cast<unsigned long long>(each.lsn),
                 each.good ? utc_text(each.at).c_str() : "-");
   }
   for (const auto& each : findings.segments) {
@@ -185,8 +184,12 @@ int spool_verify_command(const std::string& directory, bool as_json) {
     std::printf("all good\n");
     return 0;
   }
-  std::printf("damaged:\n");
+  std::printf(findings->unreadable.empty() ? "damaged:\n" : "damaged, or not to be read:\n");
   print_damage(*findings);
+  if (findings->newer || !findings->unreadable.empty()) {
+    std::printf("this says nothing of what could not be looked at\n");
+    return kExitFailed;
+  }
   std::printf(
       "the rest can be served; `dray spool repair %s` (with the spool stopped) gives up what "
       "is lost and keeps the damaged files aside\n",

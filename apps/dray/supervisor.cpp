@@ -29,6 +29,7 @@ struct Child {
   SteadyTime started{};
   SteadyTime start_at{};
   Milliseconds back_off = kBackOffFirst;
+  bool ran = false;  // well, for a while
   std::optional<SteadyTime> kill_at;
 };
 
@@ -130,12 +131,19 @@ class Supervisor {
       log_.info("stopped", {{"app", child.app->name}, {"how", how}});
       return stop_owners();
     }
-    if (WIFEXITED(status) && WEXITSTATUS(status) == kExitWrong) {
-      log_.error("an app cannot run as configured: stopping all", {{"app", child.app->name}});
-      return stop(kExitWrong);
-    }
     const auto now = clock_.steady();
-    if (now - child.started >= kStableAfter) child.back_off = kBackOffFirst;
+    const bool was_stable = now - child.started >= kStableAfter;
+    child.ran = child.ran || was_stable;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == kExitWrong) {
+      if (!child.ran) {
+        log_.error("an app cannot run as configured: stopping all", {{"app", child.app->name}});
+        return stop(kExitWrong);
+      }
+      // The config was good before: the others need not suffer from what became of it.
+      log_.error("an app cannot run as configured any more; the others go on",
+                 {{"app", child.app->name}});
+    }
+    if (was_stable) child.back_off = kBackOffFirst;
     child.start_at = now + child.back_off;
     log_.warning("ended unasked; it starts again",
                  {{"app", child.app->name},
@@ -204,8 +212,10 @@ int supervise(const config::Config& config, const std::vector<const config::AppC
 }
 
 void die_with_supervisor() {
-  const char* supervisor = std::getenv(kSupervisorVariable);
-  if (supervisor == nullptr) return;
+  const char* found = std::getenv(kSupervisorVariable);
+  if (found == nullptr) return;
+  const std::string supervisor = found;
+  unsetenv(kSupervisorVariable);  // what the app starts itself is nobody's child here
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   // It may have died before prctl.
   if (std::to_string(getppid()) != supervisor) _exit(kExitFailed);

@@ -76,6 +76,21 @@ Request to_request(beast_http::request<beast_http::string_body>&& in) {
   return request;
 }
 
+// RFC 9112, 6.1 and 6.3: where a body ends must be beyond doubt, or what follows it is somebody's
+// request to one server and a part of the body to another.
+const char* framing_fault(const beast_http::request<beast_http::string_body>& message) {
+  const auto codings = message.count(beast_http::field::transfer_encoding);
+  if (codings == 0) return nullptr;
+  if (codings > 1 || !beast::iequals(message[beast_http::field::transfer_encoding], "chunked")) {
+    return "the only transfer coding that is taken is 'chunked'";
+  }
+  if (message.count(beast_http::field::content_length) != 0) {
+    return "a request has a Content-Length or a Transfer-Encoding, not both";
+  }
+  if (message.version() < 11) return "HTTP/1.0 knows no Transfer-Encoding";
+  return nullptr;
+}
+
 // What connections share; touched on the server's thread, but for `open`.
 struct Shared {
   Limits limits;
@@ -103,10 +118,11 @@ class Connection final : public std::enable_shared_from_this<Connection<Protocol
     parser_->header_limit(shared_->limits.header_bytes_max);
     parser_->body_limit(shared_->limits.body_bytes_max);
     stream_.expires_after(shared_->limits.read_timeout);
-    beast_http::async_read(stream_, buffer_, *parser_,
-                           [self = shared_from_this()](beast::error_code error, std::size_t) {
-                             self->on_read(error);
-                           });
+    beast_http::async_read_header(
+        stream_, buffer_, *parser_,
+        [self = shared_from_this()](beast::error_code error, std::size_t) {
+          self->on_header(error);
+        });
   }
 
   void close() {
@@ -178,6 +194,30 @@ class Connection final : public std::enable_shared_from_this<Connection<Protocol
     std::shared_ptr<Connection> connection_;
     std::shared_ptr<std::atomic<bool>> open_ = std::make_shared<std::atomic<bool>>(true);
   };
+
+  void on_header(beast::error_code error) {
+    if (error) return on_read(error);
+    if (const char* fault = framing_fault(parser_->get())) {
+      return write(problem(400, "Bad Request", fault), false);
+    }
+    if (parser_->is_done()) return on_read(error);
+    if (!beast::iequals(parser_->get()[beast_http::field::expect], "100-continue")) {
+      return read_body();
+    }
+    static constexpr std::string_view kGoOn = "HTTP/1.1 100 Continue\r\n\r\n";
+    asio::async_write(stream_, asio::buffer(kGoOn),
+                      [self = shared_from_this()](beast::error_code failed, std::size_t) {
+                        if (failed) return self->close();
+                        self->read_body();
+                      });
+  }
+
+  void read_body() {
+    beast_http::async_read(stream_, buffer_, *parser_,
+                           [self = shared_from_this()](beast::error_code error, std::size_t) {
+                             self->on_read(error);
+                           });
+  }
 
   void on_read(beast::error_code error) {
     if (error == beast_http::error::body_limit) {

@@ -20,6 +20,9 @@ extern "C" {
 #define DRAY_PLUGIN_ABI_MAJOR 1u
 #define DRAY_PLUGIN_ABI_MINOR 1u
 #define DRAY_PLUGIN_ENTRY "dray_plugin_entry_v1"
+/* With this begins why something could not be made if its settings are wrong: nothing but another
+ * config helps then. Anything else may pass; the app is started again. */
+#define DRAY_SETTING_FAULT "setting"
 
 typedef struct dray_bytes {
   const char* data;
@@ -143,8 +146,8 @@ typedef struct dray_policy {
 typedef struct dray_handler {
   dray_bytes name;
   const dray_policy* policy; /* NULL: nothing said */
-  /* One object per handler thread, made one after the other. NULL after error->fail. `settings`
-   * is a MessagePack map. */
+  /* One object per handler thread, made one after the other. NULL after error->fail (see
+   * DRAY_SETTING_FAULT). `settings` is a MessagePack map. */
   void* (*create)(const dray_host* host, dray_bytes settings, const dray_error_sink* error);
   void (*handle)(void* self, const dray_delivery* delivery, const dray_outcome_sink* sink);
   void (*destroy)(void* self);

@@ -1,5 +1,7 @@
 #include "dray/spooler.hpp"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <fstream>
 #include <future>
@@ -22,6 +24,19 @@ Uuid machine_id() {
 
 }  // namespace
 
+namespace {
+
+// A spool has one descriptor for each segment, a worker one for each connection; nothing here uses
+// select(), for which the soft limit is low.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
 Spooler::Spooler(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Spooler::~Spooler() {
   stop();
@@ -31,6 +46,7 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   auto state = std::make_unique<State>();
   state->options = std::move(options);
   const auto& wanted = state->options;
+  raise_descriptor_limit();
   auto directory = open_posix_directory(wanted.directory, true);
   if (!directory.ok()) return directory.error();
   state->directory = std::move(*directory);
@@ -40,6 +56,9 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   spool_options.log.preallocate = wanted.preallocate;
   spool_options.held_max = wanted.held_max;
   spool_options.dedup = {wanted.dedup_count, wanted.dedup_age};
+  // What the owner remembers is not known here: nothing is forgotten meanwhile.
+  if (wanted.keep_groups) spool_options.dedup = {SIZE_MAX, std::chrono::years(100)};
+  spool_options.allow_volatile = wanted.keep_groups;  // the owner's durability is that of the spool
   spool_options.retain = {wanted.retain_age, wanted.retain_size};
   spool_options.retained_topics = wanted.retain_topics;
   spool_options.log.machine_id = machine_id();

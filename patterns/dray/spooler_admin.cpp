@@ -463,7 +463,9 @@ Result<MessageLife> Spooler::show(const std::string& id) {
     if (record.header.type == spool::RecordType::kCopy) {
       if (auto copy = from_bytes<spool::CopyRecord>(record.payload);
           copy.ok() && copy->sequence == *sequence) {
-        envelope_bytes = std::move(copy->envelope.bytes);
+        // A group's edited copy is that group's alone (dead show); here it stands in for an
+        // original that is gone.
+        if (envelope_bytes.empty()) envelope_bytes = std::move(copy->envelope.bytes);
       }
     }
     reader.take(record);

@@ -1,6 +1,7 @@
 """Wrong configs, wrong plugins, wrong handlers: what an operator sees."""
 import json
 import os
+import subprocess
 import unittest
 
 from support import BIN, Shop, wait_until
@@ -43,6 +44,64 @@ class Configs(unittest.TestCase):
             self.assertIn("'timeout' has no unit", said)
             self.assertIn("spool.b needs 'directory'", said)
 
+    def test_two_spools_in_one_place_and_too_many_groups_are_faults(self):
+        shop = Shop()
+        self.addCleanup(shop.stop)
+        shop.config = os.path.join(shop.folder, "c.toml")
+        groups = "".join(f'[spool.a.group.g{i}]\ntopics = ["t"]\n' for i in range(65))
+        with open(shop.config, "w", encoding="utf-8") as file:
+            file.write('[spool.a]\ndirectory = "./same"\nbind = "ipc://s.sock"\n' + groups +
+                       '[spool.b]\ndirectory = "./same/../same"\nbind = "ipc://s.sock"\n'
+                       '[app.a]\nplugin = "x"\nsource = "x"\npublish = "a"\n'
+                       '[app.b]\nplugin = "x"\nsource = "x"\npublish = "b"\n')
+        said = shop.dray("check", shop.config, code=2)
+        self.assertIn("spool.b has the same 'directory' as spool.a", said)
+        self.assertIn("spool.b has the same 'bind' as spool.a", said)
+        self.assertIn("65 groups; the limit is 64", said)
+
+    def test_a_folder_that_is_no_spool_is_not_served_nor_repaired_and_stays_as_it_was(self):
+        shop = Shop()
+        self.addCleanup(shop.stop)
+        folder = os.path.join(shop.folder, "plain")
+        os.mkdir(folder)
+        with open(os.path.join(folder, "notes.txt"), "w", encoding="utf-8"):
+            pass
+        for command in (["run", "--spool", folder], ["spool", "repair", folder],
+                        ["spool", "adopt", folder]):
+            with self.subTest(command=command):
+                self.assertIn("no spool is here", shop.dray(*command, code=2))
+                self.assertEqual(os.listdir(folder), ["notes.txt"])
+
+    def test_wrong_arguments_end_in_words(self):
+        shop = Shop()
+        self.addCleanup(shop.stop)
+        self.assertIn("did you mean 'status'?", shop.dray("statu", code=2))
+        self.assertIn("invalid UTF-8", shop.dray("pause", shop.config, b"\xff", code=2))
+        shop.start()
+        wait_until(lambda: os.path.exists(f"{shop.folder}/orders/admin.sock"), "the spool")
+        deep = "[" * 60_000 + "]" * 60_000
+        self.assertIn("no JSON", shop.dray("publish", shop.config, "order.placed", deep, code=2))
+        shop.dray("dead", "list", shop.config, "email", "--limit", "-1", code=2)
+        shop.environment["DRAY_SUPERVISOR"] = str(os.getpid())
+        shop.dray("--version")
+        with open("/dev/full", "wb") as full:
+            status = subprocess.run([os.path.join(BIN, "dray"), "status", "--json", shop.config],
+                                    env=shop.environment, stdout=full, timeout=60, check=False)
+        self.assertEqual(status.returncode, 1)
+
+    def test_a_second_launcher_takes_no_address_away(self):
+        shop = Shop()
+        self.addCleanup(shop.stop)
+        shop.start()
+        shop.wait_open()
+        path = f"{shop.folder}/invoices.sock"
+        wait_until(lambda: os.path.exists(path), "the invoice desk")
+        before = os.stat(path).st_ino
+        second = shop.start("invoice")
+        wait_until(lambda: second.poll() is not None, "it ends")
+        self.assertIn("another process answers there", shop.log())
+        self.assertEqual(os.stat(path).st_ino, before)
+
     def test_wrong_plugins_are_named_and_exit_2(self):
         for plugin, message in [("nothere", "plugin 'nothere' not found; tried"),
                                 (f"{BAD}/no_entry.so", "no Dray plugin of ABI major 1"),
@@ -63,10 +122,15 @@ class Configs(unittest.TestCase):
         self.assertIn("threw while loading: on load",
                       shop.dray("run", shop.config, "--app", "worker", code=2))
 
-    def test_a_handler_that_throws_in_its_constructor_stops_all_with_exit_2(self):
+    def test_a_handler_that_throws_in_its_constructor_is_started_again_and_nobody_else_ends(self):
         shop = self.shop(f"{BAD}/throws.so", "throws")
-        self.assertEqual(shop.start().wait(30), 2)
-        self.assertIn("'throws' could not be made: no licence found", shop.log())
+        launcher = shop.start()
+        wait_until(lambda: shop.log().count("'throws' could not be made: no licence found") >= 2,
+                   "it is tried again")
+        self.assertIsNone(launcher.poll())
+        self.assertEqual(shop.log().count("started app=owner"), 1)
+        shop.dray("publish", shop.config, "t", '"waits"')
+        self.assertEqual(shop.group("g")["pending"], 1)
 
     def test_a_misspelt_setting_exits_2(self):
         text = CONFIG.replace("folder =", "foldr = '', folder =") % (f"{BAD}/throws.so", "fails")

@@ -76,6 +76,32 @@ class BadRequests(ShopCase):
         self.assertIn(b" 400 ", self.raw(b"\x16\x03\x01\x02\x00 garbage \r\n\r\n"))
         self.assertIn(b" 431 ", self.raw(b"GET / HTTP/1.1\r\nX: " + b"y" * 20000 + b"\r\n\r\n"))
 
+    def test_a_request_whose_end_is_in_doubt_is_refused_and_nothing_behind_it_is_read(self):
+        behind = b"GET /catalogue HTTP/1.1\r\nHost: x\r\n\r\n"
+        for fields in (b"Transfer-Encoding: gzip", b"Transfer-Encoding: xchunked",
+                       b"Transfer-Encoding: chunked, identity",
+                       b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+                       b"Content-Length: 5\r\nTransfer-Encoding: xchunked",
+                       b"Content-Length: 5\r\nTransfer-Encoding: chunked"):
+            with self.subTest(fields=fields):
+                connection = self.raw(b"POST /orders HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n\r\n"
+                                      + behind, False)
+                answer = b""
+                while piece := connection.recv(4096):
+                    answer += piece
+                self.assertIn(b" 400 ", answer)
+                self.assertNotIn(b" 200 ", answer)
+
+    def test_who_asks_whether_to_go_on_is_told(self):
+        body = json.dumps(order_body()).encode()
+        connection = self.raw(b"POST /orders HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+                              b"Content-Type: Application/JSON; charset=utf-8\r\n"
+                              b"Content-Length: %d\r\n\r\n" % len(body), False)
+        self.assertIn(b"100 Continue", connection.recv(4096))
+        connection.sendall(body)
+        self.assertIn(b" 202 ", connection.recv(4096))
+        self.assertIn("json", self.refused("x", 415, {"Content-Type": "application/jsonx"}))
+
     def test_half_a_request_is_closed_and_nobody_else_notices(self):
         half = self.raw(b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", False)
         self.open.order()

@@ -25,7 +25,7 @@ STORM = os.path.join(BIN, "spool_storm")
 DEEP = int(os.environ.get("DRAY_TEST_DEEP", "1"))
 # Of the usual number of blows, for slow builds.
 SHARE = float(os.environ.get("DRAY_STORM_SHARE", "1"))
-CUTS = int(200 * DEEP * SHARE)
+CUTS = int(120 * DEEP * SHARE)
 KILLS = int(300 * DEEP * SHARE)
 SEED = int(os.environ.get("DRAY_TEST_SEED", str(random.randrange(1 << 32))))
 

@@ -52,7 +52,7 @@ class SendConfirmation final : public dray::Handler<OrderPlaced> {
     initialise_once();
     const auto login = read_login(settings);
     transport_ = make_mail_transport(settings.text("deliver"), login,
-                                     settings.boolean("require_tls", false));
+                                     settings.boolean("require_tls", !login.user.empty()));
     const std::string progress = settings.text("progress", "");
     if (!progress.empty()) progress_.emplace(progress);
   }

@@ -10,6 +10,16 @@
 namespace shop {
 namespace {
 
+// The media type alone counts; its case and its parameters do not.
+bool is_json(std::string_view content_type) {
+  constexpr std::string_view kJson = "application/json";
+  const auto end = content_type.find_first_of("; \t");
+  const auto type = content_type.substr(0, end);
+  return std::equal(type.begin(), type.end(), kJson.begin(), kJson.end(), [](char a, char b) {
+    return std::tolower(static_cast<unsigned char>(a)) == b;
+  });
+}
+
 using dray::http::problem;
 using dray::http::Request;
 using dray::http::Responder;
@@ -193,7 +203,7 @@ void OrderFront::route(dray::Publisher& publisher, const Request& request,
 void OrderFront::place(dray::Publisher& publisher, const Request& request,
                        const Responder& responder) {
   const auto type = request.headers.find("content-type");
-  if (type == request.headers.end() || type->second.rfind("application/json", 0) != 0) {
+  if (type == request.headers.end() || !is_json(type->second)) {
     return responder.reply(
         problem(415, "Unsupported Media Type", "send the order as application/json"));
   }

@@ -8,6 +8,7 @@
 #include <set>
 #include <sstream>
 
+#include "dray/spool/record_payload.hpp"
 #include "dray/text.hpp"
 #include "dray/transport/curve.hpp"
 #include "dray/transport/resolver.hpp"
@@ -584,6 +585,28 @@ void check_owners(const Config& config, const toml::table& root, Faults& faults)
   }
 }
 
+// Two spools in one folder, or at one address, would be each other's end.
+void check_places(const Config& config, const toml::table& root, Faults& faults) {
+  std::map<std::string, std::string> taken;  // place -> spool
+  for (const auto& [name, spool] : config.spools) {
+    std::error_code ignored;
+    const auto folder = std::filesystem::weakly_canonical(spool.directory, ignored).string();
+    for (const auto& [what, place] :
+         {std::pair<std::string, std::string>("directory", folder), {"bind", spool.bind}}) {
+      if (place.empty()) continue;
+      const auto [other, fresh] = taken.emplace(what + ' ' + place, name);
+      if (fresh) continue;
+      faults.add(*root["spool"][name].node(),
+                 "spool." + name + " has the same '" + what + "' as spool." + other->second);
+    }
+    if (spool.groups.size() > spool::kGroupsMax) {
+      faults.add(*root["spool"][name].node(),
+                 "spool." + name + " has " + std::to_string(spool.groups.size()) +
+                     " groups; the limit is " + std::to_string(spool::kGroupsMax));
+    }
+  }
+}
+
 }  // namespace
 
 Loaded parse_config(const std::string& text, const std::string& file) {
@@ -634,6 +657,7 @@ Loaded parse_config(const std::string& text, const std::string& file) {
     faults.add(root, "this file has no app; add [app.NAME]");
   }
   check_owners(loaded.config, root, faults);
+  check_places(loaded.config, root, faults);
   std::sort(loaded.faults.begin(), loaded.faults.end(), [](const Fault& a, const Fault& b) {
     return std::pair(a.line, a.column) < std::pair(b.line, b.column);
   });

@@ -40,15 +40,18 @@ void* create(const dray_host* host, dray_bytes settings_bytes, const dray_error_
   try {
     auto settings = Settings::decode(view(settings_bytes));
     if (!settings.ok()) {
-      fail(error, settings.error().text());
+      fail(error, DRAY_SETTING_FAULT "s: " + settings.error().text());
       return nullptr;
     }
     std::unique_ptr<Hosted> hosted = make_hosted(*settings, log_of(host));
     if (const auto left = settings->unread(); !left.empty()) {
-      fail(error, "unknown setting '" + left.front() + "'");
+      fail(error, DRAY_SETTING_FAULT "s: unknown setting '" + left.front() + "'");
       return nullptr;
     }
     return hosted.release();
+  } catch (const SettingsError& fault) {
+    const std::string text = fault.what();
+    fail(error, text.starts_with(DRAY_SETTING_FAULT) ? text : DRAY_SETTING_FAULT "s: " + text);
   } catch (const std::exception& exception) {
     fail(error, exception.what());
   } catch (...) {

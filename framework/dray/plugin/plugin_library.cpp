@@ -239,7 +239,9 @@ Result<std::unique_ptr<Object>> create_object(const Entry& entry, const Settings
   const std::string encoded = settings.encode();
   void* self = entry.create(&host->abi, span(encoded), &sink);
   if (self == nullptr) {
-    return Error{ErrorCode::kInvalid,
+    // Anything but a wrong setting may be well the next time: a folder that is away, a database.
+    const bool wrong = failure.text.starts_with(DRAY_SETTING_FAULT);
+    return Error{wrong ? ErrorCode::kInvalid : ErrorCode::kBusy,
                  "'" + std::string(view(entry.name)) + "' could not be made: " +
                      (failure.text.empty() ? "it gave no reason" : failure.text),
                  path, 0};

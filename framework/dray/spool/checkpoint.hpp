@@ -47,7 +47,8 @@ struct Checkpoint {
   std::vector<GroupSnapshot> groups;
   std::vector<SessionRecord> sessions;
   Binary dedup;
-  DRAY_FIELDS(number, spool, lsn, position, epoch, at_ms, segments, groups, sessions, dedup)
+  std::optional<OwnerRecord> owner;
+  DRAY_FIELDS(number, spool, lsn, position, epoch, at_ms, segments, groups, sessions, dedup, owner)
 };
 
 std::string encode(const Checkpoint& checkpoint);

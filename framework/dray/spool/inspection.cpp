@@ -47,8 +47,9 @@ void look_at_checkpoints(Directory& directory, SpoolFindings& findings) {
       findings.newer = true;
       findings.faults.push_back(std::string(name) + ": made by a newer version of Dray");
     } else if (!bytes.ok()) {
-      finding.unreadable = true;
-      findings.faults.push_back(std::string(name) + ": cannot be read: " + bytes.error().text());
+      findings.unreadable.push_back(bytes.error().text());
+    } else {
+      findings.faults.push_back(std::string(name) + ": fails its check");
     }
     findings.checkpoints.push_back(std::move(finding));
   }
@@ -67,7 +68,9 @@ std::shared_ptr<Segment> open_segment(Directory& directory, SegmentFinding& find
                                       SpoolFindings& findings) {
   auto file = directory.open(finding.file, OpenMode::kRead);
   if (!file.ok()) {
-    finding.status = file.error().code == ErrorCode::kNotFound ? "gone" : "damaged";
+    const bool gone = file.error().code == ErrorCode::kNotFound;
+    finding.status = gone ? "gone" : "unreadable";
+    if (!gone) findings.unreadable.push_back(file.error().text());
     return nullptr;
   }
   auto segment = std::make_shared<Segment>();
@@ -280,7 +283,8 @@ bool SpoolFindings::good() const {
                                             [](const auto& each) { return each.good; });
   const bool segments_good = std::none_of(
       segments.begin(), segments.end(), [](const auto& each) { return each.status == "damaged"; });
-  return checkpoints_good && segments_good && missing.empty() && faults.empty();
+  return checkpoints_good && segments_good && missing.empty() && faults.empty() &&
+         unreadable.empty();
 }
 
 Result<SpoolFindings> look_at_spool(Directory& directory, bool read_records,
@@ -368,7 +372,19 @@ Result<SpoolFindings> look_at_spool(Directory& directory, bool read_records,
   return findings;
 }
 
+bool holds_spool(Directory& directory) {
+  const auto names = directory.list();
+  return names.ok() && std::any_of(names->begin(), names->end(), [](const std::string& name) {
+           return segment_number(name).has_value() || CheckpointStore::is_checkpoint_name(name);
+         });
+}
+
 Result<RepairReport> repair_spool(Directory& directory, const Progress& progress) {
+  // Before the lock: it would leave its file in a folder that is none.
+  if (!holds_spool(directory)) {
+    return Error{ErrorCode::kNotFound, "no spool is here: no segments and no checkpoints",
+                 directory.path(), 0};
+  }
   auto lock = directory.lock("lock");
   if (!lock.ok()) return lock.error();
   auto findings = [&] { return look_at_spool(directory, true, progress); }();
@@ -379,13 +395,11 @@ Result<RepairReport> repair_spool(Directory& directory, const Progress& progress
                  "repair`. Nothing was changed",
                  directory.path(), 0};
   }
-  for (const auto& checkpoint : findings->checkpoints) {
-    if (!checkpoint.unreadable) continue;
-    return Error{
-        ErrorCode::kIo,
-        "the checkpoint cannot be read; try again, or move it away if it stays so. Nothing "
-        "was changed",
-        directory.path() + "/" + checkpoint.file, 0};
+  if (!findings->unreadable.empty()) {
+    return Error{ErrorCode::kIo,
+                 findings->unreadable.front() +
+                     "; try again, as the user who serves it. Nothing was changed",
+                 "", 0};
   }
   RepairReport report;
   report.before = *findings;

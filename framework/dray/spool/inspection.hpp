@@ -20,7 +20,6 @@ namespace dray::spool {
 struct CheckpointFinding {
   std::string file;
   bool good = false;
-  bool unreadable = false;  // just now: that says nothing about what is in it
   std::uint64_t number = 0;
   Lsn lsn = 0;
   UtcTime at{};
@@ -46,6 +45,9 @@ struct SpoolFindings {
   Uuid spool_id;
   bool served = false;  // a process holds its lock
   bool newer = false;   // some of it was made by a newer version of Dray
+  // Files that cannot be read just now, or not by this user: that says nothing about what is in
+  // them.
+  std::vector<std::string> unreadable;
   std::vector<CheckpointFinding> checkpoints;
   std::optional<Checkpoint> best;  // what the newest good checkpoint says
   std::vector<SegmentFinding> segments;
@@ -70,6 +72,9 @@ struct RepairReport {
   std::vector<std::string> done;  // what was changed, in words
   SpoolFindings before;
 };
+
+// Whether there is any segment or checkpoint.
+bool holds_spool(Directory& directory);
 
 // Writes a filler over every damaged range, so that what is lost is said once and for all; the
 // damaged file is kept as <name>.quarantine. kBusy while the spool is served.

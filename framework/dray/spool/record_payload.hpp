@@ -4,6 +4,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -114,11 +115,23 @@ struct MarkerRecord {
 
 // First in a segment, so that a log without its older segments and its checkpoints still knows its
 // groups.
+// What the owner's config says of the spool: who serves it alone goes by it.
+struct OwnerRecord {
+  std::uint8_t durability = 0;  // Durability
+  std::uint64_t max_size = 0;
+  std::uint64_t held_max = 0;
+  std::int64_t retain_ms = 0;
+  std::uint64_t retain_bytes = 0;
+  std::vector<std::string> retain_topics;
+  DRAY_FIELDS(durability, max_size, held_max, retain_ms, retain_bytes, retain_topics)
+};
+
 struct OpeningRecord {
   std::uint64_t epoch = 0;
   std::vector<GroupRecord> groups;
   std::vector<std::uint64_t> accepted;
-  DRAY_FIELDS(epoch, groups, accepted)
+  std::optional<OwnerRecord> owner;
+  DRAY_FIELDS(epoch, groups, accepted, owner)
 };
 
 // One ended delivery, as dead letters show it.

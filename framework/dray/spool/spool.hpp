@@ -265,6 +265,8 @@ class Spool final : public Publisher {
   Result<std::vector<GroupRecord>> changed_groups(SpoolState& state);
   Status declare(SpoolState& state, const GroupRecord& record);
   std::string opening() const;
+  OwnerRecord owner() const;
+  void follow_owner(const OwnerRecord& owner);
 
   // spool.cpp
   enum class Caller { kMustNotWait, kMayWait, kCommits };
@@ -327,7 +329,7 @@ class Spool final : public Publisher {
   // Immutable after open.
   Directory& directory_;
   const Clock& clock_;
-  const SpoolOptions options_;
+  SpoolOptions options_;  // only recover() changes it
   Log log_;
   std::unique_ptr<DirectoryLock> lock_;
   Uuid id_;

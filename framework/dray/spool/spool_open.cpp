@@ -73,6 +73,7 @@ Status Spool::recover() {
   }
   SpoolState state(options_.dedup);
   DRAY_TRY(replay(state));
+  if (!options_.groups && state.owner()) follow_owner(*state.owner());
   boundary_ = segments_->next_lsn();
   epoch_ = state.epoch() + 1;
   for (const auto& group : state.groups()) {
@@ -114,10 +115,31 @@ Status Spool::recover() {
   return {};
 }
 
+OwnerRecord Spool::owner() const {
+  return {static_cast<std::uint8_t>(options_.durability),
+          options_.max_size,
+          options_.held_max,
+          options_.retain.age.count(),
+          options_.retain.bytes,
+          options_.retained_topics};
+}
+
+// Served without the owner's config.
+void Spool::follow_owner(const OwnerRecord& owner) {
+  options_.durability = owner.durability == static_cast<std::uint8_t>(Durability::kOs)
+                            ? Durability::kOs
+                            : Durability::kDisk;
+  options_.max_size = owner.max_size;
+  options_.held_max = owner.held_max;
+  options_.retain = {Milliseconds(owner.retain_ms), owner.retain_bytes};
+  options_.retained_topics = owner.retain_topics;
+}
+
 std::string Spool::opening() const {
   OpeningRecord record;
   record.epoch = epoch_;
   record.groups = declared_;
+  record.owner = owner();
   record.accepted.assign(accepted_.begin(),
                          accepted_.begin() + static_cast<std::ptrdiff_t>(declared_.size()));
   return to_bytes(record);

@@ -30,6 +30,7 @@ Status SpoolState::restore(const Checkpoint& checkpoint) {
   DRAY_ASSERT(groups_.empty() && epoch_ == 0);
   const Error fault{ErrorCode::kCorrupt, "the checkpoint's content makes no sense", "", 0};
   epoch_ = checkpoint.epoch;
+  owner_ = checkpoint.owner;
   groups_known_at_ = checkpoint.lsn;
   for (const auto& snapshot : checkpoint.groups) {
     if (snapshot.id != groups_.size() || snapshot.id >= kGroupsMax) return fault;
@@ -110,6 +111,7 @@ void SpoolState::raise_accepted(const std::vector<std::uint64_t>& accepted) {
 Status SpoolState::apply_opening(Lsn lsn, std::string_view payload) {
   return with<OpeningRecord>(payload, [&](const OpeningRecord& opening) -> Status {
     epoch_ = std::max(epoch_, opening.epoch);
+    if (opening.owner) owner_ = opening.owner;
     // One without groups may be of a program that did not know what the damage before it took.
     if (opening.groups.empty()) return {};
     groups_known_at_ = lsn;

@@ -47,6 +47,8 @@ class SpoolState {
   // After the last record: a unit that was never completed did not happen.
   void finish() { drop_unit(); }
 
+  // What the last owner's config said; nothing: no record says it.
+  const std::optional<OwnerRecord>& owner() const { return owner_; }
   std::uint64_t epoch() const { return epoch_; }
   // Up to here a checkpoint or a segment's opening says which groups there are, whatever else is
   // damaged; 0: nothing does.
@@ -66,6 +68,7 @@ class SpoolState {
   Result<GroupState*> group(GroupId id);
   void drop_unit();
 
+  std::optional<OwnerRecord> owner_;
   std::uint64_t epoch_ = 0;
   Lsn groups_known_at_ = 0;
   // Where records are lost in this segment, which may have declared a group, or 0; and the messages

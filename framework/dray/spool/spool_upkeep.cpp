@@ -130,6 +130,7 @@ void Spool::write_checkpoint(const Snapshot& snapshot, CommitListener& listener)
   checkpoint.segments = segments_->entries(snapshot.lsn, snapshot.position, snapshot.dead);
   checkpoint.groups = snapshot.groups;
   checkpoint.sessions = snapshot.sessions;
+  checkpoint.owner = owner();
   // Publishers wait for a piece of it, not for all.
   bool more = true;
   std::size_t size = 0;

@@ -2,6 +2,8 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <array>
@@ -86,6 +88,32 @@ Error endpoint_error(const char* operation, const std::string& endpoint, int num
   return error;
 }
 
+// ZeroMQ takes a path away from whoever is bound to it; those who connected stay with the old one,
+// new ones find the new one, and nobody is told.
+bool somebody_answers(const std::string& endpoint) {
+  constexpr int kBindTries = 20;
+  constexpr auto kBindPause = std::chrono::milliseconds(10);
+  constexpr std::string_view kIpc = "ipc://";
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (!endpoint.starts_with(kIpc)) return false;
+  const std::string path = endpoint.substr(kIpc.size());
+  if (path.empty() || path.front() == '@' || path.size() >= sizeof(address.sun_path)) return false;
+  path.copy(address.sun_path, path.size());
+  // This process's own last socket may be closing.
+  for (int i = 0; i < kBindTries; ++i) {
+    const int descriptor = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (descriptor < 0) return false;
+    // NOLINTNEXTLINE(cppcoreguidelines-pro-type-cstyle-cast): POSIX's sockaddr
+    const auto* generic = reinterpret_cast<const sockaddr*>(&address);
+    const bool answered = ::connect(descriptor, generic, sizeof(address)) == 0;
+    ::close(descriptor);
+    if (!answered) return false;
+    std::this_thread::sleep_for(kBindPause);
+  }
+  return true;
+}
+
 }  // namespace
 
 std::optional<std::string> endpoint_fault(const std::string& endpoint, bool secured) {
@@ -162,6 +190,10 @@ void Socket::set_linger(Milliseconds linger) {
 Status Socket::bind(const std::string& endpoint) {
   if (auto fault = endpoint_fault(endpoint, impl_->secured)) {
     return Error{ErrorCode::kInvalid, *fault, endpoint, 0};
+  }
+  if (somebody_answers(endpoint)) {
+    return Error{ErrorCode::kBusy, "another process answers there; is this app running already?",
+                 endpoint, 0};
   }
   impl_->may_have_frames = true;
   try {

@@ -422,3 +422,42 @@ TEST_CASE("a small disk that was full takes messages again once all is settled")
     CHECK(owner.publish("t", "again").ok());
   }
 }
+
+TEST_CASE("who serves a spool without its owner's config goes by what the owner said") {
+  test::SimulatedDisk disk(17);
+  SpoolOptions options;
+  options.log.segment_size = 4096;
+  options.groups = std::vector<GroupDeclaration>{{"email", {"t"}}};
+  options.durability = Durability::kOs;
+  options.max_size = 20U << 20;
+  options.held_max = 77;
+  options.retain = {std::chrono::hours(24 * 7), 5U << 20};
+  options.retained_topics = {"audit"};
+  const bool checkpoint = GENERATE(false, true);
+  {
+    test::SpoolOwner owner(disk, options);
+    REQUIRE(owner.publish("t", "a").ok());
+    if (checkpoint) owner.checkpoint();
+    disk.kill();
+  }
+  for (int i = 0; i < 2; ++i) {  // nor does the first one change it
+    SpoolOptions alone;
+    alone.log.segment_size = 4096;
+    test::SpoolOwner owner(disk, alone);
+    REQUIRE(owner.ok());
+    const auto& known = owner.spool().options();
+    CHECK(known.durability == Durability::kOs);
+    CHECK(known.max_size == 20U << 20);
+    CHECK(known.held_max == 77);
+    CHECK(known.retain.age == std::chrono::hours(24 * 7));
+    CHECK(known.retain.bytes == 5U << 20);
+    const auto audit = owner.publish("audit", "b");
+    REQUIRE(audit.ok());
+    CHECK(audit->durability == Durability::kOs);
+    disk.kill();
+  }
+  options.retain = {};
+  options.durability = Durability::kDisk;
+  const test::SpoolOwner owner(disk, options);
+  CHECK(owner.ok());
+}
