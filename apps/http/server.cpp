@@ -213,6 +213,14 @@ class Connection final : public std::enable_shared_from_this<Connection<Protocol
   }
 
   void read_body() {
+    // It came with the header, most times.
+    if (buffer_.size() > 0) {
+      beast::error_code error;
+      parser_->eager(true);
+      buffer_.consume(parser_->put(buffer_.data(), error));
+      if (error == beast_http::error::need_more) error = {};
+      if (error || parser_->is_done()) return on_read(error);
+    }
     beast_http::async_read(stream_, buffer_, *parser_,
                            [self = shared_from_this()](beast::error_code error, std::size_t) {
                              self->on_read(error);
