@@ -406,7 +406,7 @@ void SpoolWorld::checkpoint() {
   read_all(draw(3) == 0 ? 1000 : 1 + draw(40));
   std::vector<const GroupState*> states;
   for (const auto& group : groups_) states.push_back(group->state.get());
-  auto plan = plan_reclaim(spool_->segments().segments(), states, {}, clock_.utc(), 8);
+  auto plan = plan_reclaim(spool_->segments().segments(), states, {}, clock_.utc(), 1 + draw(8));
   Snapshot snapshot;
   snapshot.lsn = last_;
   snapshot.position = position_;
