@@ -48,7 +48,8 @@ struct PublishOptions {
   Headers headers = {};
   std::optional<UtcTime> deliver_at = std::nullopt;
   std::optional<UtcTime> expires_at = std::nullopt;
-  // Publisher-given id: a second publish with it inside the dedup window is the first one.
+  // Publisher-given id: a second publish with it inside the dedup window is the first one. Of a
+  // follow-up it says nothing: that counts once, with its settlement.
   std::string dedup = {};
   // What the receipt waits for; nothing: the spool's own.
   std::optional<Durability> durability = std::nullopt;

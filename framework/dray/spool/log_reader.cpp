@@ -7,6 +7,8 @@ namespace {
 
 constexpr std::size_t kBlock = 4096;
 constexpr std::size_t kSpotMax = 64U << 10;
+constexpr std::uint64_t kNear = 1U
+                                << 20;  // another window, and not in the page cache with this one
 // Reading on is cheaper than a search if no more records than this lie between.
 constexpr Lsn kReadOnMax = 256;
 
@@ -34,10 +36,25 @@ Status SegmentCursor::fill() {
     any = any || block.ok();
     if (!block.ok()) ++unreadable_blocks_;
   }
-  // One bad spot is damage; a long stretch with nothing to read is a device that has failed.
-  const bool spot = any || buffer_.size() <= kSpotMax;
+  // One bad spot is damage; a long stretch with nothing to read, or nothing near it either, is a
+  // device that has failed, and says nothing of what is on it.
+  const bool spot = any || (buffer_.size() <= kSpotMax && can_read_near());
   if (!spot) buffer_.clear();
   return spot ? Status() : Status(failed);
+}
+
+// Whether what lies around the window can be read; of a small segment, its header.
+bool SegmentCursor::can_read_near() const {
+  const std::uint64_t end = segment_->end.load(std::memory_order_acquire);
+  char byte = 0;
+  bool probed = false;
+  for (const bool before : {true, false}) {
+    if (before ? buffer_offset_ < kNear : buffer_offset_ + kNear >= end) continue;
+    probed = true;
+    const auto at = before ? buffer_offset_ - kNear : buffer_offset_ + kNear;
+    if (segment_->file->read_at(at, &byte, 1).ok()) return true;
+  }
+  return !probed && segment_->file->read_at(0, &byte, 1).ok();
 }
 
 Result<std::string_view> SegmentCursor::window(std::uint64_t offset, std::size_t size,

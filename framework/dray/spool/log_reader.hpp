@@ -36,6 +36,7 @@ class SegmentCursor {
   // still be written.
   Result<std::string_view> window(std::uint64_t offset, std::size_t size, std::uint64_t end);
   Status fill();
+  bool can_read_near() const;
 
   std::shared_ptr<const Segment> segment_;
   std::size_t window_bytes_;

@@ -258,7 +258,8 @@ Status SpoolState::apply_message(const RecordHeader& header, std::string_view pa
     auto envelope = parse_envelope(payload);
     if (!envelope.ok()) return envelope.error();
     topic = envelope->topic;
-    if (!envelope->dedup.empty()) {
+    // A follow-up counts once by its settlement; its id was not looked at when it was accepted.
+    if (!envelope->dedup.empty() && (header.flags & kContinues) == 0) {
       dedup_.add(envelope->dedup, {envelope->id, header.lsn, dedup_hash(topic, envelope->body),
                                    envelope->published_at.time_since_epoch().count()});
     }

@@ -139,6 +139,38 @@ TEST_CASE("recovery: a sector can no longer be read") {
   CHECK(counts.balanced());
 }
 
+TEST_CASE("a device that cannot be read at the moment is no damage; one spot that cannot is") {
+  SimulatedDisk disk{6};
+  SpoolOptions options = one_group();
+  options.log.segment_size = 8U << 20;
+  SpoolOwner owner(disk, options);
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < 50; ++i) {
+    sequences.push_back(owner.publish("t", body_of(i) + std::string(100'000, 'x'))->sequence);
+  }
+  const auto name = segment_name(1);
+  const auto wanted = sequences[25];
+  const auto at = disk.bytes(name).find(body_of(25) + "x");
+  REQUIRE(at != std::string::npos);
+  const LogReader reader(owner.spool().segments());
+  SECTION("one spot") {
+    disk.break_sector(name, at);
+    const auto record = reader.look_up().at(wanted);
+    REQUIRE(record.ok());
+    CHECK(!record->has_value());
+  }
+  SECTION("nothing") {
+    for (std::size_t sector = 0; sector < disk.bytes(name).size(); sector += 512) {
+      disk.break_sector(name, sector);
+    }
+    CHECK(!reader.look_up().at(wanted).ok());
+    disk.mend_sectors();
+    const auto record = reader.look_up().at(wanted);
+    REQUIRE(record.ok());
+    CHECK(record->has_value());
+  }
+}
+
 TEST_CASE("recovery: a segment is missing") {
   Wreck wreck;
   const auto name = wreck.find(body_of(11)).first;
