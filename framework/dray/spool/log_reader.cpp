@@ -43,7 +43,7 @@ Status SegmentCursor::fill() {
   return spot ? Status() : Status(failed);
 }
 
-// Whether what lies around the window can be read; of a small segment, its header.
+// Whether what lies around the window can be read. In a small segment there is nothing to ask.
 bool SegmentCursor::can_read_near() const {
   const std::uint64_t end = segment_->end.load(std::memory_order_acquire);
   char byte = 0;
@@ -54,7 +54,7 @@ bool SegmentCursor::can_read_near() const {
     const auto at = before ? buffer_offset_ - kNear : buffer_offset_ + kNear;
     if (segment_->file->read_at(at, &byte, 1).ok()) return true;
   }
-  return !probed && segment_->file->read_at(0, &byte, 1).ok();
+  return !probed;
 }
 
 Result<std::string_view> SegmentCursor::window(std::uint64_t offset, std::size_t size,
