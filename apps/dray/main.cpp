@@ -2,6 +2,7 @@
 #include <malloc.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 
 #include "dray/bench.hpp"
 #include "dray/command_tools.hpp"
@@ -57,7 +58,9 @@ int main(int argc, char** argv) {
       code = run_command(file, apps);
     } else {
       block_signals();
-      code = run_spool(spool_alone, standard_error_log("spool"));
+      const auto* level = std::getenv("DRAY_LOG");
+      const auto least = log_level_of(level == nullptr ? "info" : level);
+      code = run_spool(spool_alone, standard_error_log("spool", least));
     }
   });
 
