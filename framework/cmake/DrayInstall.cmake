@@ -94,5 +94,7 @@ set(CPACK_DEBIAN_DEV_DESCRIPTION "headers and libraries to write handlers for Dr
 set(CPACK_DEBIAN_DEV_PACKAGE_DEPENDS "libdray${soversion} (= ${PROJECT_VERSION})")
 set(CPACK_DEBIAN_SHOP_PACKAGE_SECTION misc)
 set(CPACK_DEBIAN_SHOP_DESCRIPTION "a shop of three apps that shows Dray at work")
-set(CPACK_DEBIAN_SHOP_PACKAGE_DEPENDS "dray (= ${PROJECT_VERSION}), fonts-dejavu-core, fonts-noto-core, fonts-noto-cjk")
+set(CPACK_DEBIAN_SHOP_PACKAGE_DEPENDS "dray (= ${PROJECT_VERSION}), fonts-dejavu-core")
+# Names in any script, on invoices.
+set(CPACK_DEBIAN_SHOP_PACKAGE_RECOMMENDS "fonts-noto-core, fonts-noto-cjk")
 include(CPack)
