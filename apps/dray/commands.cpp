@@ -144,8 +144,9 @@ int publish_command(const SpoolChoice& choice, const PublishWish& wish) {
   if (!client.ok()) return fail(client.error());
   const auto parsed = parse_json(wish.body);
   if (parsed.is_discarded()) {
-    return fail(
-        Error{ErrorCode::kInvalid, "the body is no JSON; write it like '{\"id\": 1}'", "", 0});
+    return fail(Error{ErrorCode::kInvalid,
+                      "the body is no JSON, or nested too deep; write it like '{\"id\": 1}'", "",
+                      0});
   }
   json request{{"topic", wish.topic}, {"body", parsed}, {"priority", wish.priority}};
   if (!wish.key.empty()) request["key"] = wish.key;

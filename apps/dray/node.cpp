@@ -252,6 +252,24 @@ void stop_parts(Parts& parts, Milliseconds drain) {
   parts.admin.reset();
 }
 
+// Why this folder is not to be served alone; nothing: it is a spool, and this user's.
+std::optional<std::string> serve_fault(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) {
+    return "no such folder; give the directory of a spool";
+  }
+  auto directory = open_posix_directory(path, false);
+  if (!directory.ok()) return directory.error().text();
+  if (!spool::holds_spool(**directory)) {
+    return "no spool is here: no segments and no checkpoints; give the directory of a spool";
+  }
+  if (info.st_uid != geteuid()) {
+    return "it belongs to another user (uid " + std::to_string(info.st_uid) +
+           "), who could not open what this one writes; run it as that user";
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 void block_signals() {
@@ -322,28 +340,6 @@ int run_app(const config::Config& config, const config::AppConfig& app, const Lo
   log.info("app has stopped", {{"app", app.name}});
   return code;
 }
-
-namespace {
-
-// Why this folder is not to be served alone; nothing: it is a spool, and this user's.
-std::optional<std::string> serve_fault(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) {
-    return "no such folder; give the directory of a spool";
-  }
-  auto directory = open_posix_directory(path, false);
-  if (!directory.ok()) return directory.error().text();
-  if (!spool::holds_spool(**directory)) {
-    return "no spool is here: no segments and no checkpoints; give the directory of a spool";
-  }
-  if (info.st_uid != geteuid()) {
-    return "it belongs to another user (uid " + std::to_string(info.st_uid) +
-           "), who could not open what this one writes; run it as that user";
-  }
-  return std::nullopt;
-}
-
-}  // namespace
 
 int run_spool(const RunSpool& wanted, const Log& log) {
   const std::string& directory = wanted.directory;

@@ -201,8 +201,9 @@ int dead_edit_command(const SpoolChoice& choice, const std::string& group, std::
                       const std::string& body) {
   const auto parsed = parse_json(body);
   if (parsed.is_discarded()) {
-    return fail(
-        Error{ErrorCode::kInvalid, "the body is no JSON; write it like '{\"id\": 1}'", "", 0});
+    return fail(Error{ErrorCode::kInvalid,
+                      "the body is no JSON, or nested too deep; write it like '{\"id\": 1}'", "",
+                      0});
   }
   const auto client = one_spool(choice);
   if (!client.ok()) return fail(client.error());

@@ -22,10 +22,6 @@ Uuid machine_id() {
   return Uuid::from_text(digits).value_or(Uuid{});
 }
 
-}  // namespace
-
-namespace {
-
 // A spool has one descriptor for each segment, a worker one for each connection; nothing here uses
 // select(), for which the soft limit is low.
 void raise_descriptor_limit() {
@@ -58,7 +54,6 @@ Result<std::unique_ptr<Spooler>> Spooler::open(SpoolerOptions options) {
   spool_options.dedup = {wanted.dedup_count, wanted.dedup_age};
   // What the owner remembers is not known here: nothing is forgotten meanwhile.
   if (wanted.keep_groups) spool_options.dedup = {SIZE_MAX, std::chrono::years(100)};
-  spool_options.allow_volatile = wanted.keep_groups;  // the owner's durability is that of the spool
   spool_options.retain = {wanted.retain_age, wanted.retain_size};
   spool_options.retained_topics = wanted.retain_topics;
   spool_options.log.machine_id = machine_id();

@@ -60,7 +60,9 @@ struct SpoolerOptions {
   std::vector<std::string> retain_topics = {};
   std::vector<SpoolerGroup> groups = {};  // these decide
   std::optional<SpoolerKeys> keys = {};
-  bool keep_groups = false;  // ignore `groups`, serve those that the spool has
+  // Ignore `groups`, and go by what the spool's last owner said: its groups, durability, max_size,
+  // held_max and retain. Dedup ids are not forgotten meanwhile.
+  bool keep_groups = false;
   Milliseconds lease{10'000};
   Milliseconds reconnect_grace{2'000};
   std::function<void(const Error&)> on_failure = {};
@@ -150,6 +152,8 @@ struct ReplayStep {
 
 class DRAY_API Spooler final : public Publisher {
  public:
+  // Raises this process's soft limit of open files to the hard one: a spool has one file open for
+  // each segment of 64 MiB.
   static Result<std::unique_ptr<Spooler>> open(SpoolerOptions options);
   ~Spooler() override;
   // Makes a spool that was copied or restored belong to this folder and machine. kBusy while it is

@@ -1,7 +1,10 @@
 """Wrong configs, wrong plugins, wrong handlers: what an operator sees."""
 import json
 import os
+import re
+import signal
 import subprocess
+import time
 import unittest
 
 from support import BIN, Shop, wait_until
@@ -129,6 +132,23 @@ class Configs(unittest.TestCase):
                    "it is tried again")
         self.assertIsNone(launcher.poll())
         self.assertEqual(shop.log().count("started app=owner"), 1)
+        shop.dray("publish", shop.config, "t", '"waits"')
+        self.assertEqual(shop.group("g")["pending"], 1)
+
+    def test_a_setting_that_became_wrong_ends_nobody_but_its_app(self):
+        shop = self.shop(f"{BAD}/throws.so")
+        shop.start()
+        wait_until(lambda: shop.log().count("app is running") == 2, "both run")
+        started = time.monotonic()
+        wait_until(lambda: time.monotonic() - started > 5.5, "it ran well for a while")
+        with open(shop.config, encoding="utf-8") as file:
+            text = file.read()
+        with open(shop.config, "w", encoding="utf-8") as file:
+            file.write(text + "settings = { foldr = 'x' }\n")
+        worker = re.search(r"started app=worker pid=(\d+)", shop.log()).group(1)
+        os.kill(int(worker), signal.SIGKILL)
+        wait_until(lambda: "cannot run as configured any more; the others go on" in shop.log(), "it is said")
+        self.assertIsNone(shop.launchers[0].poll())
         shop.dray("publish", shop.config, "t", '"waits"')
         self.assertEqual(shop.group("g")["pending"], 1)
 

@@ -101,6 +101,8 @@ class Queues(QueueCase):
             "dead", "retry", "--dry-run", "--cause", "lost", shop.config, "email"))
         shop.dray("dead", "edit", shop.config, "email", first, json.dumps(good))
         wait_until(lambda: shop.group("email")["done"] == 1, "the edited one")
+        # The message is what was published; the new body is that one group's.
+        self.assertNotIn("jane@example.org", shop.dray("show", shop.config, first))
         self.assertEqual(self.mails(shop), 1)
         self.assertIn("2 dropped", shop.dray(
             "dead", "drop", "--signature", signature, shop.config, "email"))

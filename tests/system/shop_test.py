@@ -9,6 +9,7 @@ import threading
 import unittest
 
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 
 from support import DRAY, Shop, free_port, order_body, wait_until
 
@@ -184,10 +185,10 @@ class Orders(ShopCase):
 class RecordingServer:
     """An SMTP server that answers as told."""
 
-    def __init__(self, answers):
+    def __init__(self, answers, **options):
         self.answers = list(answers)
         self.messages = []
-        self.controller = Controller(self, hostname="127.0.0.1", port=free_port())
+        self.controller = Controller(self, hostname="127.0.0.1", port=free_port(), **options)
         self.controller.start()
 
     async def handle_DATA(self, server, _session, envelope):
@@ -239,6 +240,38 @@ class Mail(ShopCase):
         wait_until(lambda: shop.state(order)["mail"]["state"] == "sent", "the order says so")
         self.assertEqual(len(server.messages), 1)
         self.assertEqual(shop.group("email")["dead"], 0)
+
+    def test_a_password_waits_for_tls(self):
+        asked = []
+
+        class Authenticator:
+            def __call__(self, _server, _session, _envelope, _mechanism, data):
+                asked.append(data)
+                return AuthResult(success=True)
+        server = RecordingServer([], auth_require_tls=False, authenticator=Authenticator())
+        self.addCleanup(server.controller.stop)
+        for more, told in (("", 0), (", require_tls = false", 1)):
+            with self.subTest(settings=more):
+                shop = Shop(deliver=f"smtp://127.0.0.1:{server.controller.port}")
+                self.addCleanup(shop.stop)
+                with open(f"{shop.folder}/password", "w", encoding="utf-8") as file:
+                    file.write("hunter2\n")
+                with open(shop.config, encoding="utf-8") as file:
+                    text = file.read()
+                shop.config = os.path.join(shop.folder, "mail.toml")
+                with open(shop.config, "w", encoding="utf-8") as file:
+                    file.write(text.replace(
+                        "settings = { deliver =", f'settings = {{ user = "shop", password_file = '
+                        f'"{shop.folder}/password"{more}, deliver ='))
+                shop.start("order", "view", "email")
+                shop.wait_open()
+                shop.order()
+                if told:
+                    wait_until(lambda shop=shop: shop.group("email")["done"] == 1, "the mail")
+                else:
+                    wait_until(lambda shop=shop: shop.group("email")["delayed"] == 1, "it is tried again")
+                self.assertEqual(len(asked), told)
+                self.assertEqual(len(server.messages), told)
 
     def test_4xx_is_tried_again_under_the_same_message_id(self):
         server, shop = self.mailer(["451 try later"])

@@ -46,6 +46,8 @@ class SimulatedDisk {
   void limit_room(std::uint64_t bytes) { room_ = bytes; }
   // Test of the tests: syncs do nothing.
   void ignore_syncs() { ignore_syncs_ = true; }
+  // Why it keeps nothing; empty: it does.
+  void set_volatile(std::string reason) { volatile_reason_ = std::move(reason); }
   // What tells this folder from a copy of it.
   void move_to(std::uint64_t identity) { identity_ = identity; }
   // Reads that touch this byte fail with EIO.
@@ -173,6 +175,7 @@ class SimulatedDisk {
   std::uint64_t identity_ = 1;
   ErrorCode code_ = ErrorCode::kIo;
   std::uint64_t room_ = 0;
+  std::string volatile_reason_;
   bool once_ = false;
   bool ignore_syncs_ = false;
   bool locked_ = false;
@@ -316,7 +319,7 @@ class SimulatedDirectory final : public Directory {
     return std::unique_ptr<DirectoryLock>(std::make_unique<Held>(disk_));
   }
   bool is_locked(const std::string&) override { return disk_.locked_; }
-  std::string volatile_reason() override { return {}; }
+  std::string volatile_reason() override { return disk_.volatile_reason_; }
 
  private:
   SimulatedDisk& disk_;

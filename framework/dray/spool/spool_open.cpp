@@ -62,6 +62,9 @@ Status Spool::recover() {
   auto held = directory_.lock("lock");
   if (!held.ok()) return held.error();
   lock_ = std::move(*held);
+  SpoolState state(options_.dedup);
+  DRAY_TRY(replay(state));
+  if (!options_.groups && state.owner()) follow_owner(*state.owner());
   if (options_.durability == Durability::kDisk && !options_.allow_volatile) {
     if (const auto reason = directory_.volatile_reason(); !reason.empty()) {
       return Error{ErrorCode::kUnsupported,
@@ -71,9 +74,6 @@ Status Spool::recover() {
                    directory_.path(), 0};
     }
   }
-  SpoolState state(options_.dedup);
-  DRAY_TRY(replay(state));
-  if (!options_.groups && state.owner()) follow_owner(*state.owner());
   boundary_ = segments_->next_lsn();
   epoch_ = state.epoch() + 1;
   for (const auto& group : state.groups()) {

@@ -40,7 +40,8 @@ bool Spool::checkpoint_is_due() const {
   const std::uint64_t interval = std::max(segment, checkpoint_bytes_ * kCheckpointShare);
   const std::uint64_t written = segments_->bytes_appended() - checkpointed_at_;
   if (written >= interval) return true;
-  // The first of a run soon: a segment that no checkpoint lists hangs on its header alone.
+  // The first of a run at once, if it is small: a segment that no checkpoint lists hangs on its
+  // header alone.
   if (checkpointed_segment_ == 0 && interval == segment) return true;
   return written + segment / 4 >= interval &&
          segments_->position().segment != checkpointed_segment_ &&

@@ -249,6 +249,7 @@ class DispatcherCore {
   void note_done(Group& group, const Uuid& session, const SequenceRun& run);
   void on_step(Session& session, const Step& step, Now now);
   std::string step_fault() const;
+  std::string journal_fault() const;
   bool has_step_room(const Group& group, const Step& step) const;
   void undo_untold(Session& session, Sequence sequence, Now now);
   void on_step_recorded(const Ticket& ticket, Now now);

@@ -18,6 +18,8 @@ using spool::Submission;
 namespace {
 
 constexpr std::size_t kStepBytesMax = 64U << 20;  // of all journals of a spool
+constexpr const char* kTooManySteps = "a message has at most 32 steps";
+static_assert(kStepsMax == 32);
 
 spool::StepRecord record_of(spool::GroupId group, const Step& step, std::int64_t at_ms) {
   return {group, step.sequence, step.what, step.run, step.step, Binary{step.value}, at_ms};
@@ -37,7 +39,11 @@ bool DispatcherCore::has_step_room(const Group& group, const Step& step) const {
 
 // Why no step may begin now; empty if one may.
 std::string DispatcherCore::step_fault() const {
-  if (!room_) return "the spool is full";
+  return room_ ? journal_fault() : "the spool is full";
+}
+
+// Why no more may be remembered of steps; empty if more may.
+std::string DispatcherCore::journal_fault() const {
   std::size_t bytes = 0;
   for (const auto& each : groups_) bytes += each->state->steps().bytes();
   if (bytes < kStepBytesMax) return "";
@@ -73,15 +79,16 @@ void DispatcherCore::on_step(Session& session, const Step& step, Now now) {
       });
     }
     if (known != nullptr) return answer(own ? StepAnswer::kRecorded : StepAnswer::kUnknown, "");
-    if (!has_step_room(group, step)) {
-      return answer(StepAnswer::kRefused,
-                    "a message has at most " + std::to_string(kStepsMax) + " steps");
-    }
+    if (!has_step_room(group, step)) return answer(StepAnswer::kRefused, kTooManySteps);
     if (const auto fault = step_fault(); !fault.empty()) return answer(StepAnswer::kBusy, fault);
     if (planted(Fault::kStepBeforeCommit)) answer(StepAnswer::kRecorded, "");
   } else if (step.what == StepCall::kDone && known == nullptr) {
-    // It would take memory and disk past every limit; who asks before it acts never says so.
-    return answer(StepAnswer::kRefused, "this step was never begun");
+    // What another run began is known no more, or nobody began it: that takes as much as a
+    // beginning, but it took effect, and a full spool is no reason to forget it.
+    if (!has_step_room(group, step)) return answer(StepAnswer::kRefused, kTooManySteps);
+    if (const auto fault = journal_fault(); !fault.empty()) {
+      return answer(StepAnswer::kRefused, fault);
+    }
   } else if (step.what == StepCall::kNotDone && !own) {
     const std::tuple key{session.group, step.sequence, step.run};
     if (stepping_.count(key) != 0) {  // it is not durable yet, and given up already

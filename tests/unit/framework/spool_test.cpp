@@ -440,6 +440,8 @@ TEST_CASE("who serves a spool without its owner's config goes by what the owner 
     if (checkpoint) owner.checkpoint();
     disk.kill();
   }
+  // What keeps no promise of durability "disk" is none for a spool that promises no more than "os".
+  disk.set_volatile("a disk of memory");
   for (int i = 0; i < 2; ++i) {  // nor does the first one change it
     SpoolOptions alone;
     alone.log.segment_size = 4096;
@@ -456,8 +458,17 @@ TEST_CASE("who serves a spool without its owner's config goes by what the owner 
     CHECK(audit->durability == Durability::kOs);
     disk.kill();
   }
-  options.retain = {};
   options.durability = Durability::kDisk;
-  const test::SpoolOwner owner(disk, options);
-  CHECK(owner.ok());
+  CHECK(!test::SpoolOwner(disk, options).ok());
+  disk.set_volatile("");
+  CHECK(test::SpoolOwner(disk, options).ok());
+  disk.kill();
+  // P1: nor does a receipt claim more because nobody's config was asked.
+  disk.set_volatile("a disk of memory");
+  SpoolOptions alone;
+  alone.log.segment_size = 4096;
+  alone.durability = Durability::kOs;
+  const test::SpoolOwner refused(disk, alone);
+  REQUIRE(!refused.ok());
+  CHECK(refused.error().code == ErrorCode::kUnsupported);
 }

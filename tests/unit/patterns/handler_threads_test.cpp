@@ -197,7 +197,10 @@ TEST_CASE("handler threads: one that is too late is asked to stop, then written 
   CHECK(bench.ended.size() == 19);
   CHECK(bench.outcomes.at(5).kind() == Outcome::Kind::kSnooze);
   CHECK(exhausted.get_future().wait_for(0s) == std::future_status::ready);  // half of the two
+  // What it says when it ends after all is nobody's any more: it counts as nothing.
   never->release();
+  bench.poller.wait(20'000ms);  // its thread's end wakes it
+  CHECK(bench.threads.take_news().ended.empty());
 }
 
 TEST_CASE("handler threads: neither a constructor nor a stop callback holds the socket thread up") {

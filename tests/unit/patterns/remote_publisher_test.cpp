@@ -1,6 +1,11 @@
 // RemotePublisher over real sockets, to a spooler that stops and comes back.
 #include "dray/remote_publisher.hpp"
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
 #include <catch2/catch.hpp>
 #include <filesystem>
 #include <fstream>
@@ -153,6 +158,49 @@ TEST_CASE("with CURVE only keys of the role may publish, and one that is taken b
     out = !remote->publish("t", Ping{3, "x"}).ok();
   }
   CHECK(out);
+}
+
+TEST_CASE("with CURVE a remote publisher comes back after something else had answered its port") {
+  const auto own = transport::make_curve_keys();
+  const auto mine = transport::make_curve_keys();
+  test::TemporaryFolder lists;
+  std::ofstream(lists / "allowed.toml") << "[publisher]\nme = \"" + mine.public_key + "\"\n";
+  // A web server where the spool should be: it answers in its own words, and hangs up.
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  const int yes = 1;
+  REQUIRE(setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) == 0);
+  REQUIRE(bind(listener, generic, size) == 0);
+  REQUIRE(listen(listener, 8) == 0);
+  REQUIRE(getsockname(listener, generic, &size) == 0);
+  RemotePublisherSettings settings{.timeout = 30s};
+  settings.endpoint = "tcp://127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+  settings.keys = {mine.public_key, mine.secret_key, own.public_key};
+  auto remote = RemotePublisher::connect(settings);
+  REQUIRE(remote.ok());
+  const int answered = accept(listener, nullptr, nullptr);
+  REQUIRE(answered >= 0);
+  const std::string_view refusal = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+  REQUIRE(write(answered, refusal.data(), refusal.size()) == static_cast<ssize_t>(refusal.size()));
+  // Until it hangs up itself: then it has read the words.
+  std::array<char, 512> words{};
+  while (read(answered, words.data(), words.size()) > 0) {
+  }
+  close(answered);
+  close(listener);
+  test::TemporaryFolder folder;
+  SpoolerOptions options;
+  options.directory = folder / "spool";
+  options.bind = settings.endpoint;
+  options.groups = {{"g", {"t"}}};
+  options.keys = SpoolerKeys{own.public_key, own.secret_key, lists / "allowed.toml"};
+  const auto spooler = Spooler::open(options);
+  REQUIRE(spooler.ok());
+  CHECK((*remote)->publish("t", Ping{1, "x"}).ok());
 }
 
 TEST_CASE("a remote publisher that cannot be is said at once") {

@@ -1,5 +1,7 @@
 #include "dray/spooler.hpp"
 
+#include <sys/resource.h>
+
 #include <atomic>
 #include <future>
 #include <set>
@@ -9,6 +11,20 @@
 using namespace dray;
 using namespace dray::test;
 using namespace std::chrono_literals;
+
+TEST_CASE("a spool raises the limit of open files, of which it needs one for each segment") {
+  rlimit before{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  rlimit low = before;
+  low.rlim_cur = std::min<rlim_t>(before.rlim_max, 256);
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &low) == 0);
+  const TemporaryFolder folder;
+  const auto spooler = open_spooler(options_in(folder));
+  rlimit now{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &now) == 0);
+  CHECK(now.rlim_cur == before.rlim_max);
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
+}
 
 TEST_CASE("a published message reaches a worker of each group and is settled once by each") {
   TemporaryFolder folder;
