@@ -57,7 +57,7 @@ Status SpoolState::apply(const Record& record) {
   // What a segment begins with may stand between the records of a unit.
   if (record.header.type == RecordType::kOpening) return apply_now(record.header, record.payload);
   const auto type = record.header.type;
-  if (type == RecordType::kEpoch || type == RecordType::kLost) drop_unit();
+  if (type == RecordType::kEpoch) drop_unit();
   if ((record.header.flags & kContinues) != 0) {
     held_.emplace_back(record.header, std::string(record.payload));
     return {};
