@@ -35,7 +35,7 @@ Result<nlohmann::json> AdminClient::call(const std::string& path, const std::str
   const std::string url = "http://localhost" + path;
   curl_easy_setopt(curl.get(), CURLOPT_UNIX_SOCKET_PATH, socket.c_str());
   curl_easy_setopt(curl.get(), CURLOPT_URL, url.c_str());
-  curl_easy_setopt(curl.get(), CURLOPT_TIMEOUT, 300L);
+  curl_easy_setopt(curl.get(), CURLOPT_TIMEOUT, static_cast<long>(patience_.count()));
   curl_easy_setopt(curl.get(), CURLOPT_NOSIGNAL, 1L);
   curl_easy_setopt(curl.get(), CURLOPT_WRITEFUNCTION, &collect);
   curl_easy_setopt(curl.get(), CURLOPT_WRITEDATA, &answer);
@@ -49,6 +49,13 @@ Result<nlohmann::json> AdminClient::call(const std::string& path, const std::str
     return Error{ErrorCode::kNotFound,
                  "no running process serves this spool; start its app, or `dray run --spool " +
                      directory_ + "`",
+                 directory_, 0};
+  }
+  if (code == CURLE_OPERATION_TIMEDOUT) {
+    return Error{ErrorCode::kTimeout,
+                 "the process that serves this spool did not answer within " +
+                     std::to_string(patience_.count()) +
+                     " s; it may be stopped, or wait for its disk",
                  directory_, 0};
   }
   if (code != CURLE_OK) {

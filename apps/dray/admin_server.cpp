@@ -61,7 +61,11 @@ void route(Spooler& spooler, const http::Request& request, const http::Responder
     return responder.reply(json_response(200, to_json(*status)));
   }
   if (get) {
-    if (auto answer = queue_get(spooler, request)) return responder.reply(std::move(*answer));
+    try {
+      if (auto answer = queue_get(spooler, request)) return responder.reply(std::move(*answer));
+    } catch (const std::exception& exception) {
+      return responder.reply(bad_request(exception.what()));
+    }
   }
   if (!get) {
     bool deep = false;

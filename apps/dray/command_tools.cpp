@@ -1,9 +1,11 @@
 #include "dray/command_tools.hpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
 
+#include "dray/clock.hpp"
 #include "dray/config/config.hpp"
 #include "dray/node.hpp"
 
@@ -83,19 +85,77 @@ std::string text_of(const json& value) {
   return out;
 }
 
-void print_table(const std::vector<std::vector<std::string>>& rows) {
+namespace {
+
+// Characters of UTF-8 text.
+std::size_t width_of(const std::string& text) {
+  return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) {
+    return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+  }));
+}
+
+// Also with a unit behind it.
+bool is_number(const std::string& text) {
+  return text.empty() || ((text.front() == '-' || (text.front() >= '0' && text.front() <= '9')) &&
+                          text.find(' ') == std::string::npos);
+}
+
+}  // namespace
+
+std::string clipped(const std::string& text, std::size_t width) {
+  if (width_of(text) <= width) return text;
+  std::string out;
+  std::size_t taken = 0;
+  for (const char c : text) {
+    const bool begins = (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+    if (begins && ++taken == width) break;
+    out += c;
+  }
+  return out + "\u2026";
+}
+
+std::string age_of(const json& object, const char* member) {
+  const auto found = object.find(member);
+  const auto time = found == object.end() || !found->is_string()
+                        ? std::nullopt
+                        : parse_utc(found->get<std::string>());
+  if (!time) return "-";
+  const auto seconds = std::max<std::int64_t>((SystemClock().utc() - *time).count() / 1'000, 0);
+  const auto text = [](std::int64_t count, const char* unit) {
+    return std::to_string(count) + unit;
+  };
+  if (seconds < 120) return text(seconds, "s");
+  if (seconds < 120 * 60) return text(seconds / 60, "m");
+  if (seconds < 48 * 3600) return text(seconds / 3600, "h");
+  return text(seconds / 86400, "d");
+}
+
+std::string table_text(const std::vector<std::vector<std::string>>& rows) {
   std::vector<std::size_t> widths;
-  for (const auto& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  for (const auto& row : rows) {
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      const int width = static_cast<int>(widths[i]);
-      std::printf(i == 0 ? "  %-*s" : "  %*s", width, row[i].c_str());
+  std::vector<bool> numbers;
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    widths.resize(std::max(widths.size(), rows[row].size()));
+    numbers.resize(widths.size(), true);
+    for (std::size_t i = 0; i < rows[row].size(); ++i) {
+      widths[i] = std::max(widths[i], width_of(rows[row][i]));
+      if (row > 0) numbers[i] = numbers[i] && is_number(rows[row][i]);
     }
-    std::printf("\n");
   }
+  std::string text;
+  for (const auto& row : rows) {
+    std::string line;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      const std::string fill(widths[i] - width_of(row[i]), ' ');
+      line += "  " + (numbers[i] ? fill + row[i] : row[i] + fill);
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    text += line + "\n";
+  }
+  return text;
+}
+
+void print_table(const std::vector<std::vector<std::string>>& rows) {
+  std::fputs(table_text(rows).c_str(), stdout);
 }
 
 }  // namespace dray::app

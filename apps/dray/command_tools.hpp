@@ -25,7 +25,12 @@ int finish_output(int code);
 nlohmann::json parse_json(const std::string& text);
 // For a terminal: control characters are escaped.
 std::string text_of(const nlohmann::json& value);
-// Columns as wide as their widest cell; numbers to the right.
+// What one line has room for: at most so many characters, the last of them an ellipsis.
+std::string clipped(const std::string& text, std::size_t width);
+// How long ago the time of that member is, coarsely: "12s", "3m", "5h", "2d"; "-" without one.
+std::string age_of(const nlohmann::json& object, const char* member);
+// Columns as wide as their widest cell; what has digits only under its head to the right.
+std::string table_text(const std::vector<std::vector<std::string>>& rows);
 void print_table(const std::vector<std::vector<std::string>>& rows);
 
 }  // namespace dray::app

@@ -62,13 +62,15 @@ void print_status(const json& status) {
               size_text(status["size_bytes"]).c_str(), size_text(status["max_size_bytes"]).c_str());
   std::vector<std::vector<std::string>> rows{{"group", "accepted", "pending", "done", "dead",
                                               "expired", "dropped", "damaged", "in flight",
-                                              "delayed", "workers"}};
+                                              "delayed", "oldest", "workers"}};
   for (const auto& group : status["groups"]) {
     std::vector<std::string> row;
     for (const auto* key : {"name", "accepted", "pending", "done", "dead", "expired", "dropped",
-                            "damaged", "in_flight", "delayed", "workers"}) {
+                            "damaged", "in_flight", "delayed"}) {
       row.push_back(text_of(group[key]));
     }
+    row.push_back(age_of(group, "oldest_at"));
+    row.push_back(text_of(group["workers"]));
     if (!group["attached"].get<bool>()) row.emplace_back("(not in the config)");
     if (group["paused"].get<bool>()) row.emplace_back("(paused: dray resume)");
     if (group["waiting_for_sessions"].get<bool>()) {
@@ -85,9 +87,14 @@ void print_status(const json& status) {
 
 }  // namespace
 
-int check_command(const std::string& file) {
+config::Loaded load_checked(const std::string& file) {
   auto loaded = config::load_config(file);
   check_plugins(loaded.config, loaded.faults);
+  return loaded;
+}
+
+int check_command(const std::string& file) {
+  const auto loaded = load_checked(file);
   if (const int code = report(loaded.faults); code != 0) return code;
   std::printf("%s: good: %zu apps, %zu spools\n", file.c_str(), loaded.config.apps.size(),
               loaded.config.spools.size());
@@ -130,7 +137,7 @@ int status_command(const SpoolChoice& choice, bool as_json) {
   if (!found.ok()) return fail(found.error());
   json all = json::array();
   for (const auto& directory : *found) {
-    auto status = AdminClient(directory).get("/v0/status");
+    auto status = AdminClient(directory, AdminClient::kShortPatience).get("/v0/status");
     if (!status.ok()) return fail(status.error());
     if (!as_json) print_status(*status);
     all.push_back(std::move(*status));

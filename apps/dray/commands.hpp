@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "dray/config/config.hpp"
+
 namespace dray::app {
 
 // A spool named on the command line: its directory, or a config file and the spool's name (not
@@ -17,6 +19,8 @@ struct SpoolChoice {
   std::string spool;
 };
 
+// A config with all its faults, also those of its plugins.
+config::Loaded load_checked(const std::string& file);
 int check_command(const std::string& file);
 int run_command(const std::string& file, const std::vector<std::string>& apps);
 int status_command(const SpoolChoice& choice, bool json);

@@ -7,6 +7,7 @@
 #include "dray/bench.hpp"
 #include "dray/command_tools.hpp"
 #include "dray/commands.hpp"
+#include "dray/look_cli.hpp"
 #include "dray/new_command.hpp"
 #include "dray/node.hpp"
 #include "dray/queue_cli.hpp"
@@ -97,6 +98,8 @@ int main(int argc, char** argv) {
 
   QueueArguments queue;
   add_queue_commands(cli, queue, choice, json, code);
+  LookArguments look;
+  add_look_commands(cli, look, choice, json, code);
 
   auto* spool = cli.add_subcommand("spool",
                                    "Example: dray spool verify var/orders\n\n"

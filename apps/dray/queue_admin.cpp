@@ -41,8 +41,13 @@ unsigned http_status(ErrorCode code) {
 std::uint64_t number_of(const http::Request& request, const char* name, std::uint64_t otherwise) {
   const auto found = request.query.find(name);
   if (found == request.query.end()) return otherwise;
-  std::uint64_t value = otherwise;
-  std::from_chars(found->second.data(), found->second.data() + found->second.size(), value);
+  std::uint64_t value = 0;
+  const char* end = found->second.data() + found->second.size();
+  const auto read = std::from_chars(found->second.data(), end, value);
+  if (read.ec != std::errc() || read.ptr != end) {
+    throw std::invalid_argument(std::string("\"") + name + "\" must be a whole number, not '" +
+                                found->second + "'");
+  }
   return value;
 }
 
@@ -86,6 +91,30 @@ http::Response list_dead(Spooler& spooler, const http::Request& request) {
     if (list.size() >= limit || letters->size() < page) break;
   }
   return json_response(200, {{"dead", list}, {"next", after}});
+}
+
+http::Response list_pending(Spooler& spooler, const http::Request& request) {
+  const auto page = spooler.pending(query_of(request, "group"), number_of(request, "after", 0),
+                                    number_of(request, "limit", 100));
+  if (!page.ok()) return error_response(page.error());
+  json list = json::array();
+  for (const auto& each : page->messages) list.push_back(to_json(each));
+  return json_response(200, {{"messages", list}, {"next", page->next}, {"more", page->more}});
+}
+
+http::Response list_accepted(Spooler& spooler, const http::Request& request) {
+  AcceptedRequest wanted;
+  wanted.from = number_of(request, "from", 0);
+  wanted.since = UtcTime(Milliseconds(static_cast<std::int64_t>(std::min<std::uint64_t>(
+      number_of(request, "since_ms", 0), static_cast<std::uint64_t>(kTimeMsMax)))));
+  wanted.topic = query_of(request, "topic");
+  wanted.limit = number_of(request, "limit", 100);
+  const auto page = spooler.accepted(wanted);
+  if (!page.ok()) return error_response(page.error());
+  json list = json::array();
+  for (const auto& each : page->messages) list.push_back(to_json(each));
+  return json_response(
+      200, {{"messages", list}, {"next", page->next}, {"more", page->more}, {"gap", page->gap}});
 }
 
 // How many dead letters a group has of each kind.
@@ -256,6 +285,8 @@ http::Response bad_request(const std::string& detail) {
 std::optional<http::Response> queue_get(Spooler& spooler, const http::Request& request) {
   if (request.path == "/v0/dead") return list_dead(spooler, request);
   if (request.path == "/v0/dead/signatures") return dead_signatures(spooler, request);
+  if (request.path == "/v0/pending") return list_pending(spooler, request);
+  if (request.path == "/v0/accepted") return list_accepted(spooler, request);
   if (request.path == "/v0/message") {
     const auto life = spooler.show(query_of(request, "id"));
     return life.ok() ? json_response(200, to_json(*life)) : error_response(life.error());

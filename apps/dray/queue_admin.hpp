@@ -16,9 +16,8 @@ http::Response json_response(unsigned status, const nlohmann::json& body);
 http::Response error_response(const Error& error);
 http::Response bad_request(const std::string& detail);
 
-// Nothing: no such path.
+// Nothing: no such path. Both may throw std::exception, saying what is wrong with a member.
 std::optional<http::Response> queue_get(Spooler& spooler, const http::Request& request);
-// May throw std::exception, saying what is wrong with a member.
 std::optional<http::Response> queue_post(Spooler& spooler, const std::string& path,
                                          const nlohmann::json& body);
 

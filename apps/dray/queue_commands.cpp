@@ -9,6 +9,7 @@
 
 #include "dray/clock.hpp"
 #include "dray/command_tools.hpp"
+#include "dray/look_commands.hpp"
 #include "dray/text.hpp"
 
 namespace dray::app {
@@ -312,16 +313,9 @@ int drain_command(const SpoolChoice& choice, const std::string& group, const std
 int replay_command(const SpoolChoice& choice, const ReplayWish& wish, bool as_json) {
   std::int64_t since_ms = 0;
   if (!wish.since.empty()) {
-    if (const auto age = parse_duration(wish.since); age.ok()) {
-      since_ms = (SystemClock().utc() - *age).time_since_epoch().count();
-    } else if (const auto time = parse_utc(wish.since)) {
-      since_ms = time->time_since_epoch().count();
-    } else {
-      return fail(Error{ErrorCode::kInvalid,
-                        "--since wants an age like 2h, or a time like 2026-11-26T07:00:00Z, not '" +
-                            wish.since + "'",
-                        "", 0});
-    }
+    const auto since = since_ms_of(wish.since);
+    if (!since.ok()) return fail(since.error());
+    since_ms = *since;
   }
   const auto client = one_spool(choice);
   if (!client.ok()) return fail(client.error());

@@ -3,6 +3,7 @@
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 
+#include "dray/clock.hpp"
 #include "dray/codec.hpp"
 
 namespace dray::app {
@@ -42,8 +43,33 @@ nlohmann::json steps_json(const std::vector<StepLife>& steps) {
 
 }  // namespace
 
-nlohmann::json to_json(const MessageLife& life) {
+nlohmann::json to_json(const StoredMessage& message) {
   static constexpr const char* kPriorityNames[] = {"high", "normal", "low"};
+  nlohmann::json headers = nlohmann::json::object();
+  for (const auto& [name, value] : message.headers) headers[name] = value;
+  nlohmann::json out{{"sequence", message.sequence},
+                     {"id", message.id},
+                     {"topic", message.topic},
+                     {"priority", kPriorityNames[static_cast<std::size_t>(message.priority)]},
+                     {"published_at", text_of_ms(message.published_at_ms)},
+                     {"headers", headers},
+                     {"body", body_json(message.body)}};
+  if (!message.key.empty()) out["key"] = message.key;
+  if (!message.dedup.empty()) out["dedup"] = message.dedup;
+  if (message.deliver_at_ms) out["deliver_at"] = text_of_ms(*message.deliver_at_ms);
+  if (message.expires_at_ms) out["expires_at"] = text_of_ms(*message.expires_at_ms);
+  return out;
+}
+
+nlohmann::json to_json(const PendingMessage& message) {
+  auto out = to_json(static_cast<const StoredMessage&>(message));
+  out["state"] = message.state;
+  out["why"] = message.why;
+  out["attempts"] = message.attempts;
+  return out;
+}
+
+nlohmann::json to_json(const MessageLife& life) {
   nlohmann::json groups = nlohmann::json::array();
   for (const auto& group : life.groups) {
     nlohmann::json events = nlohmann::json::array();
@@ -62,21 +88,9 @@ nlohmann::json to_json(const MessageLife& life) {
     if (!group.why.empty()) out["why"] = group.why;
     groups.push_back(std::move(out));
   }
-  nlohmann::json headers = nlohmann::json::object();
-  for (const auto& [name, value] : life.headers) headers[name] = value;
-  nlohmann::json out{{"sequence", life.sequence},
-                     {"id", life.id},
-                     {"topic", life.topic},
-                     {"priority", kPriorityNames[static_cast<std::size_t>(life.priority)]},
-                     {"published_at", text_of_ms(life.published_at_ms)},
-                     {"durable", life.durable},
-                     {"headers", headers},
-                     {"body", body_json(life.body)},
-                     {"groups", groups}};
-  if (!life.key.empty()) out["key"] = life.key;
-  if (!life.dedup.empty()) out["dedup"] = life.dedup;
-  if (life.deliver_at_ms) out["deliver_at"] = text_of_ms(*life.deliver_at_ms);
-  if (life.expires_at_ms) out["expires_at"] = text_of_ms(*life.expires_at_ms);
+  auto out = to_json(static_cast<const StoredMessage&>(life));
+  out["durable"] = life.durable;
+  out["groups"] = std::move(groups);
   return out;
 }
 
@@ -101,6 +115,7 @@ nlohmann::json to_json(const SpoolStatus& status) {
                       {"paused", group.paused},
                       {"limits", limits_json(group.limits)},
                       {"workers", group.workers}});
+    if (group.oldest_ms) groups.back()["oldest_at"] = text_of_ms(*group.oldest_ms);
   }
   nlohmann::json workers = nlohmann::json::array();
   for (const auto& worker : status.workers) {
@@ -183,6 +198,14 @@ std::string to_prometheus(const SpoolStatus& status) {
     gauge(in_flight, {{"group", group.name}}, group.in_flight);
   auto& delayed = family("dray_group_delayed", "Messages that are retried, snoozed or not yet due");
   for (const auto& group : status.groups) gauge(delayed, {{"group", group.name}}, group.delayed);
+  auto& oldest =
+      family("dray_group_oldest_pending_seconds",
+             "Age of the oldest message that is pending, and neither delayed nor retried");
+  const auto now_ms = SystemClock().utc().time_since_epoch().count();
+  for (const auto& group : status.groups) {
+    const auto age_ms = group.oldest_ms ? std::max<std::int64_t>(now_ms - *group.oldest_ms, 0) : 0;
+    gauge(oldest, {{"group", group.name}}, static_cast<std::uint64_t>(age_ms / 1'000));
+  }
   auto& in_line = family("dray_group_in_line", "Messages that have the turn of their key, or wait");
   for (const auto& group : status.groups) gauge(in_line, {{"group", group.name}}, group.in_line);
   auto& paused = family("dray_group_paused", "1 while the group is paused");

@@ -1,5 +1,5 @@
-// MessageLife: all that a spool's log says of one message: when it was accepted, to whom it was
-// delivered, how each delivery ended, and how each group settled it.
+// What a spool's log says of its messages. MessageLife is all of one: when it was accepted, to whom
+// it was delivered, how each delivery ended, and how each group settled it.
 //
 // Threading: values. What went with its segment is not there.
 #pragma once
@@ -43,16 +43,40 @@ struct GroupLife {
   std::vector<LifeEvent> events;
 };
 
-struct MessageLife {
+// A message as the log has it. Times are Unix milliseconds, UTC.
+struct StoredMessage {
   Sequence sequence = 0;
   std::string id, topic, key, dedup;
   Priority priority = Priority::kNormal;
   std::int64_t published_at_ms = 0;
   std::optional<std::int64_t> deliver_at_ms, expires_at_ms;
-  bool durable = false;  // on disk; else it survives a crash of the process only
   std::vector<std::pair<std::string, std::string>> headers;
   std::string body;  // MessagePack
+};
+
+struct MessageLife : StoredMessage {
+  bool durable = false;  // on disk; else it survives a crash of the process only
   std::vector<GroupLife> groups;
+};
+
+// One that a group has neither settled nor given up as dead.
+struct PendingMessage : StoredMessage {
+  std::string state;  // "in flight" or "waiting"
+  std::string why;    // it is not done yet
+  std::uint32_t attempts = 0;
+};
+
+struct PendingPage {
+  std::vector<PendingMessage> messages;  // ascending
+  Sequence next = 0;                     // `after` of the next page
+  bool more = false;                     // there may be one
+};
+
+struct AcceptedPage {
+  std::vector<StoredMessage> messages;  // ascending
+  Sequence next = 0;                    // `from` of the next page
+  bool more = false;                    // it has something already
+  bool gap = false;  // positions from `from` on are not in the log any more, or cannot be read
 };
 
 }  // namespace dray

@@ -81,6 +81,8 @@ struct SpoolGroupStatus {
   std::uint64_t in_line = 0;  // that have the turn of their key, or wait for it
   bool paused = false;
   GroupLimits limits;
+  // When the oldest message was published that is pending, and neither delayed nor retried.
+  std::optional<std::int64_t> oldest_ms = std::nullopt;  // Unix time, UTC
 };
 
 struct SpoolWorkerStatus {
@@ -150,6 +152,13 @@ struct ReplayStep {
   Sequence end = 1;  // of the log; the replay is over when next reaches it
 };
 
+struct AcceptedRequest {
+  Sequence from = 0;  // AcceptedPage::next of the page before; 0: from `since`, or from now on
+  UtcTime since{};    // published then or later
+  std::string topic;  // empty: any
+  std::size_t limit = 100;  // messages of a page; it has at most 1,000 and about 4 MiB
+};
+
 class DRAY_API Spooler final : public Publisher {
  public:
   // Raises this process's soft limit of open files to the hard one: a spool has one file open for
@@ -196,6 +205,11 @@ class DRAY_API Spooler final : public Publisher {
   Result<ReplayStep> replay(const ReplayRequest& request);
   // A message by its id or its sequence. kNotFound if the log does not have it (any more).
   Result<MessageLife> show(const std::string& id);
+  // What a group has neither settled nor given up, with sequence > `after`. It stays where it is.
+  // At most `limit` and 1,000 messages, and about 4 MiB: a page may have none and there is more.
+  Result<PendingPage> pending(const std::string& group, Sequence after, std::size_t limit);
+  // What was accepted, in the order of the log, and is as durable as the receipts say.
+  Result<AcceptedPage> accepted(const AcceptedRequest& request);
 
   // The wall clock is right although it jumped: messages expire again.
   Status confirm_clock();

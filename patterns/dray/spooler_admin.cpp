@@ -1,8 +1,7 @@
-// Spooler: administration: groups, dead letters, replay, and the life of a message.
+// Spooler: administration: groups, dead letters and replay.
 #include <algorithm>
 #include <future>
 
-#include "dray/life_reader.hpp"
 #include "dray/spooler_state.hpp"
 
 namespace dray {
@@ -38,18 +37,6 @@ const Error kNotConfirmed{ErrorCode::kTimeout,
 }  // namespace
 
 namespace {
-
-Error no_group(const std::string& group) {
-  return Error{ErrorCode::kNotFound, "this spool has no group '" + group + "'", "", 0};
-}
-
-std::vector<StepLife> steps_of(const spool::GroupState& state, Sequence sequence) {
-  std::vector<StepLife> out;
-  const auto* steps = state.steps().find(sequence);
-  if (steps == nullptr) return out;
-  for (const auto& step : *steps) out.push_back({step.name, step.done, step.value, step.at_ms});
-  return out;
-}
 
 // Messages and the records of their attempts lie far apart: each has a reader that goes on from
 // letter to letter.
@@ -295,13 +282,6 @@ Status Spooler::drop_group(const std::string& group) {
 
 namespace {
 
-// One past what the log has now.
-Sequence end_of(const spool::SegmentLog& log) {
-  Sequence end = 1;
-  for (const auto& segment : log.segments()) end = std::max(end, segment.last_lsn + 1);
-  return end;
-}
-
 struct Candidate {
   Sequence sequence = 0;
   std::string envelope;
@@ -311,16 +291,6 @@ std::string_view topic_of(const Candidate& candidate) {
   const auto envelope = parse_envelope(candidate.envelope);
   DRAY_ASSERT(envelope.ok());  // it was read before it became one
   return envelope->topic;
-}
-
-// Where a search for what was published at `since` begins.
-Sequence first_since(const spool::SegmentLog& log, UtcTime since) {
-  constexpr auto kClockSlack = std::chrono::minutes(1);
-  Sequence first = 0;
-  for (const auto& segment : log.segments()) {
-    if (first == 0 || segment.created_at + kClockSlack <= since) first = segment.first_lsn;
-  }
-  return first;
 }
 
 }  // namespace
@@ -402,118 +372,6 @@ Result<ReplayStep> Spooler::replay(const ReplayRequest& request) {
   if (!(*pending)->wait()) return kNotConfirmed;
   if (refused) return *refused;
   return step;
-}
-
-namespace {
-
-Result<Sequence> find_message(const spool::SegmentLog& log, const std::string& id) {
-  const bool digits =
-      !id.empty() && id.size() < 20 &&
-      std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
-  if (digits) return Sequence{std::stoull(id)};
-  const auto wanted = Uuid::from_text(id);
-  if (!wanted) {
-    return Error{ErrorCode::kInvalid,
-                 "'" + id + "' is no message: give its id (a UUID) or its sequence (a number)", "",
-                 0};
-  }
-  // A UUIDv7 begins with the time of its making (RFC 9562, section 5.7).
-  std::int64_t made_ms = 0;
-  for (std::size_t i = 0; i < 6; ++i) made_ms = made_ms * 256 + wanted->bytes.at(i);
-  Sequence found = 0;
-  spool::LogReader reader(log);
-  const auto status = reader.read(first_since(log, UtcTime(Milliseconds(made_ms))), end_of(log),
-                                  [&](const spool::Record& record) {
-                                    if (record.header.type != spool::RecordType::kMessage)
-                                      return true;
-                                    const auto envelope = parse_envelope(record.payload);
-                                    if (!envelope.ok() || envelope->id != *wanted) return true;
-                                    found = record.header.lsn;
-                                    return false;
-                                  });
-  if (!status.ok()) return status.error();
-  if (found == 0) {
-    return Error{ErrorCode::kNotFound,
-                 "no message " + id +
-                     " in this spool (settled ones go with their segments, see "
-                     "'retain')",
-                 "", 0};
-  }
-  return found;
-}
-
-std::optional<std::int64_t> in_ms(const std::optional<UtcTime>& time) {
-  if (!time) return std::nullopt;
-  return time->time_since_epoch().count();
-}
-
-}  // namespace
-
-Result<MessageLife> Spooler::show(const std::string& id) {
-  const auto& log = state_->spool->segments();
-  const auto sequence = find_message(log, id);
-  if (!sequence.ok()) return sequence.error();
-  LifeReader reader(*sequence);
-  spool::LogReader records(log);
-  std::string envelope_bytes;
-  const auto read = records.read(*sequence, end_of(log), [&](const spool::Record& record) {
-    if (record.header.lsn == *sequence && record.header.type == spool::RecordType::kMessage) {
-      envelope_bytes = record.payload;
-    }
-    if (record.header.type == spool::RecordType::kCopy) {
-      if (auto copy = from_bytes<spool::CopyRecord>(record.payload);
-          copy.ok() && copy->sequence == *sequence) {
-        // A group's edited copy is that group's alone (dead show); here it stands in for an
-        // original that is gone.
-        if (envelope_bytes.empty()) envelope_bytes = std::move(copy->envelope.bytes);
-      }
-    }
-    reader.take(record);
-    return true;
-  });
-  if (!read.ok()) return read.error();
-  const auto envelope = parse_envelope(envelope_bytes);
-  if (envelope_bytes.empty() || !envelope.ok()) {
-    return Error{ErrorCode::kNotFound,
-                 "no message with sequence " + std::to_string(*sequence) + " in this spool", "", 0};
-  }
-  MessageLife life;
-  life.sequence = *sequence;
-  life.id = envelope->id.text();
-  life.topic = envelope->topic;
-  life.key = envelope->key;
-  life.dedup = envelope->dedup;
-  life.priority = envelope->priority;
-  life.published_at_ms = envelope->published_at.time_since_epoch().count();
-  life.deliver_at_ms = in_ms(envelope->deliver_at);
-  life.expires_at_ms = in_ms(envelope->expires_at);
-  life.durable = *sequence <= state_->spool->durable_lsn();
-  if (auto headers = parse_headers(envelope->headers); headers.ok()) life.headers = *headers;
-  life.body = envelope->body;
-  const auto key = spool::key_hash(envelope->key);
-  const bool answered = state_->dispatcher->call([&](balancing::Dispatcher::Desk& desk) {
-    const balancing::Now now{state_->clock.steady(), state_->clock.utc()};
-    for (const auto* state : desk.core.group_states()) {
-      GroupLife group;
-      group.group = state->name();
-      group.events = reader.events(state->id());
-      const auto* history = state->history(*sequence);
-      const bool taken = state->takes(envelope->topic, *sequence) || history != nullptr;
-      if (!taken && group.events.empty()) continue;
-      group.steps = steps_of(*state, *sequence);
-      if (state->is_settled(*sequence)) {
-        group.state = "settled";
-      } else {
-        group.state = history != nullptr && history->dead()                     ? "dead"
-                      : desk.core.holder_of(state->id(), *sequence).has_value() ? "in flight"
-                                                                                : "waiting";
-        group.why = desk.core.why_waiting(state->id(), *sequence, key, now);
-      }
-      life.groups.push_back(std::move(group));
-    }
-  });
-  if (!answered) return spooler_stopped();
-  return life;
 }
 
 }  // namespace dray

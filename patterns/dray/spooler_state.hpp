@@ -22,4 +22,17 @@ inline Error spooler_stopped() {
   return Error{ErrorCode::kClosed, "the spool is stopped", "", 0};
 }
 
+inline Error no_group(const std::string& group) {
+  return Error{ErrorCode::kNotFound, "this spool has no group '" + group + "'", "", 0};
+}
+
+// One past what the log has now.
+Sequence end_of(const spool::SegmentLog& log);
+// Where a search for what was published at `since` begins.
+Sequence first_since(const spool::SegmentLog& log, UtcTime since);
+std::vector<StepLife> steps_of(const spool::GroupState& state, Sequence sequence);
+// The oldest plain message of a group, if it is among the next few records.
+std::optional<std::int64_t> oldest_plain_ms(const spool::SegmentLog& log, spool::LogReader& reader,
+                                            const spool::GroupState& group);
+
 }  // namespace dray

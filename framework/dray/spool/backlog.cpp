@@ -105,7 +105,7 @@ class GroupReader {
     skip_from_ = lsn + 1;
     if (!group_.is_plain(lsn)) return;  // settled, or it has an entry
     const auto priority = priority_of(record.header.flags);
-    if (priority != request_.priority) return;
+    if (priority != request_.priority && !request_.any_priority) return;
     const auto index = static_cast<std::uint32_t>(records_->size());
     records_->add_loose(lsn, record.header.flags, record.payload, record.header.payload_crc);
     StoredRun run{lsn, 1, index, nullptr, priority};

@@ -91,6 +91,7 @@ struct BacklogRequest {
   // What the group had accepted at `before`, if that is known.
   std::optional<std::uint64_t> accepted_at_end = std::nullopt;
   Priority priority = Priority::kNormal;  // of the messages that are wanted
+  bool any_priority = false;              // all are
   // One of a group's readers accounts for what lies in the log; the others only look for theirs.
   bool accounts = true;
   std::size_t records_max = SIZE_MAX;  // looked at

@@ -231,45 +231,6 @@ TEST_CASE("a dead letter with another body gets another chance, for its group al
   wait_for(*spooler, "invoice", [&](auto& s) { return s.dead == 1 && invoice.snapshot()[1] == 2; });
 }
 
-TEST_CASE("what is shown of a message is its whole life, and why it waits") {
-  TemporaryFolder folder;
-  const auto options = options_in(folder);
-  auto spooler = open_spooler(options);
-  const auto first = spooler->publish("ping", Ping{1, "a"}, {.key = "k"});
-  const auto second = spooler->publish("ping", Ping{2, "a"}, {.key = "k"});
-  REQUIRE(second.ok());
-  auto life = spooler->show(std::to_string(first->sequence));
-  REQUIRE(life.ok());
-  CHECK(life->id == first->id.text());
-  CHECK(life->durable);
-  REQUIRE(life->groups.size() == 1);
-  CHECK(life->groups[0].why == "no worker serves this group");
-  Seen seen;
-  std::atomic<bool> go{false};
-  seen.what = [&](const Ping& ping, Delivery& delivery) {
-    while (ping.number == 1 && !go) std::this_thread::yield();
-    return delivery.attempt() == 1 ? retry("not yet", 1ms) : done();
-  };
-  auto worker = start_worker("email", options.bind, seen);
-  wait_for(*spooler, "email", [](auto& s) { return s.in_flight == 1; });
-  CHECK(spooler->show(first->id.text())->groups[0].state == "in flight");
-  const std::string turn = "message " + std::to_string(first->sequence) + " has its key's turn";
-  CHECK(spooler->show(second->id.text())->groups[0].why == turn);
-  go = true;
-  wait_for(*spooler, "email", [](auto& s) { return s.done == 2; });
-  life = spooler->show(first->id.text());
-  REQUIRE(life.ok());
-  CHECK(life->groups[0].state == "settled");
-  std::vector<std::string> whats;
-  for (const auto& event : life->groups[0].events) whats.push_back(event.what);
-  CHECK(whats == std::vector<std::string>{"delivered", "retry", "delivered", "done"});
-  CHECK(life->groups[0].events[1].reason == "not yet");
-  CHECK(life->groups[0].events[3].took_ms.has_value());
-  CHECK(spooler->show("999999").error().code == ErrorCode::kNotFound);
-  CHECK(spooler->show("019ab000-0000-7000-8000-000000000000").error().code == ErrorCode::kNotFound);
-  CHECK(spooler->show("not an id").error().code == ErrorCode::kInvalid);
-}
-
 TEST_CASE("an error's signature leaves out what differs from message to message") {
   CHECK(error_signature("smtp 451 for 'a@b.org' after 12 s") == "smtp # for * after # s");
   CHECK(error_signature("it's 5") == "it's #");
