@@ -225,11 +225,13 @@ bool is_good(const std::string& name) {
   for (const char each : name) {
     if (!known(static_cast<unsigned char>(each))) return false;
   }
-  // Types of the project, macros and types of C, and targets of CMake.
+  // Types of the project, macros and types of C, targets of CMake, and the library of Dray.
   static const std::set<std::string> kTaken{
-      "Task", "Tick", "NULL",    "EOF",        "FILE",       "all",           "clean",
-      "help", "test", "install", "preinstall", "edit_cache", "rebuild_cache", "package"};
-  return kTaken.count(name) == 0 && kTaken.count(camel_case(name)) == 0;
+      "Task",          "Tick",    "NULL",           "EOF",     "FILE",       "all",
+      "clean",         "help",    "test",           "install", "preinstall", "edit_cache",
+      "rebuild_cache", "package", "package_source", "dray"};
+  return kTaken.count(name) == 0 && kTaken.count(replaced(name, "-", "_")) == 0 &&
+         kTaken.count(camel_case(name)) == 0;
 }
 
 }  // namespace

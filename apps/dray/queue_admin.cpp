@@ -70,11 +70,14 @@ std::string group_of(const json& body) {
   return body.at("group").get<std::string>();
 }
 
+DeadFilter filter_of(const http::Request& request) {
+  return {query_of(request, "topic"), query_of(request, "cause"), query_of(request, "signature")};
+}
+
 http::Response list_dead(Spooler& spooler, const http::Request& request) {
   const std::string group = query_of(request, "group");
   if (group.empty()) return bad_request("name a group: ?group=NAME");
-  const DeadFilter filter{query_of(request, "topic"), query_of(request, "cause"),
-                          query_of(request, "signature")};
+  const DeadFilter filter = filter_of(request);
   const auto limit = std::min<std::uint64_t>(number_of(request, "limit", 100), kDeadListMax);
   Sequence after = number_of(request, "after", 0);
   json list = json::array();
@@ -120,6 +123,7 @@ http::Response list_accepted(Spooler& spooler, const http::Request& request) {
 // How many dead letters a group has of each kind.
 http::Response dead_signatures(Spooler& spooler, const http::Request& request) {
   const std::string group = query_of(request, "group");
+  const DeadFilter filter = filter_of(request);
   std::map<std::tuple<std::string, std::string, std::string>, std::uint64_t> counts;
   constexpr std::size_t kSignaturesMax = 1'000;
   std::uint64_t others = 0;
@@ -128,6 +132,7 @@ http::Response dead_signatures(Spooler& spooler, const http::Request& request) {
     if (!letters.ok()) return error_response(letters.error());
     for (const auto& letter : *letters) {
       after = letter.sequence;
+      if (!filter(letter)) continue;
       const std::tuple kind{letter.topic, letter.cause, error_signature(letter.reason)};
       if (counts.size() >= kSignaturesMax && counts.count(kind) == 0) {
         ++others;

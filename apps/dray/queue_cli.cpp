@@ -32,10 +32,12 @@ void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice
   add_filter(*list);
   list->add_option("--limit", given.limit, "at most so many (default 100, at most 1000)")
       ->check(CLI::Range(1, 1000));
+  list->add_option("--after", given.after, "only those behind this sequence");
   list->add_flag("--signatures", given.signatures, "count them by error instead");
   list->add_flag("--json", json, "for programs; with body and history");
-  list->callback(
-      [&] { code = dead_list_command(choice, given.dead, given.limit, given.signatures, json); });
+  list->callback([&] {
+    code = dead_list_command(choice, given.dead, given.after, given.limit, given.signatures, json);
+  });
   auto* show = add("show", "Example: dray dead show shop.toml email 17");
   show->add_option("sequence", given.sequence, "which one")->required()->check(CLI::PositiveNumber);
   show->add_flag("--json", json, "for programs");
@@ -48,16 +50,20 @@ void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice
     add_filter(*command);
     command->add_flag("--all", given.dead.all, "all of the group");
     command->add_flag("--dry-run", given.dry_run, "only say how many");
-    command->callback(
-        [&, action] { code = dead_change_command(choice, given.dead, action, given.dry_run); });
+    command->add_flag("--json", json, "for programs");
+    command->callback([&, action] {
+      code = dead_change_command(choice, given.dead, action, given.dry_run, json);
+    });
   }
   auto* edit = add("edit",
                    "Example: dray dead edit shop.toml email 17 '{\"email\": \"a@b.org\"}'\n\n"
                    "Another body, for this group, and another chance.");
   edit->add_option("sequence", given.sequence, "which one")->required()->check(CLI::PositiveNumber);
   edit->add_option("body", given.body, "the whole new body, as JSON")->required();
-  edit->callback(
-      [&] { code = dead_edit_command(choice, given.dead.group, given.sequence, given.body); });
+  edit->add_flag("--json", json, "for programs");
+  edit->callback([&] {
+    code = dead_edit_command(choice, given.dead.group, given.sequence, given.body, json);
+  });
   auto* decide = add(
       "decide",
       "Example: dray dead decide shop.toml email 17 send --done\n\n"
@@ -73,12 +79,13 @@ void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice
   auto* not_done =
       decide->add_flag("--not-done", given.not_done, "it took no effect: run it again");
   value->excludes(not_done);
+  decide->add_flag("--json", json, "for programs");
   decide->callback([&, value, not_done] {
     if (value->count() + not_done->count() == 0) {
       throw CLI::RequiredError("say --done or --not-done");
     }
     code = dead_decide_command(choice, given.dead.group, given.sequence, given.step,
-                               given.not_done ? "" : given.value);
+                               given.not_done ? "" : given.value, json);
   });
 }
 
@@ -91,21 +98,22 @@ void add_queue_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choic
     auto* command = parent.add_subcommand(name, help);
     add_spool_choice(*command, choice);
     command->add_option("group", given.dead.group, "group")->required();
+    command->add_flag("--json", json, "for programs");
     return command;
   };
   add_for_group(cli, "pause",
                 "Example: dray pause shop.toml email\n\n"
                 "Deliver nothing to a group until dray resume; also after a restart.")
-      ->callback([&] { code = group_command(choice, given.dead.group, "pause"); });
+      ->callback([&] { code = group_command(choice, given.dead.group, "pause", json); });
   add_for_group(cli, "resume",
                 "Example: dray resume shop.toml email\n\n"
                 "Let a paused group go on.")
-      ->callback([&] { code = group_command(choice, given.dead.group, "resume"); });
+      ->callback([&] { code = group_command(choice, given.dead.group, "resume", json); });
   auto* drain = add_for_group(cli, "drain",
                               "Example: dray drain shop.toml email\n\n"
                               "Pause a group and wait until its workers hold nothing of it.");
   drain->add_option("--timeout", given.timeout, "wait so long (default 1m)");
-  drain->callback([&] { code = drain_command(choice, given.dead.group, given.timeout); });
+  drain->callback([&] { code = drain_command(choice, given.dead.group, given.timeout, json); });
   auto* groups = cli.add_subcommand("group",
                                     "Example: dray group list shop.toml\n\n"
                                     "The groups of a spool.");
@@ -117,7 +125,7 @@ void add_queue_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choic
   add_for_group(*groups, "drop",
                 "Example: dray group drop shop.toml old-group\n\n"
                 "Forget a group that is not in the config any more, with all that is pending.")
-      ->callback([&] { code = group_command(choice, given.dead.group, "drop"); });
+      ->callback([&] { code = group_command(choice, given.dead.group, "drop", json); });
   auto* replay = cli.add_subcommand("replay",
                                     "Example: dray replay shop.toml --group email --since 2h\n\n"
                                     "Give settled messages that the spool retains to a group once "

@@ -16,7 +16,7 @@ struct QueueArguments {
   ReplayWish replay;
   std::string id, body;
   std::string timeout = "1m";
-  std::uint64_t limit = 100;
+  std::uint64_t limit = 100, after = 0;
   std::uint64_t sequence = 0;
   std::string step, value;
   bool not_done = false;

@@ -35,6 +35,11 @@ class ProgressLine {
   bool shown_ = false;
 };
 
+int print_json(const json& answer) {
+  std::cout << answer.dump() << "\n";
+  return 0;
+}
+
 json filter_of(const DeadChoice& dead) {
   json request{{"group", dead.group}};
   if (!dead.topic.empty()) request["topic"] = dead.topic;
@@ -43,8 +48,17 @@ json filter_of(const DeadChoice& dead) {
   return request;
 }
 
-int list_signatures(const AdminClient& client, const std::string& group, bool as_json) {
-  const auto answer = client.get("/v0/dead/signatures?group=" + AdminClient::escape(group));
+// As a query.
+std::string query_of(const json& filter) {
+  std::string query;
+  for (const auto& [name, value] : filter.items()) {
+    query += "&" + name + "=" + AdminClient::escape(value.get<std::string>());
+  }
+  return query;
+}
+
+int list_signatures(const AdminClient& client, const std::string& query, bool as_json) {
+  const auto answer = client.get("/v0/dead/signatures?" + query);
   if (!answer.ok()) return fail(answer.error());
   if (as_json) {
     std::cout << answer->dump(2) << "\n";
@@ -114,17 +128,14 @@ void print_life(const json& life) {
 
 }  // namespace
 
-int dead_list_command(const SpoolChoice& choice, const DeadChoice& dead, std::uint64_t limit,
-                      bool signatures, bool as_json) {
+int dead_list_command(const SpoolChoice& choice, const DeadChoice& dead, std::uint64_t after,
+                      std::uint64_t limit, bool signatures, bool as_json) {
   const auto client = one_spool(choice);
   if (!client.ok()) return fail(client.error());
-  if (signatures) return list_signatures(*client, dead.group, as_json);
-  const json filter = filter_of(dead);
-  std::string query;
-  for (const auto& [name, value] : filter.items()) {
-    query += "&" + name + "=" + AdminClient::escape(value.get<std::string>());
-  }
-  const auto answer = client->get("/v0/dead?limit=" + std::to_string(limit) + query);
+  const std::string query = query_of(filter_of(dead));
+  if (signatures) return list_signatures(*client, query, as_json);
+  const auto answer = client->get("/v0/dead?limit=" + std::to_string(limit) +
+                                  "&after=" + std::to_string(after) + query);
   if (!answer.ok()) return fail(answer.error());
   if (as_json) {
     std::cout << answer->dump(2) << "\n";
@@ -138,6 +149,9 @@ int dead_list_command(const SpoolChoice& choice, const DeadChoice& dead, std::ui
                     text_of(letter["cause"]), text_of(letter["reason"])});
   }
   print_table(rows);
+  if ((*answer)["dead"].size() >= limit) {
+    std::printf("  there may be more: --after %s\n", text_of((*answer)["next"]).c_str());
+  }
   return 0;
 }
 
@@ -175,7 +189,7 @@ int dead_show_command(const SpoolChoice& choice, const std::string& group, std::
 }
 
 int dead_change_command(const SpoolChoice& choice, const DeadChoice& dead,
-                        const std::string& action, bool dry_run) {
+                        const std::string& action, bool dry_run, bool as_json) {
   const bool filtered = !dead.topic.empty() || !dead.cause.empty() || !dead.signature.empty();
   if (dead.sequences.empty() && !dead.all && !filtered) {
     return fail(Error{ErrorCode::kInvalid,
@@ -189,6 +203,7 @@ int dead_change_command(const SpoolChoice& choice, const DeadChoice& dead,
   if (!dead.sequences.empty()) request["sequences"] = dead.sequences;
   const auto answer = client->post("/v0/dead/" + action, request);
   if (!answer.ok()) return fail(answer.error());
+  if (as_json) return print_json(*answer);
   const char* done = action == "retry" ? "pending again" : "dropped";
   if (dry_run) {
     std::printf("%s would be %s\n", text_of((*answer)["matched"]).c_str(), done);
@@ -199,7 +214,7 @@ int dead_change_command(const SpoolChoice& choice, const DeadChoice& dead,
 }
 
 int dead_edit_command(const SpoolChoice& choice, const std::string& group, std::uint64_t sequence,
-                      const std::string& body) {
+                      const std::string& body, bool as_json) {
   const auto parsed = parse_json(body);
   if (parsed.is_discarded()) {
     return fail(Error{ErrorCode::kInvalid,
@@ -211,13 +226,14 @@ int dead_edit_command(const SpoolChoice& choice, const std::string& group, std::
   const auto answer =
       client->post("/v0/dead/edit", {{"group", group}, {"sequence", sequence}, {"body", parsed}});
   if (!answer.ok()) return fail(answer.error());
+  if (as_json) return print_json(*answer);
   std::printf("message %llu has its new body for group %s and is pending again\n",
               static_cast<unsigned long long>(sequence), group.c_str());
   return 0;
 }
 
 int dead_decide_command(const SpoolChoice& choice, const std::string& group, std::uint64_t sequence,
-                        const std::string& step, const std::string& value) {
+                        const std::string& step, const std::string& value, bool as_json) {
   json request{{"group", group}, {"sequence", sequence}, {"step", step}, {"done", !value.empty()}};
   if (!value.empty()) {
     auto parsed = parse_json(value);
@@ -231,17 +247,20 @@ int dead_decide_command(const SpoolChoice& choice, const std::string& group, std
   if (!client.ok()) return fail(client.error());
   const auto answer = client->post("/v0/dead/decide", request);
   if (!answer.ok()) return fail(answer.error());
+  if (as_json) return print_json(*answer);
   std::printf("step %s of message %llu %s\n", step.c_str(),
               static_cast<unsigned long long>(sequence),
               value.empty() ? "took no effect: it will run" : "is done: it will not run");
   return 0;
 }
 
-int group_command(const SpoolChoice& choice, const std::string& group, const std::string& action) {
+int group_command(const SpoolChoice& choice, const std::string& group, const std::string& action,
+                  bool as_json) {
   const auto client = one_spool(choice);
   if (!client.ok()) return fail(client.error());
   const auto answer = client->post("/v0/group/" + action, {{"group", group}});
   if (!answer.ok()) return fail(answer.error());
+  if (as_json) return print_json(*answer);
   const char* done = action == "pause"    ? "is paused; workers finish what they hold"
                      : action == "resume" ? "goes on"
                                           : "is dropped";
@@ -281,12 +300,18 @@ int group_list_command(const SpoolChoice& choice, bool as_json) {
   return 0;
 }
 
-int drain_command(const SpoolChoice& choice, const std::string& group, const std::string& timeout) {
+int drain_command(const SpoolChoice& choice, const std::string& group, const std::string& timeout,
+                  bool as_json) {
   const auto limit = parse_duration(timeout);
   if (!limit.ok()) return fail(limit.error());
   const auto client = one_spool(choice);
   if (!client.ok()) return fail(client.error());
-  if (const int code = group_command(choice, group, "pause"); code != 0) return code;
+  if (as_json) {
+    const auto paused = client->post("/v0/group/pause", {{"group", group}});
+    if (!paused.ok()) return fail(paused.error());
+  } else if (const int code = group_command(choice, group, "pause", false); code != 0) {
+    return code;
+  }
   const auto deadline = std::chrono::steady_clock::now() + *limit;
   ProgressLine progress;
   for (;;) {
@@ -295,6 +320,7 @@ int drain_command(const SpoolChoice& choice, const std::string& group, const std
     for (const auto& each : (*status)["groups"]) {
       if (each["name"] != group) continue;
       if (each["in_flight"] == 0) {
+        if (as_json) return print_json({{"done", true}});
         std::printf("its workers hold nothing any more; dray resume lets it go on\n");
         return 0;
       }

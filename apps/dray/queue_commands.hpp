@@ -21,25 +21,27 @@ struct DeadChoice {
   std::string topic, cause, signature;
 };
 
-int dead_list_command(const SpoolChoice& choice, const DeadChoice& dead, std::uint64_t limit,
-                      bool signatures, bool json);
+int dead_list_command(const SpoolChoice& choice, const DeadChoice& dead, std::uint64_t after,
+                      std::uint64_t limit, bool signatures, bool json);
 int dead_show_command(const SpoolChoice& choice, const std::string& group, std::uint64_t sequence,
                       bool json);
 // `action`: "retry" or "drop".
 int dead_change_command(const SpoolChoice& choice, const DeadChoice& dead,
-                        const std::string& action, bool dry_run);
+                        const std::string& action, bool dry_run, bool json);
 int dead_edit_command(const SpoolChoice& choice, const std::string& group, std::uint64_t sequence,
-                      const std::string& body);
+                      const std::string& body, bool json);
 
 // `value`: JSON of what the step returned; empty: it took no effect.
 int dead_decide_command(const SpoolChoice& choice, const std::string& group, std::uint64_t sequence,
-                        const std::string& step, const std::string& value);
+                        const std::string& step, const std::string& value, bool json);
 
 // `action`: "pause", "resume" or "drop".
-int group_command(const SpoolChoice& choice, const std::string& group, const std::string& action);
+int group_command(const SpoolChoice& choice, const std::string& group, const std::string& action,
+                  bool json);
 int group_list_command(const SpoolChoice& choice, bool json);
 // Pauses the group and waits until its workers hold nothing.
-int drain_command(const SpoolChoice& choice, const std::string& group, const std::string& timeout);
+int drain_command(const SpoolChoice& choice, const std::string& group, const std::string& timeout,
+                  bool json);
 
 struct ReplayWish {
   std::string group;

@@ -47,6 +47,14 @@ class Configs(unittest.TestCase):
             self.assertIn("'timeout' has no unit", said)
             self.assertIn("spool.b needs 'directory'", said)
 
+    def test_names_that_no_project_can_have(self):
+        shop = Shop()
+        self.addCleanup(shop.stop)
+        for name in ("edit-cache", "Task", "dray", "9lives", "a b", "../up", "x" * 65):
+            said = shop.dray("new", "handler", name, "--dir", shop.folder, code=2)
+            self.assertIn("cannot be the name of a project", said)
+        self.assertEqual(os.listdir(shop.folder), [])
+
     def test_two_spools_in_one_place_and_too_many_groups_are_faults(self):
         shop = Shop()
         self.addCleanup(shop.stop)

@@ -56,7 +56,8 @@ class Queues(QueueCase):
         dead = shop.dray("dead", "list", "--json", shop.config, "email")
         self.assertEqual(json.loads(dead)["dead"], [])
         self.assertEqual(self.mails(shop), 0)
-        shop.dray("resume", shop.config, "email")
+        self.assertTrue(json.loads(shop.dray("drain", "--json", shop.config, "email"))["done"])
+        self.assertTrue(json.loads(shop.dray("resume", "--json", shop.config, "email"))["done"])
         wait_until(lambda: self.mails(shop) == 1, "the mail")
 
     def test_show_tells_a_message_s_life(self):
@@ -95,6 +96,12 @@ class Queues(QueueCase):
         letters = json.loads(shop.dray("dead", "list", "--json", shop.config, "email"))["dead"]
         first = str(letters[0]["sequence"])
         self.assertIn("o-1", shop.dray("dead", "show", shop.config, "email", first))
+        none = ["dead", "list", "--signatures", "--json", "--cause", "lost", shop.config, "email"]
+        self.assertEqual(json.loads(shop.dray(*none))["signatures"], [])
+        page = ["dead", "list", "--limit", "2", shop.config, "email"]
+        self.assertIn(f"--after {letters[1]['sequence']}", shop.dray(*page))
+        rest = json.loads(shop.dray(*page, "--json", "--after", str(letters[1]["sequence"])))["dead"]
+        self.assertEqual([each["sequence"] for each in rest], [letters[2]["sequence"]])
         self.assertIn("3 would be pending again", shop.dray(
             "dead", "retry", "--dry-run", "--signature", signature, shop.config, "email"))
         self.assertIn("0 would be", shop.dray(
@@ -104,8 +111,8 @@ class Queues(QueueCase):
         # The message is what was published; the new body is that one group's.
         self.assertNotIn("jane@example.org", shop.dray("show", shop.config, first))
         self.assertEqual(self.mails(shop), 1)
-        self.assertIn("2 dropped", shop.dray(
-            "dead", "drop", "--signature", signature, shop.config, "email"))
+        self.assertEqual(json.loads(shop.dray(
+            "dead", "drop", "--json", "--signature", signature, shop.config, "email"))["changed"], 2)
         self.assertEqual(shop.group("email")["dead"], 0)
         self.assertIn("no dead letter", shop.dray("dead", "show", shop.config, "email", first, code=1))
         self.assertIn("no JSON", shop.dray(

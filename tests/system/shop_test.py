@@ -283,11 +283,11 @@ class Mail(ShopCase):
         self.assertEqual(len(ids), 1)
 
     def test_5xx_is_a_dead_letter_that_can_be_given_another_chance(self):
-        server, shop = self.mailer(["550 no such user"])
+        server, shop = self.mailer(["550-5.1.1 no such user\r\n550 in this house"])
         order = shop.order()
         wait_until(lambda: shop.group("email")["dead"] == 1, "the dead letter")
         listed = json.loads(shop.dray("dead", "list", shop.config, "email", "--json"))["dead"][0]
-        self.assertIn("550", listed["reason"])
+        self.assertEqual(listed["reason"], "smtp 550: 5.1.1 no such user in this house")
         self.assertEqual(listed["body"]["order_id"], order)
         self.assertIn("550", shop.dray("dead", "list", shop.config, "email"))
         self.assertIn("no dead letter", shop.dray("dead", "retry", shop.config, "email", "999999",

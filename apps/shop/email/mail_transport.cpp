@@ -59,6 +59,7 @@ class Smtp final : public MailTransport {
     const std::unique_ptr<curl_slist, decltype(&curl_slist_free_all)> recipients(
         curl_slist_append(nullptr, to.c_str()), &curl_slist_free_all);
     Upload upload{rendered, 0};
+    Refusal refusal;
     char detail[CURL_ERROR_SIZE] = "";
     curl_easy_setopt(curl.get(), CURLOPT_URL, url_.c_str());
     curl_easy_setopt(curl.get(), CURLOPT_MAIL_FROM, from.c_str());
@@ -66,6 +67,8 @@ class Smtp final : public MailTransport {
     curl_easy_setopt(curl.get(), CURLOPT_UPLOAD, 1L);
     curl_easy_setopt(curl.get(), CURLOPT_READFUNCTION, &Upload::read);
     curl_easy_setopt(curl.get(), CURLOPT_READDATA, &upload);
+    curl_easy_setopt(curl.get(), CURLOPT_HEADERFUNCTION, &Refusal::on_line);
+    curl_easy_setopt(curl.get(), CURLOPT_HEADERDATA, &refusal);
     curl_easy_setopt(curl.get(), CURLOPT_CONNECTTIMEOUT_MS, kConnectTimeoutMs);
     curl_easy_setopt(curl.get(), CURLOPT_TIMEOUT_MS, kTotalTimeoutMs);
     curl_easy_setopt(curl.get(), CURLOPT_NOSIGNAL, 1L);
@@ -82,7 +85,9 @@ class Smtp final : public MailTransport {
     long status = 0;
     curl_easy_getinfo(curl.get(), CURLINFO_RESPONSE_CODE, &status);
     const std::string reason = "smtp " + std::to_string(status) + ": " +
-                               (detail[0] != '\0' ? detail : curl_easy_strerror(code));
+                               (!refusal.words.empty() ? refusal.words
+                                : detail[0] != '\0'    ? std::string(detail)
+                                                       : curl_easy_strerror(code));
     // 5xx is for good, except for the login: that is our fault, not the customer's.
     const bool refused = status >= 500 && status < 600 && code != CURLE_LOGIN_DENIED;
     if (refused) return {MailOutcome::Kind::kRefused, reason};
@@ -101,6 +106,27 @@ class Smtp final : public MailTransport {
       self.bytes.copy(out, take, self.at);
       self.at += take;
       return take;
+    }
+  };
+  // What the server says when it refuses (RFC 5321, section 4.2): "550-5.1.1 No such" "550
+  // mailbox".
+  struct Refusal {
+    std::string words;
+    static std::size_t on_line(char* data, std::size_t size, std::size_t count, void* user) {
+      constexpr std::size_t kWordsMax = 500;
+      auto& words = static_cast<Refusal*>(user)->words;
+      std::string_view line(data, size * count);
+      const bool refuses = line.size() >= 4 && (line[0] == '4' || line[0] == '5') &&
+                           (line[3] == ' ' || line[3] == '-');
+      if (!refuses) {
+        words.clear();
+        return size * count;
+      }
+      line.remove_prefix(4);
+      line = line.substr(0, line.find_last_not_of("\r\n ") + 1);
+      if (!words.empty()) words += ' ';
+      words += line.substr(0, kWordsMax - std::min(words.size(), kWordsMax));
+      return size * count;
     }
   };
   std::string url_;
