@@ -351,6 +351,18 @@ TEST_CASE("a dead letter that is given another chance and dropped frees its key 
     next = bench.publish_keyed("k");
     bench.answer("a", other, ResultKind::kDone);
   }
+  SECTION("while it waits behind another of its key") {
+    bench.window("a", 3);
+    const auto other = bench.publish_keyed("k");
+    REQUIRE(bench.delivered["a"].back().sequence == other);
+    bench.commit_now(commands[0]);
+    bench.settle_down();
+    REQUIRE(bench.delivered["a"].back().sequence == other);
+    bench.commit_now(commands[1]);
+    bench.settle_down();
+    next = bench.publish_keyed("k");
+    bench.answer("a", other, ResultKind::kDone);
+  }
   SECTION("while a worker has it, which answers") {
     bench.commit_now(commands[0]);
     bench.settle_down();
