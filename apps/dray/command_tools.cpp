@@ -124,10 +124,11 @@ std::string age_of(const json& object, const char* member) {
   const auto text = [](std::int64_t count, const char* unit) {
     return std::to_string(count) + unit;
   };
-  if (seconds < 120) return text(seconds, "s");
-  if (seconds < 120 * 60) return text(seconds / 60, "m");
-  if (seconds < 48 * 3600) return text(seconds / 3600, "h");
-  return text(seconds / 86400, "d");
+  constexpr std::int64_t kMinute = 60, kHour = 60 * kMinute, kDay = 24 * kHour;
+  if (seconds < 2 * kMinute) return text(seconds, "s");
+  if (seconds < 2 * kHour) return text(seconds / kMinute, "m");
+  if (seconds < 2 * kDay) return text(seconds / kHour, "h");
+  return text(seconds / kDay, "d");
 }
 
 std::string table_text(const std::vector<std::vector<std::string>>& rows) {

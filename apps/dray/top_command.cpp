@@ -4,7 +4,9 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <iostream>
 #include <map>
@@ -140,7 +142,8 @@ std::string clears_in(const json& group) {
 
 std::string bar(double share) {
   constexpr int kWidth = 20;
-  const int full = std::clamp(static_cast<int>(share * kWidth + 0.5), 0, kWidth);
+  const int full =
+      static_cast<int>(std::clamp(std::lround(share * kWidth), 0L, static_cast<long>(kWidth)));
   return "[" + std::string(static_cast<std::size_t>(full), '#') +
          std::string(static_cast<std::size_t>(kWidth - full), '.') + "]";
 }
