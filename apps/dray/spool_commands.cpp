@@ -186,6 +186,10 @@ int spool_verify_command(const std::string& directory, bool as_json) {
   }
   std::printf(findings->unreadable.empty() ? "damaged:\n" : "damaged, or not to be read:\n");
   print_damage(*findings);
+  if (!findings->in_the_way.empty()) {
+    std::printf("it cannot be served with what is not Dray's in it\n");
+    return kExitFailed;
+  }
   if (findings->newer || !findings->unreadable.empty()) {
     std::printf("this says nothing of what could not be looked at\n");
     return kExitFailed;

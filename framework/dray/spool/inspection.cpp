@@ -89,13 +89,20 @@ std::shared_ptr<Segment> open_segment(Directory& directory, SegmentFinding& find
   }
   if (decoded.fault != HeaderFault::kNone || decoded.header.number != finding.number) {
     if (entry == nullptr) {
+      const bool blank = bytes.find_first_not_of('\0') == std::string::npos;
+      const bool foreign = got.ok() && decoded.fault == HeaderFault::kForeign && !blank;
+      if (findings.best && finding.number < findings.best->position.segment) {  // S9: not needed
+        finding.status = "free";
+        if (foreign) findings.foreign.push_back(finding.file);
+        return nullptr;
+      }
       finding.status = "damaged";
       finding.header_unreadable = !got.ok();
-      const bool blank = bytes.find_first_not_of('\0') == std::string::npos;
-      const bool foreign = decoded.fault == HeaderFault::kForeign && !blank;
-      findings.faults.push_back(finding.file + (!got.ok() ? ": its header cannot be read"
-                                                : foreign ? ": not a Dray segment"
-                                                          : ": its header is damaged"));
+      if (foreign) findings.in_the_way.push_back(finding.file);
+      findings.faults.push_back(finding.file +
+                                (!got.ok() ? ": its header cannot be read"
+                                 : foreign ? ": not a Dray segment; move it out of the spool"
+                                           : ": its header is damaged"));
       return nullptr;
     }
     segment->header.spool_id = *Uuid::from_bytes(findings.best->spool.bytes);
@@ -219,7 +226,7 @@ Status write_file(Directory& directory, const std::string& name, const std::stri
 Status give_up_header(Directory& directory, const SegmentFinding& finding, RepairReport& report) {
   const auto content = read_what_can_be(directory, finding.file);
   if (!content.ok()) return content.error();
-  const std::string kept = finding.file + ".unreadable.quarantine";
+  const std::string kept = kept_name(directory, finding.file + ".unreadable");
   DRAY_TRY(write_file(directory, finding.file + ".repaired", *content));
   DRAY_TRY(directory.rename(finding.file, kept));
   DRAY_TRY(directory.rename(finding.file + ".repaired", finding.file));
@@ -236,7 +243,8 @@ Status rewrite_segment(Directory& directory, const SegmentFinding& finding, Repa
   auto read = read_what_can_be(directory, finding.file);
   if (!read.ok()) return read.error();
   std::string& content = *read;
-  DRAY_TRY(write_file(directory, finding.file + ".quarantine", content));
+  const std::string kept = kept_name(directory, finding.file);
+  DRAY_TRY(write_file(directory, kept, content));
   if (finding.header_rebuilt)
     content.replace(0, kSegmentHeaderSize, encode_segment_header(finding.header));
   const std::uint32_t seed = segment_seed(finding.header);
@@ -268,8 +276,7 @@ Status rewrite_segment(Directory& directory, const SegmentFinding& finding, Repa
     if (content.size() < range.offset + filler.size()) content.resize(range.offset + filler.size());
     content.replace(static_cast<std::size_t>(range.offset), filler.size(), filler);
     report.done.push_back(finding.file + ": " + fresh_text(range) +
-                          " cannot be read and are given up; the damaged file is kept as " +
-                          finding.file + ".quarantine");
+                          " cannot be read and are given up; the damaged file is kept as " + kept);
   }
   DRAY_TRY(write_file(directory, finding.file + ".repaired", content));
   DRAY_TRY(directory.rename(finding.file + ".repaired", finding.file));
@@ -401,6 +408,12 @@ Result<RepairReport> repair_spool(Directory& directory, const Progress& progress
                      "; try again, as the user who serves it. Nothing was changed",
                  "", 0};
   }
+  if (!findings->in_the_way.empty()) {
+    return Error{ErrorCode::kConflict,
+                 findings->in_the_way.front() +
+                     " is not a Dray segment; move it out of the spool. Nothing was changed",
+                 directory.path(), 0};
+  }
   RepairReport report;
   report.before = *findings;
   for (const auto& finding : findings->segments) {
@@ -413,10 +426,11 @@ Result<RepairReport> repair_spool(Directory& directory, const Progress& progress
   }
   for (const auto& checkpoint : findings->checkpoints) {
     if (checkpoint.good) continue;
-    DRAY_TRY(directory.rename(checkpoint.file, checkpoint.file + ".quarantine"));
+    const std::string kept = kept_name(directory, checkpoint.file);
+    DRAY_TRY(directory.rename(checkpoint.file, kept));
     DRAY_TRY(directory.sync());
-    report.done.push_back(checkpoint.file + ": fails its check; kept as " + checkpoint.file +
-                          ".quarantine, the next start writes a new one");
+    report.done.push_back(checkpoint.file + ": fails its check; kept as " + kept +
+                          ", the next start writes a new one");
   }
   return report;
 }

@@ -54,6 +54,7 @@ struct SpoolFindings {
   std::vector<DamagedRange> missing;     // segments that a checkpoint needs and that are not there
   std::vector<std::string> quarantined;  // files kept aside
   std::vector<std::string> foreign;      // files that a spool does not make
+  std::vector<std::string> in_the_way;   // named like a segment, and none: no start with them
   std::vector<std::string> faults;       // anything else that is wrong
   std::uint64_t lost_by_repair = 0;      // positions under the records that repair wrote
 
@@ -77,7 +78,8 @@ struct RepairReport {
 bool holds_spool(Directory& directory);
 
 // Writes a filler over every damaged range, so that what is lost is said once and for all; the
-// damaged file is kept as <name>.quarantine. kBusy while the spool is served.
+// damaged file is kept (kept_name()). kBusy while the spool is served, kConflict with a file that
+// must be moved away first.
 Result<RepairReport> repair_spool(Directory& directory, const Progress& progress);
 
 }  // namespace dray::spool

@@ -36,8 +36,32 @@ Status SegmentLog::start(const Uuid& spool_id, std::uint64_t epoch, std::uint64_
                  directory_.path(), 0};
   }
   DRAY_TRY(roll(false));
-  for (const auto& name : aside_) DRAY_TRY(directory_.rename(name, name + ".quarantine"));
+  for (const auto& name : aside_) DRAY_TRY(directory_.rename(name, kept_name(directory_, name)));
   return aside_.empty() ? Status() : directory_.sync();
+}
+
+// --- files that are kept aside --------------------------------------------------------------
+
+namespace {
+constexpr std::string_view kKept = ".quarantine";
+}
+
+std::string kept_name(Directory& directory, const std::string& name) {
+  const auto names = directory.list();
+  const auto is_taken = [&](const std::string& wanted) {
+    return names.ok() && std::find(names->begin(), names->end(), wanted) != names->end();
+  };
+  std::string kept = name + std::string(kKept);
+  for (int i = 2; is_taken(kept); ++i) kept = name + "." + std::to_string(i) + std::string(kKept);
+  return kept;
+}
+
+std::optional<std::uint64_t> kept_number(std::string_view name) {
+  if (!name.ends_with(kKept)) return std::nullopt;
+  name.remove_suffix(kKept.size());
+  const auto digits = name.find_last_not_of("0123456789");
+  if (digits != std::string_view::npos && name[digits] == '.') name = name.substr(0, digits);
+  return segment_number(name);
 }
 
 // --- segments -------------------------------------------------------------------------------
@@ -150,7 +174,7 @@ Status SegmentLog::release(const std::set<std::uint64_t>& numbers) {
     bytes_total_ -= segment->end;
     const auto size = segment->file->size();
     if (segment->damaged) {
-      DRAY_TRY(directory_.rename(name, name + ".quarantine"));
+      DRAY_TRY(directory_.rename(name, kept_name(directory_, name)));
     } else if (size.ok() && spares_.wants_recycled(*size, recycled.size())) {
       const std::string spare = spares_.fresh_name();
       DRAY_TRY(directory_.rename(name, spare));

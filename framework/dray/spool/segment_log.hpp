@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -88,6 +89,12 @@ struct SegmentSummary {
   UtcTime created_at{};
   bool current = false;
 };
+
+// Under which name a damaged file is kept: NAME.quarantine, or NAME.2.quarantine and so on where
+// that is taken.
+std::string kept_name(Directory& directory, const std::string& name);
+// Whose file that was, of a segment; nothing for any other name.
+std::optional<std::uint64_t> kept_number(std::string_view name);
 
 class SegmentLog {
  public:
@@ -178,8 +185,8 @@ class SegmentLog {
   Result<std::shared_ptr<Segment>> open_segment(std::uint64_t number,
                                                 const std::optional<Checkpoint>& checkpoint,
                                                 ScanReport& report, Beyond& beyond);
-  void add_quarantined(const std::vector<std::uint64_t>& numbers,
-                       const std::optional<Checkpoint>& checkpoint, Beyond& beyond);
+  void add_kept(const std::map<std::uint64_t, std::vector<std::string>>& kept,
+                const std::optional<Checkpoint>& checkpoint, Beyond& beyond);
   Status check_home(const ScanReport& report) const;
   Status check_missing(const Checkpoint& checkpoint, const Visitor& visitor, ScanReport& report);
   Status scan_segment(Segment& segment, std::uint64_t offset, Lsn limit, const Visitor& visitor,

@@ -4,7 +4,7 @@
 //   newer version                            refused
 //   no Dray segment, or another spool's      refused
 //   damaged, listed by the checkpoint        rebuilt from there, records served
-//   before the checkpoint, not listed        free, removed
+//   before the checkpoint, not listed        free, removed; if it is no segment, set aside
 //   damaged, not listed                      set aside, its records reported
 //   cannot be read, not listed               refused: it may be read the next time
 //
@@ -24,7 +24,6 @@
 namespace dray::spool {
 namespace {
 
-constexpr std::string_view kQuarantine = ".quarantine";
 constexpr std::size_t kScanPiece = 1U << 20;
 constexpr std::size_t kRewriteBlock = 4096;
 // Where a sealed segment ends is not known: what came after it cannot be read.
@@ -58,7 +57,7 @@ void SegmentLog::damaged(const Visitor& visitor, ScanReport& report, DamagedRang
 void SegmentLog::set_aside(const std::string& name, ScanReport& report, const std::string& why) {
   set_aside_ = true;
   aside_.push_back(name);
-  report.notes.push_back(name + ": " + why + "; set aside as " + name + ".quarantine");
+  report.notes.push_back(name + ": " + why + "; set aside as " + kept_name(directory_, name));
 }
 
 Status SegmentLog::scan(const std::optional<Checkpoint>& checkpoint, const Visitor& visitor,
@@ -66,14 +65,12 @@ Status SegmentLog::scan(const std::optional<Checkpoint>& checkpoint, const Visit
   auto names = directory_.list();
   if (!names.ok()) return names.error();
   std::vector<std::uint64_t> numbers;
-  std::vector<std::uint64_t> quarantined;
+  std::map<std::uint64_t, std::vector<std::string>> kept;
   for (const auto& name : *names) {
     if (auto number = segment_number(name)) numbers.push_back(*number);
     if (SpareSegments::is_spare_name(name)) spares_.adopt(name);
-    if (!name.ends_with(kQuarantine)) continue;
-    set_aside_ = true;
-    const auto number = segment_number(name.substr(0, name.size() - kQuarantine.size()));
-    if (number) quarantined.push_back(*number);
+    set_aside_ = set_aside_ || name.ends_with(".quarantine");
+    if (const auto number = kept_number(name)) kept[*number].push_back(name);
   }
   std::sort(numbers.begin(), numbers.end());
   Tail tail;
@@ -95,7 +92,7 @@ Status SegmentLog::scan(const std::optional<Checkpoint>& checkpoint, const Visit
     segments_.push_back(std::move(*segment));
     ++report.segments;
   }
-  add_quarantined(quarantined, checkpoint, beyond);
+  add_kept(kept, checkpoint, beyond);
   DRAY_TRY(check_home(report));
   if (checkpoint) DRAY_TRY(check_missing(*checkpoint, visitor, report));
   bool any_scanned = false;
@@ -139,18 +136,19 @@ Status SegmentLog::scan(const std::optional<Checkpoint>& checkpoint, const Visit
 }
 
 // Of what was set aside before, only a later segment tells that it was there.
-void SegmentLog::add_quarantined(const std::vector<std::uint64_t>& numbers,
-                                 const std::optional<Checkpoint>& checkpoint, Beyond& beyond) {
+void SegmentLog::add_kept(const std::map<std::uint64_t, std::vector<std::string>>& kept,
+                          const std::optional<Checkpoint>& checkpoint, Beyond& beyond) {
   std::uint64_t known = segments_.empty() ? 0 : segments_.back()->header.number;
   if (checkpoint) known = std::max(known, checkpoint->position.segment);
-  for (const auto number : numbers) {
+  for (const auto& [number, names] : kept) {
     next_segment_ = std::max(next_segment_, number + 1);
     if (number <= known) continue;
     beyond.number = std::max(beyond.number, number);
-    const auto file =
-        directory_.open(segment_name(number) + std::string(kQuarantine), OpenMode::kRead);
-    const auto size = file.ok() ? (*file)->size() : Result<std::uint64_t>(file.error());
-    if (size.ok()) beyond.records += *size / kRecordHeaderSize;
+    for (const auto& name : names) {
+      const auto file = directory_.open(name, OpenMode::kRead);
+      const auto size = file.ok() ? (*file)->size() : Result<std::uint64_t>(file.error());
+      if (size.ok()) beyond.records += *size / kRecordHeaderSize;
+    }
   }
 }
 
@@ -195,7 +193,13 @@ Result<std::shared_ptr<Segment>> SegmentLog::open_segment(
     segment->damaged = true;
     report.notes.push_back(name + ": its header is damaged and was rebuilt from the checkpoint");
   } else if (!ours) {
+    const bool blank = bytes.find_first_not_of('\0') == std::string::npos;
+    const bool foreign = got.ok() && decoded.fault == HeaderFault::kForeign && !blank;
     if (checkpoint && number < checkpoint->position.segment) {  // S9: nothing in it counts
+      if (foreign) {                                            // whatever it is, it is somebody's
+        set_aside(name, report, "not a Dray segment, and none is needed there");
+        return std::shared_ptr<Segment>();
+      }
       DRAY_TRY(directory_.remove(name));
       DRAY_TRY(directory_.sync());
       return std::shared_ptr<Segment>();
@@ -208,8 +212,7 @@ Result<std::shared_ptr<Segment>> SegmentLog::open_segment(
           error.message;
       return error;
     }
-    const bool blank = bytes.find_first_not_of('\0') == std::string::npos;
-    if (decoded.fault == HeaderFault::kForeign && !blank) {
+    if (foreign) {
       return Error{ErrorCode::kCorrupt, "not a Dray segment; move this file out of the spool", path,
                    0};
     }

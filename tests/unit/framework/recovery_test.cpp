@@ -277,6 +277,63 @@ TEST_CASE("recovery: a header that cannot be read just now is not given up") {
   }
 }
 
+TEST_CASE("recovery: what was kept of a damaged file is kept also when it is damaged once more") {
+  Wreck wreck;
+  const auto name = wreck.find(body_of(11)).first;
+  auto directory = wreck.disk.directory();
+  const auto damage_and_repair = [&](std::size_t at) {
+    wreck.disk.flip_bit(name, at);
+    const auto damaged = wreck.disk.bytes(name);
+    const auto report = repair_spool(*directory, nullptr);
+    REQUIRE(report.ok());
+    REQUIRE(!report->done.empty());
+    return damaged;
+  };
+  std::vector<std::size_t> bodies;  // in that segment
+  for (const auto& [sequence, body] : wreck.open) {
+    const auto at = wreck.disk.bytes(name).find(body);
+    if (at != std::string::npos) bodies.push_back(at);
+  }
+  REQUIRE(bodies.size() >= 2);
+  const auto first = damage_and_repair(bodies[0]);
+  const auto second = damage_and_repair(bodies[1]);
+  CHECK(wreck.disk.bytes(name + ".quarantine") == first);
+  CHECK(wreck.disk.bytes(name + ".2.quarantine") == second);
+  CHECK(kept_number(name + ".quarantine") == segment_number(name));
+  CHECK(kept_number(name + ".12.quarantine") == segment_number(name));
+  CHECK(!kept_number(name + ".unreadable.quarantine").has_value());
+  CHECK(!kept_number("checkpoint.a.quarantine").has_value());
+  CHECK(!kept_number(name).has_value());
+}
+
+TEST_CASE("recovery: a file that is named like a segment and is none is never removed") {
+  Wreck wreck;
+  const std::string text = "somebody's notes, which are no segment; they happen to be here";
+  const auto put = [&](std::uint64_t number) {
+    auto file = wreck.disk.directory()->open(segment_name(number), OpenMode::kCreateNew);
+    REQUIRE(file.ok());
+    REQUIRE((*file)->write_at(0, text).ok());
+    REQUIRE((*file)->sync_data().ok());
+  };
+  SECTION("before the checkpoint: set aside") {
+    put(0);
+    CHECK(verify(wreck.disk).good());
+    serves_all_but(wreck, {});
+    CHECK(wreck.disk.bytes(segment_name(0) + ".quarantine") == text);
+  }
+  SECTION("behind it: the start is refused, and repair says why") {
+    put(99);
+    const auto findings = verify(wreck.disk);
+    CHECK(!findings.good());
+    CHECK(findings.in_the_way == std::vector<std::string>{segment_name(99)});
+    auto directory = wreck.disk.directory();
+    CHECK(repair_spool(*directory, nullptr).error().code == ErrorCode::kConflict);
+    SpoolOwner owner(wreck.disk, one_group());
+    CHECK(!owner.ok());
+    CHECK(wreck.disk.bytes(segment_name(99)) == text);
+  }
+}
+
 TEST_CASE("recovery: what repair gave up completes no unit") {
   SimulatedDisk disk{3};
   SpoolOptions options = one_group();
