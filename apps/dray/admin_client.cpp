@@ -1,10 +1,13 @@
 #include "dray/admin_client.hpp"
 
 #include <curl/curl.h>
+#include <unistd.h>
 
 #include <memory>
 
 #include "dray/admin_server.hpp"
+#include "dray/disk/posix_directory.hpp"
+#include "dray/spool/inspection.hpp"
 
 namespace dray::app {
 namespace {
@@ -46,6 +49,19 @@ Result<nlohmann::json> AdminClient::call(const std::string& path, const std::str
   }
   const CURLcode code = curl_easy_perform(curl.get());
   if (code == CURLE_COULDNT_CONNECT) {
+    if (access(directory_.c_str(), X_OK) != 0 && errno == EACCES) {
+      return Error{ErrorCode::kIo,
+                   "this user may not look into it; run as the user that runs its app", directory_,
+                   0};
+    }
+    if (access(socket.c_str(), F_OK) == 0 && access(socket.c_str(), W_OK) != 0) {
+      return Error{ErrorCode::kIo, "this user may not open it; run as the user that runs its app",
+                   socket, 0};
+    }
+    if (auto folder = open_posix_directory(directory_, false);
+        folder.ok() && !spool::holds_spool(**folder)) {
+      return Error{ErrorCode::kNotFound, "no spool is here (yet): its app makes it", directory_, 0};
+    }
     return Error{ErrorCode::kNotFound,
                  "no running process serves this spool; start its app, or `dray run --spool " +
                      directory_ + "`",

@@ -1,5 +1,9 @@
 #include "dray/admin_server.hpp"
 
+#include <map>
+#include <optional>
+#include <set>
+
 #include "dray/queue_admin.hpp"
 #include "dray/spool_json.hpp"
 
@@ -35,6 +39,9 @@ void publish(Spooler& spooler, const json& body, const http::Responder& responde
   }
   const auto delay_ms = body.value("delay_ms", std::int64_t{0});
   const auto expires_ms = body.value("expires_ms", std::int64_t{0});
+  if (body.contains("expires_ms") && expires_ms == 0) {
+    return responder.reply(bad_request("\"expires_ms\" must be more than 0"));
+  }
   const UtcTime now = SystemClock().utc();
   if (delay_ms < 0 || expires_ms < 0 || delay_ms > kTimeMsMax || expires_ms > kTimeMsMax) {
     return responder.reply(bad_request("\"delay_ms\" and \"expires_ms\" must not be negative"));
@@ -48,6 +55,29 @@ void publish(Spooler& spooler, const json& body, const http::Responder& responde
                                         {"durability", durability_name(receipt->durability)},
                                         {"duplicate", receipt->duplicate}}));
   });
+}
+
+// A member that this request does not have: a slip of the pen must not pass for a choice.
+std::optional<std::string> unknown_member(const std::string& path, const json& body) {
+  using Names = std::set<std::string>;
+  static const Names kChange{"group", "sequences", "all", "topic", "cause", "signature", "dry_run"};
+  static const std::map<std::string, Names> kKnown{
+      {"/v0/publish", {"topic", "body", "key", "dedup", "priority", "delay_ms", "expires_ms"}},
+      {"/v0/dead/retry", kChange},
+      {"/v0/dead/drop", kChange},
+      {"/v0/dead/edit", {"group", "sequence", "body"}},
+      {"/v0/dead/decide", {"group", "sequence", "step", "done", "value"}},
+      {"/v0/group/pause", {"group"}},
+      {"/v0/group/resume", {"group"}},
+      {"/v0/group/drop", {"group"}},
+      {"/v0/replay", {"group", "since_ms", "from", "before", "where", "dry_run"}},
+      {"/v0/clock/confirm", {}}};
+  const auto known = kKnown.find(path);
+  if (known == kKnown.end()) return std::nullopt;
+  for (const auto& [name, value] : body.items()) {
+    if (known->second.count(name) == 0) return name;
+  }
+  return std::nullopt;
 }
 
 void route(Spooler& spooler, const http::Request& request, const http::Responder& responder) {
@@ -78,6 +108,9 @@ void route(Spooler& spooler, const http::Request& request, const http::Responder
         false);
     if (deep) return responder.reply(bad_request("the body is nested deeper than 16 levels"));
     if (!body.is_object()) return responder.reply(bad_request("the body must be a JSON object"));
+    if (const auto unknown = unknown_member(request.path, body)) {
+      return responder.reply(bad_request("unknown member \"" + *unknown + "\""));
+    }
     try {
       if (request.path == "/v0/publish") return publish(spooler, body, responder);
       if (auto answer = queue_post(spooler, request.path, body)) {

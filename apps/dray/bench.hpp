@@ -1,6 +1,6 @@
 // dray bench: measures this machine, with real processes.
 //
-// Reports are one JSON schema (README, "Measuring"), or a few lines for people. Limits are what a
+// Reports are one JSON schema (README, "How fast"), or a few lines for people. Limits are what a
 // bare program does in the same run: tests/bench/limits.cpp.
 //
 // Threading: main thread. Returns the exit code.

@@ -20,7 +20,18 @@ int fail(const Error& error) {
 }
 
 Result<std::vector<std::string>> directories(const SpoolChoice& choice) {
-  if (std::filesystem::is_directory(choice.target)) return std::vector{choice.target};
+  if (std::filesystem::is_directory(choice.target)) {
+    if (!choice.spool.empty()) {
+      return Error{ErrorCode::kInvalid, "--spool chooses one of a config; this is a directory",
+                   choice.target, 0};
+    }
+    return std::vector{choice.target};
+  }
+  std::error_code ignored;
+  if (!std::filesystem::exists(choice.target, ignored)) {
+    return Error{ErrorCode::kInvalid,
+                 "is not there; give a config file, or the directory of a spool", choice.target, 0};
+  }
   auto loaded = config::load_config(choice.target);
   if (!loaded.faults.empty()) {
     return Error{ErrorCode::kInvalid, loaded.faults.front().text(), "", 0};
@@ -68,19 +79,33 @@ json parse_json(const std::string& text) {
   return deep ? json(json::value_t::discarded) : parsed;
 }
 
-// For a terminal: what would steer it is shown, not done.
+// For a terminal: what would steer it is shown, not done. That is C0, DEL, and C1 in UTF-8
+// (ECMA-48; U+0080 to U+009F are C2 80 to C2 9F).
 std::string text_of(const json& value) {
-  if (!value.is_string()) return value.dump();
+  if (!value.is_string()) return value.dump(-1, ' ', false, json::error_handler_t::replace);
+  constexpr const char* kDigits = "0123456789abcdef";
+  const auto& text = value.get_ref<const std::string&>();
   std::string out;
-  for (const char c : value.get<std::string>()) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte != 0x7F) {
-      out += c;
-      continue;
+  const auto escape = [&](unsigned char byte) {
+    out += std::string("\\x") + kDigits[byte >> 4] + kDigits[byte & 15];
+  };
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]);
+    const unsigned char next =
+        i + 1 < text.size() ? static_cast<unsigned char>(text[i + 1]) : std::uint8_t{0};
+    if (byte == '\n') {
+      out += "\\n";
+    } else if (byte == '\t') {
+      out += "\\t";
+    } else if (byte < 0x20 || byte == 0x7F) {
+      escape(byte);
+    } else if (byte == 0xC2 && next >= 0x80 && next <= 0x9F) {
+      escape(byte);
+      escape(next);
+      ++i;
+    } else {
+      out += text[i];
     }
-    constexpr const char* kDigits = "0123456789abcdef";
-    out += c == '\n' ? "\\n" : c == '\t' ? "\\t" : "";
-    if (c != '\n' && c != '\t') out += std::string("\\x") + kDigits[byte >> 4] + kDigits[byte & 15];
   }
   return out;
 }

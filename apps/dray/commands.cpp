@@ -96,8 +96,12 @@ config::Loaded load_checked(const std::string& file) {
 int check_command(const std::string& file) {
   const auto loaded = load_checked(file);
   if (const int code = report(loaded.faults); code != 0) return code;
-  std::printf("%s: good: %zu apps, %zu spools\n", file.c_str(), loaded.config.apps.size(),
-              loaded.config.spools.size());
+  const auto count = [](std::size_t number, const char* what) {
+    return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
+  };
+  std::printf("%s: good: %s, %s (settings are their plugins' to check, when these start)\n",
+              file.c_str(), count(loaded.config.apps.size(), "app").c_str(),
+              count(loaded.config.spools.size(), "spool").c_str());
   return 0;
 }
 

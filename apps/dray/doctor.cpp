@@ -287,7 +287,8 @@ void look_at_served(Findings& findings, const Patient& patient, const json& stat
     for (const auto& app : config == nullptr ? std::vector<config::AppConfig>() : config->apps) {
       const auto& consume = app.consume;
       if (consume && consume->group == group["name"] && patient.config != nullptr &&
-          std::count(consume->endpoints.begin(), consume->endpoints.end(), patient.config->bind)) {
+          std::count(consume->endpoints.begin(), consume->endpoints.end(),
+                     config::local_endpoint(patient.config->bind))) {
         consumer = app.name;
       }
     }
@@ -298,8 +299,10 @@ void look_at_served(Findings& findings, const Patient& patient, const json& stat
 void look_at_files(Findings& findings, const Patient& patient,
                    const Result<spool::SpoolFindings>& files, bool served) {
   if (!files.ok()) {
-    if (files.error().code == ErrorCode::kNotFound) return findings.ok("nothing was published yet");
-    return findings.fault(files.error().text(), "");
+    if (files.error().code == ErrorCode::kNotFound && patient.config != nullptr) {
+      return findings.ok("nothing was published yet");
+    }
+    return findings.fault(files.error().text(), "give a config file, or the directory of a spool");
   }
   for (const auto& each : files->unreadable) {
     findings.fault(each, "run as the user that runs its app; else the disk fails");
@@ -342,8 +345,9 @@ void look_at_spool_of(Findings& findings, const Patient& patient, const config::
   const auto files = spool::look_at_spool(**directory, false, nullptr);
   const auto status = AdminClient(patient.directory, AdminClient::kShortPatience).get("/v0/status");
   const bool served = status.ok() || status.error().code == ErrorCode::kTimeout;
-  look_at_disk(findings, patient,
-               patient.config == nullptr || patient.config->durability == Durability::kDisk);
+  const bool durable = patient.config != nullptr ? patient.config->durability == Durability::kDisk
+                                                 : status.ok() && (*status)["durability"] == "disk";
+  look_at_disk(findings, patient, durable);
   look_at_files(findings, patient, files, served || (files.ok() && files->served));
   if (status.ok()) return look_at_served(findings, patient, *status, config);
   if (served) {
@@ -404,8 +408,9 @@ void look_at_endpoints(Findings& findings, const config::Config& config) {
     if (app.consume) endpoints = app.consume->endpoints;
     if (app.publish_to) endpoints.push_back(*app.publish_to);
     for (const auto& endpoint : endpoints) {
-      const bool here = std::any_of(config.spools.begin(), config.spools.end(),
-                                    [&](const auto& each) { return each.second.bind == endpoint; });
+      const bool here = std::any_of(
+          config.spools.begin(), config.spools.end(),
+          [&](const auto& each) { return config::local_endpoint(each.second.bind) == endpoint; });
       if (here) continue;
       const auto there = answers(endpoint);
       if (!there) continue;
@@ -455,6 +460,10 @@ int print(const Findings& findings, bool as_json) {
 
 int doctor_command(const SpoolChoice& choice, bool as_json) {
   Findings findings;
+  std::error_code ignored;
+  if (!std::filesystem::exists(choice.target, ignored) || !choice.spool.empty()) {
+    if (const auto found = directories(choice); !found.ok()) return fail(found.error());
+  }
   if (std::filesystem::is_directory(choice.target)) {
     look_at_machine(findings, 0);
     look_at_spool_of(findings, {choice.target, choice.target, nullptr, choice.target}, nullptr);
@@ -462,10 +471,6 @@ int doctor_command(const SpoolChoice& choice, bool as_json) {
   }
   const auto loaded = load_checked(choice.target);
   const auto& config = loaded.config;
-  if (!choice.spool.empty() && config.spools.count(choice.spool) == 0) {
-    const auto found = directories(choice);
-    if (!found.ok()) return fail(found.error());
-  }
   std::uint64_t segments = 0;
   for (const auto& [name, spool] : config.spools) {
     segments = std::max(segments, spool.max_size / kSegmentBytes);

@@ -26,8 +26,8 @@ void add_look_commands(CLI::App& cli, LookArguments& given, SpoolChoice& choice,
       "--since", given.tail.since,
       "begin then: an age like 2h, or a time like 2026-11-26T07:00:00Z (default: now)");
   tail->add_option("--count", given.tail.count, "end after so many messages")
-      ->check(CLI::PositiveNumber);
-  tail->add_flag("!--no-follow", given.tail.follow, "end with what is there");
+      ->check(at_least_one());
+  tail->add_flag("!--no-follow", given.tail.follow, "all that is there, and end");
   tail->add_flag("--json", json, "for programs: one line a message");
   tail->callback([&] { code = tail_command(choice, given.tail, json); });
 

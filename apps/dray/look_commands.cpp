@@ -78,7 +78,7 @@ int peek_command(const SpoolChoice& choice, const std::string& group, std::uint6
 }
 
 int tail_command(const SpoolChoice& choice, const TailWish& wish, bool as_json) {
-  std::int64_t since_ms = 0;
+  std::int64_t since_ms = wish.follow ? 0 : 1;  // 0: from now on
   if (!wish.since.empty()) {
     const auto since = since_ms_of(wish.since);
     if (!since.ok()) return fail(since.error());

@@ -53,7 +53,7 @@ int main(int argc, char** argv) {
   run_file->excludes(run_spool_option);
   run->callback([&] {
     if (spool_alone.directory.empty() && file.empty()) {
-      throw CLI::RequiredError("give a config file, or --spool DIR");
+      throw CLI::ValidationError("run", "give a config file, or --spool DIR");
     }
     if (spool_alone.directory.empty()) {
       code = run_command(file, apps);

@@ -66,8 +66,20 @@ std::int64_t whole_of(const json& body, const char* name, std::int64_t otherwise
   return found->get<std::int64_t>();
 }
 
+const json& needed(const json& body, const char* name) {
+  const auto found = body.find(name);
+  if (found == body.end()) throw std::invalid_argument(std::string("\"") + name + "\" is needed");
+  return *found;
+}
+
+std::string text_of_needed(const json& body, const char* name) {
+  const auto& found = needed(body, name);
+  if (!found.is_string()) throw std::invalid_argument(std::string("\"") + name + "\" must be text");
+  return found.get<std::string>();
+}
+
 std::string group_of(const json& body) {
-  return body.at("group").get<std::string>();
+  return text_of_needed(body, "group");
 }
 
 DeadFilter filter_of(const http::Request& request) {
@@ -215,7 +227,7 @@ http::Response done_or(const Status& status) {
 }
 
 http::Response edit_dead(Spooler& spooler, const json& body) {
-  const auto bytes = json::to_msgpack(body.at("body"));
+  const auto bytes = json::to_msgpack(needed(body, "body"));
   return done_or(spooler.edit_dead(group_of(body),
                                    static_cast<Sequence>(whole_of(body, "sequence", 0)),
                                    std::string(bytes.begin(), bytes.end())));
@@ -223,13 +235,14 @@ http::Response edit_dead(Spooler& spooler, const json& body) {
 
 http::Response decide_dead(Spooler& spooler, const json& body) {
   std::optional<std::string> value;
-  if (body.at("done").get<bool>()) {
+  if (!needed(body, "done").is_boolean()) return bad_request("\"done\" must be true or false");
+  if (body["done"].get<bool>()) {
     const auto bytes = json::to_msgpack(body.value("value", json()));
     value.emplace(bytes.begin(), bytes.end());
   }
   return done_or(spooler.decide_dead(group_of(body),
                                      static_cast<Sequence>(whole_of(body, "sequence", 0)),
-                                     body.at("step").get<std::string>(), value));
+                                     text_of_needed(body, "step"), value));
 }
 
 // "customer.city=Paris": the member of the body at that path has that value, as text or as JSON.

@@ -7,6 +7,18 @@ void add_spool_choice(CLI::App& command, SpoolChoice& choice) {
   command.add_option("--spool", choice.spool, "which spool of the config");
 }
 
+CLI::Validator at_least_one() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        const bool digits =
+            !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+        return digits && text.find_first_not_of('0') != std::string::npos
+                   ? std::string()
+                   : "'" + text + "' is not a whole number from 1 on";
+      },
+      "");
+}
+
 namespace {
 
 void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice, bool& json,
@@ -39,7 +51,7 @@ void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice
     code = dead_list_command(choice, given.dead, given.after, given.limit, given.signatures, json);
   });
   auto* show = add("show", "Example: dray dead show shop.toml email 17");
-  show->add_option("sequence", given.sequence, "which one")->required()->check(CLI::PositiveNumber);
+  show->add_option("sequence", given.sequence, "which one")->required()->check(at_least_one());
   show->add_flag("--json", json, "for programs");
   show->callback([&] { code = dead_show_command(choice, given.dead.group, given.sequence, json); });
   for (const char* action : {"retry", "drop"}) {
@@ -58,7 +70,7 @@ void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice
   auto* edit = add("edit",
                    "Example: dray dead edit shop.toml email 17 '{\"email\": \"a@b.org\"}'\n\n"
                    "Another body, for this group, and another chance.");
-  edit->add_option("sequence", given.sequence, "which one")->required()->check(CLI::PositiveNumber);
+  edit->add_option("sequence", given.sequence, "which one")->required()->check(at_least_one());
   edit->add_option("body", given.body, "the whole new body, as JSON")->required();
   edit->add_flag("--json", json, "for programs");
   edit->callback([&] {
@@ -69,9 +81,7 @@ void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice
       "Example: dray dead decide shop.toml email 17 send --done\n\n"
       "Say whether a step took effect whose end is not known. When no other step is undecided,\n"
       "the message is pending again.");
-  decide->add_option("sequence", given.sequence, "which one")
-      ->required()
-      ->check(CLI::PositiveNumber);
+  decide->add_option("sequence", given.sequence, "which one")->required()->check(at_least_one());
   decide->add_option("step", given.step, "as `dray dead show` names it")->required();
   auto* value = decide->add_option(
       "--done", given.value, "it took effect; with the value (JSON) that it returned, if any");
@@ -82,7 +92,7 @@ void add_dead_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice
   decide->add_flag("--json", json, "for programs");
   decide->callback([&, value, not_done] {
     if (value->count() + not_done->count() == 0) {
-      throw CLI::RequiredError("say --done or --not-done");
+      throw CLI::ValidationError("dead decide", "say --done or --not-done");
     }
     code = dead_decide_command(choice, given.dead.group, given.sequence, given.step,
                                given.not_done ? "" : given.value, json);

@@ -24,6 +24,8 @@ struct QueueArguments {
   bool dry_run = false;
 };
 
+// Refuses what is not a whole number from 1 on.
+CLI::Validator at_least_one();
 void add_spool_choice(CLI::App& command, SpoolChoice& choice);
 // pause, resume, drain, group, dead, replay, show, confirm-clock
 void add_queue_commands(CLI::App& cli, QueueArguments& given, SpoolChoice& choice, bool& json,

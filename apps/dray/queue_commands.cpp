@@ -92,7 +92,7 @@ void print_events(const json& events) {
 void print_steps(const json& steps, const char* indent) {
   for (const auto& step : steps) {
     std::printf("%sstep       %s: %s since %s\n", indent, text_of(step["step"]).c_str(),
-                step["done"].get<bool>() ? ("done, " + step["value"].dump()).c_str()
+                step["done"].get<bool>() ? ("done, " + text_of(json(step["value"].dump()))).c_str()
                                          : "began, and whether it took effect is not known",
                 text_of(step["at"]).c_str());
   }
@@ -113,9 +113,9 @@ void print_life(const json& life) {
                   ? "on disk"
                   : "not on disk yet: it survives a crash of the program only");
   for (const auto& [name, value] : life["headers"].items()) {
-    std::printf("  header     %s: %s\n", name.c_str(), text_of(value).c_str());
+    std::printf("  header     %s: %s\n", text_of(json(name)).c_str(), text_of(value).c_str());
   }
-  std::printf("  body       %s\n", life["body"].dump().c_str());
+  std::printf("  body       %s\n", text_of(json(life["body"].dump())).c_str());
   if (life["groups"].empty()) std::printf("  no group took it\n");
   for (const auto& group : life["groups"]) {
     std::printf("  group %s: %s\n", text_of(group["group"]).c_str(),
@@ -178,7 +178,7 @@ int dead_show_command(const SpoolChoice& choice, const std::string& group, std::
                            "signature", "attempts", "worker"}) {
     std::printf("  %-10s %s\n", name, text_of(letter[name]).c_str());
   }
-  std::printf("  %-10s %s\n", "body", letter["body"].dump().c_str());
+  std::printf("  %-10s %s\n", "body", text_of(json(letter["body"].dump())).c_str());
   print_steps(letter["steps"], "  ");
   for (const auto& attempt : letter["history"]) {
     std::printf("    %s  %s, attempts %s: %s\n", text_of(attempt["at"]).c_str(),
@@ -194,6 +194,14 @@ int dead_change_command(const SpoolChoice& choice, const DeadChoice& dead,
   if (dead.sequences.empty() && !dead.all && !filtered) {
     return fail(Error{ErrorCode::kInvalid,
                       "name sequences, give --topic, --cause or --signature, or --all", "", 0});
+  }
+  if (static_cast<int>(!dead.sequences.empty()) + static_cast<int>(filtered) +
+          static_cast<int>(dead.all) !=
+      1) {
+    return fail(Error{ErrorCode::kInvalid,
+                      "sequences, filters (--topic, --cause, --signature) and --all do not go "
+                      "together",
+                      "", 0});
   }
   const auto client = one_spool(choice);
   if (!client.ok()) return fail(client.error());
@@ -373,6 +381,10 @@ int replay_command(const SpoolChoice& choice, const ReplayWish& wish, bool as_js
     std::cout
         << json{{"matched", matched}, {"replayed", replayed}, {"dry_run", wish.dry_run}}.dump()
         << "\n";
+    return 0;
+  }
+  if (matched == 0) {
+    std::printf("nothing matched; settled messages are kept if the spool's config says 'retain'\n");
     return 0;
   }
   std::printf("%llu %s; %llu more matched and are pending or dead already\n",

@@ -11,6 +11,7 @@
 #include "dray/node.hpp"
 #include "dray/spool/inspection.hpp"
 #include "dray/spooler.hpp"
+#include "dray/text.hpp"
 
 namespace dray::app {
 namespace {
@@ -122,12 +123,14 @@ void print_findings(const spool::SpoolFindings& findings) {
                 each.good ? utc_text(each.at).c_str() : "-");
   }
   for (const auto& each : findings.segments) {
-    std::printf(
-        "  %-28s %-8s records %llu to %llu, %.1f MiB, epoch %llu, made %s\n", each.file.c_str(),
-        each.status.c_str(), static_cast<unsigned long long>(each.header.first_lsn),
-        static_cast<unsigned long long>(each.last_lsn), static_cast<double>(each.bytes) / (1 << 20),
-        static_cast<unsigned long long>(each.header.epoch),
-        utc_text(each.header.created_at).c_str());
+    const std::string records =
+        each.last_lsn < each.header.first_lsn  // no checkpoint says it, and none was read
+            ? "records from " + std::to_string(each.header.first_lsn) + " on"
+            : "records " + std::to_string(each.header.first_lsn) + " to " +
+                  std::to_string(each.last_lsn) + ", " + size_text(each.bytes);
+    std::printf("  %-28s %-8s %s, epoch %llu, made %s\n", each.file.c_str(), each.status.c_str(),
+                records.c_str(), static_cast<unsigned long long>(each.header.epoch),
+                utc_text(each.header.created_at).c_str());
   }
   if (findings.best) {
     std::printf("  as of the newest checkpoint:\n");

@@ -198,9 +198,8 @@ std::string to_prometheus(const SpoolStatus& status) {
     gauge(in_flight, {{"group", group.name}}, group.in_flight);
   auto& delayed = family("dray_group_delayed", "Messages that are retried, snoozed or not yet due");
   for (const auto& group : status.groups) gauge(delayed, {{"group", group.name}}, group.delayed);
-  auto& oldest =
-      family("dray_group_oldest_pending_seconds",
-             "Age of the oldest message that is pending, and neither delayed nor retried");
+  auto& oldest = family("dray_group_oldest_pending_seconds",
+                        "Age of the oldest message that is pending, and not to be delivered later");
   const auto now_ms = SystemClock().utc().time_since_epoch().count();
   for (const auto& group : status.groups) {
     const auto age_ms = group.oldest_ms ? std::max<std::int64_t>(now_ms - *group.oldest_ms, 0) : 0;

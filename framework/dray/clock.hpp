@@ -7,6 +7,7 @@
 // for as long as anything built on it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -61,5 +62,11 @@ class DRAY_API VirtualClock final : public Clock {
 DRAY_API std::string utc_text(UtcTime time);
 // The same back; seconds and their parts may be missing. Nothing: it is no such time.
 DRAY_API std::optional<UtcTime> parse_utc(const std::string& text);
+
+// A time-out may be longer than time is: in nanoseconds it would overflow.
+inline constexpr Milliseconds kTimeoutMax = std::chrono::hours(24 * 366 * 100);
+inline SteadyTime deadline_in(SteadyTime now, Milliseconds timeout) {
+  return now + std::clamp(timeout, Milliseconds(0), kTimeoutMax);
+}
 
 }  // namespace dray

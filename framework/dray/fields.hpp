@@ -189,10 +189,14 @@ Status read(const Value& value, T& out, const std::string& path) {
     return read(value, out.emplace(), path);
   } else if constexpr (IsVector<T>::value) {
     if (value.kind() != Value::Kind::kArray) return mismatch(path, "an array", value);
+    // One by one: what claims a million elements and has none must not cost their room.
+    constexpr std::size_t kTrusted = 64;
     out.clear();
-    out.resize(value.size());
+    out.reserve(std::min(value.size(), kTrusted));
     for (std::size_t i = 0; i < value.size(); ++i) {
-      DRAY_TRY(read(value.at(i), out[i], path + "[" + std::to_string(i) + "]"));
+      typename T::value_type element{};
+      DRAY_TRY(read(value.at(i), element, path + "[" + std::to_string(i) + "]"));
+      out.push_back(std::move(element));
     }
   } else {
     static_assert(IsTextMap<T>::value, "this type cannot be a field of a message");

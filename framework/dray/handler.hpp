@@ -11,7 +11,8 @@
 // object. A source's run() has a thread of its own.
 // Failure: an exception out of handle() is a failed attempt (retry) with its text as the reason; a
 // body that does not fit the message type is rejected at once, with the field's name. An
-// exception out of a constructor stops the app from starting (exit 2).
+// SettingsError out of a constructor says that the config is wrong (exit 2); after another exception
+// the app is started again.
 // Ownership: the plugin border owns the objects; a Delivery is valid during handle() only.
 #pragma once
 

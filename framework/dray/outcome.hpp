@@ -43,7 +43,8 @@ class [[nodiscard]] Outcome {
   // Snooze: how long. Retry: the handler's wish, or nothing for the policy's back-off.
   std::optional<Milliseconds> delay() const { return delay_; }
   const std::vector<Draft>& follow_ups() const { return follow_ups_; }
-  // For middleware that adds to them.
+  // For middleware that adds to them. They are published with done() only; with anything else the
+  // reason says that they were not.
   std::vector<Draft>& follow_ups() { return follow_ups_; }
 
  private:
@@ -68,7 +69,8 @@ inline Outcome done() {
 inline Outcome retry(std::string reason, std::optional<Milliseconds> after = std::nullopt) {
   return {Outcome::Kind::kRetry, std::move(reason), after};
 }
-// Not now, and no fault: again after `delay`, without counting an attempt.
+// Not now, and no fault: again after `delay`, without counting an attempt. At most 30 days here and
+// for a retry; more counts as that.
 inline Outcome snooze(Milliseconds delay, std::string reason = "") {
   return {Outcome::Kind::kSnooze, std::move(reason), delay};
 }

@@ -125,7 +125,8 @@ typedef struct dray_receipt {
 
 typedef struct dray_publisher {
   void* context;
-  /* Any thread. `done` is called exactly once, on a thread that commits. */
+  /* Any thread. `done` is called exactly once, on a thread that commits; for
+   * what is refused, or known already, on the calling thread, before this returns. */
   void (*publish)(void* context, const dray_draft* draft,
                   void (*done)(void* user, const dray_receipt* receipt), void* user);
 } dray_publisher;

@@ -3,7 +3,8 @@
 // Threading: all functions may be called from any thread. Callbacks run on a committer thread of
 // the spool, or on a thread that is inside publish() and commits for others too, one at a time:
 // they must be short, must not block or throw, and must take no lock that is held while publish()
-// is called.
+// is called. For what is refused (invalid, unroutable, full, closed) or known by its dedup id they
+// run on the calling thread, before publish() returns.
 // Failure: a receipt or an error, always exactly one, also when the spool stops. kUnknown means
 // that the message may be on disk; publishing again with the same dedup id is safe.
 // Ownership: the publisher outlives every call; what is passed is copied.

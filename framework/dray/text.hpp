@@ -21,7 +21,7 @@ DRAY_API Result<Milliseconds> parse_duration(std::string_view text);
 // "512B", "64KiB", "2GiB", also kB, MB, GB (powers of 1000). A bare number is an error.
 DRAY_API Result<std::uint64_t> parse_size(std::string_view text);
 
-// The shortest exact form: "1.5s", "10m".
+// A short form: "1.5s", "10m"; from a minute on, without what is less than a tenth of its unit.
 DRAY_API std::string duration_text(Milliseconds duration);
 
 // 1536 -> "1.5 KiB".

@@ -24,9 +24,12 @@ namespace {
 
 // A few: what waits longer waits here, where its time-out ends it.
 constexpr int kClientFramesMax = 64;
+constexpr int kClientRequestsMax = 1'024;
 constexpr int kRepliesPerTurn = 1'000;
 constexpr std::size_t kRequestBytesMax = (64U << 20) - 256;  // a frame has 64 MiB
 constexpr auto kIdle = std::chrono::milliseconds(1);
+constexpr auto kIdleLook = std::chrono::seconds(5);    // at connections, while nobody calls
+constexpr auto kProbeEvery = std::chrono::seconds(5);  // of a service that does not answer
 constexpr auto kClientTurnMax = std::chrono::milliseconds(250);
 constexpr auto kTurnUnsent = std::chrono::milliseconds(20);  // a failing send may hide a change
 
@@ -82,6 +85,10 @@ struct BytesClient::State {
     plain::Links links;
     bool inside = endpoint.rfind("inproc://", 0) == 0;  // no connection, no news of one
     std::size_t open = 0;
+    // A call that it had timed out, and nothing was heard of it since: it may be gone without its
+    // connection's end being seen, and is asked now and then only.
+    bool silent = false;
+    SteadyTime heard_at{}, probe_at{};
   };
 
   State(const std::vector<std::string>& endpoints, const ClientOptions& options_in)
@@ -95,7 +102,8 @@ struct BytesClient::State {
 
   void open(Link& link) {
     transport::SocketOptions socket;
-    socket.send_frames_max = socket.receive_frames_max = kClientFramesMax;
+    socket.send_frames_max = kClientRequestsMax;
+    socket.receive_frames_max = kClientFramesMax;
     ground.secure(socket);
     auto fresh = std::make_unique<transport::DealerSocket>(ground.context(), socket);
     plain::attach(*fresh, {link.endpoint}, false);
@@ -108,7 +116,9 @@ struct BytesClient::State {
                        BytesCallback done);
   void lead(std::unique_lock<std::mutex>& lock, const std::function<bool()>& enough);
   void turn();
+  void close_waiters();
   void take_new();
+  void tell_cancelled(std::size_t link, CallId id);
   bool flush();
   bool send(Call& call);
   void receive(std::size_t index, bool looked = true);
@@ -129,9 +139,11 @@ struct BytesClient::State {
   bool for_sending = false;  // the poller waits for room, too
   std::unordered_map<CallId, Call> calls;
   std::deque<CallId> unsent;
+  std::deque<std::pair<std::size_t, CallId>> cancels;  // to be said, by link
   std::set<std::pair<SteadyTime, CallId>> deadlines;
   SteadyTime led_until{}, watched_at{};
   bool flooded = false;  // there is more to receive
+  bool ending = false;   // stopping, as it was seen
   bool links_changed = true;
   std::size_t turn_of = 0;  // among services with the same number of open calls
 
@@ -237,9 +249,15 @@ void BytesClient::cancel(CallId call) {
 void BytesClient::State::run() {
   std::unique_lock lock(mutex);
   for (;;) {
-    wanted.wait(lock, [&] {
+    const bool called = wanted.wait_for(lock, kIdleLook, [&] {
       return stopping || !finished.empty() || (callbacks > 0 && !leading && waiters == 0);
     });
+    if (!called) {
+      // Connections come and go while nobody calls: their news must not pile up.
+      bool looked = false;
+      if (!leading && waiters == 0) lead(lock, [&] { return std::exchange(looked, true); });
+      continue;
+    }
     if (!finished.empty()) {
       auto [done, result] = std::move(finished.front());
       finished.pop_front();
@@ -277,6 +295,7 @@ void BytesClient::State::lead(std::unique_lock<std::mutex>& lock,
 
 void BytesClient::State::turn() {
   take_new();
+  if (ending) close_waiters();
   expire(clock.steady());
   // All is received after what was sent, which the poller would have to look for; what could not be
   // sent is tried again after that, for receiving may have brought the connection. What is known of
@@ -290,10 +309,23 @@ void BytesClient::State::turn() {
         receive(index);
         watch(index, now);
       }
+      std::uint32_t peers = 0;
+      for (const auto& link : links) peers += link->inside ? 1 : link->links.peers();
+      const std::lock_guard lock(mutex);
+      counters.peers = peers;
     }
     again = flush();
     for (std::size_t index = 0; index < links.size(); ++index) receive(index);
     again = again || flush();
+  }
+}
+
+// Only a callback can wait for a call now; the client's end waits for it.
+void BytesClient::State::close_waiters() {
+  for (auto each = calls.begin(); each != calls.end();) {
+    const auto call = each++;
+    if (call->second.waiter == nullptr) continue;
+    end(call, Error{ErrorCode::kClosed, "the client was closed", "", 0});
   }
 }
 
@@ -304,6 +336,7 @@ void BytesClient::State::take_new() {
     const std::lock_guard lock(mutex);
     fresh.swap(added);
     unwanted.swap(cancelled);
+    ending = stopping;
   }
   for (auto& call : fresh) {
     const CallId id = call.id;
@@ -314,16 +347,24 @@ void BytesClient::State::take_new() {
   for (const auto id : unwanted) {
     const auto found = calls.find(id);
     if (found == calls.end()) continue;
-    if (const auto link = found->second.link) {
-      (void)links[*link]->socket->send(plain::encode_cancel(id));
-    }
+    if (const auto link = found->second.link) tell_cancelled(*link, id);
     end(found, kCancelled);
   }
+}
+
+// What its service has not begun, it need not run. At most as many wait as calls may be open.
+void BytesClient::State::tell_cancelled(std::size_t link, CallId id) {
+  cancels.emplace_back(link, id);
+  if (cancels.size() > options.open_max) cancels.pop_front();
 }
 
 // True if something was sent.
 bool BytesClient::State::flush() {
   bool sent = false;
+  for (; !cancels.empty(); cancels.pop_front()) {
+    const auto& [link, id] = cancels.front();
+    if (links[link]->socket->send(plain::encode_cancel(id)) == transport::Sent::kFull) break;
+  }
   while (!unsent.empty()) {
     const auto found = calls.find(unsent.front());
     if (found != calls.end() && !found->second.link) {
@@ -339,8 +380,13 @@ bool BytesClient::State::send(Call& call) {
   std::string frame;
   std::vector<std::size_t> order(links.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = (turn_of + i) % order.size();
+  const auto now = clock.steady();
+  const auto rank = [&](std::size_t index) {
+    const auto& link = *links[index];
+    return std::pair(link.silent && now < link.probe_at, link.open);
+  };
   std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return links[a]->open < links[b]->open; });
+                   [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
   for (const auto index : order) {
     // One that broke may still seem to take it for a moment.
     if (links[index]->links.peers() == 0 && !links[index]->inside) continue;
@@ -351,6 +397,7 @@ bool BytesClient::State::send(Call& call) {
     if (links[index]->socket->send(frame) != transport::Sent::kSent) continue;
     if (!call.may_repeat) std::string().swap(call.request);
     ++links[index]->open;
+    links[index]->probe_at = now + kProbeEvery;
     call.link = index;
     turn_of = index + 1;
     return true;
@@ -369,6 +416,8 @@ void BytesClient::State::receive(std::size_t index, bool looked) {
     }
     auto received = links[index]->socket->receive();
     if (!received) return;
+    links[index]->silent = false;
+    links[index]->heard_at = clock.steady();
     auto frame = plain::decode_call(received->bytes);
     if (!frame) continue;
     const auto found = calls.find(frame->id);
@@ -402,6 +451,8 @@ void BytesClient::State::watch(std::size_t index, SteadyTime now) {
     }
   }
   if (link.links.breaks() == breaks) return;
+  link.silent = false;  // what comes now is another connection
+  std::erase_if(cancels, [&](const auto& each) { return each.first == index; });
   receive(index, false);  // what was answered before it broke
   std::vector<CallId> lost;
   for (auto each = calls.begin(); each != calls.end();) {
@@ -430,7 +481,11 @@ void BytesClient::State::expire(SteadyTime now) {
     const auto found = calls.find(deadlines.begin()->second);
     const bool sent = found->second.link.has_value();
     // If it waits there, it need not be run any more.
-    if (sent) (void)links[*found->second.link]->socket->send(plain::encode_cancel(found->first));
+    if (sent) {
+      auto& link = *links[*found->second.link];
+      tell_cancelled(*found->second.link, found->first);
+      link.silent = link.silent || link.heard_at < found->second.begun;
+    }
     {
       const std::lock_guard lock(mutex);
       ++counters.timed_out;
@@ -443,14 +498,13 @@ void BytesClient::State::expire(SteadyTime now) {
 void BytesClient::State::wait(SteadyTime now) {
   {
     const std::lock_guard lock(mutex);
-    counters.peers = 0;
-    for (const auto& link : links) counters.peers += link->inside ? 1 : link->links.peers();
     if (!added.empty() || !cancelled.empty()) return;
   }
   if (calls.empty() || flooded) return;
-  if (!poller || for_sending || !unsent.empty()) {
+  const bool waits_to_send = !unsent.empty() || !cancels.empty();
+  if (!poller || for_sending || waits_to_send) {
     poller.emplace();
-    for_sending = !unsent.empty();
+    for_sending = waits_to_send;
     for (const auto& link : links) {
       poller->add(*link->socket);
       // It was full. One without a peer seems to have room while it connects.
@@ -460,7 +514,7 @@ void BytesClient::State::wait(SteadyTime now) {
     poller->add(wake_up);
   }
   const auto left = deadlines.begin()->first - now;
-  const std::chrono::nanoseconds most = unsent.empty() ? kClientTurnMax : kTurnUnsent;
+  const std::chrono::nanoseconds most = waits_to_send ? kTurnUnsent : kClientTurnMax;
   poller->wait(std::clamp<std::chrono::nanoseconds>(left, {}, most));
   for (const auto& link : links) links_changed = links_changed || link->socket->has_links();
 }

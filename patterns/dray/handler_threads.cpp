@@ -487,7 +487,14 @@ Status HandlerThreads::add() {
 
 Result<std::unique_ptr<Consumer>> HandlerThreads::make_consumer(Shared& shared) {
   const std::lock_guard lock(shared.factory_mutex);
-  return shared.factory();
+  try {
+    return shared.factory();
+  } catch (const std::exception& exception) {
+    return Error{ErrorCode::kBusy, std::string("the handler's constructor: ") + exception.what(),
+                 "", 0};
+  } catch (...) {
+    return Error{ErrorCode::kBusy, "the handler's constructor: no std::exception", "", 0};
+  }
 }
 
 // Without a consumer the thread makes its own: a constructor may wait for what made another handler

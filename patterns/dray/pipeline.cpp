@@ -16,6 +16,7 @@ namespace {
 // A frame: magic and version, then for each message its size (32 bits, little-endian) and its body.
 constexpr std::string_view kMagic("DP\0", 3);
 constexpr std::size_t kSizeBytes = 4;
+constexpr std::size_t kCurveBytes = 256;  // more than CURVE adds to a frame
 // A frame that is full; in front of a peer there are a few of them.
 constexpr std::size_t kFrameBytes = 32U << 10;
 constexpr std::size_t kFrameMessages = 1'024;
@@ -262,8 +263,8 @@ void BytesPush::State::add(std::string_view body) {
 
 bool BytesPush::push_bytes(std::string_view body) {
   auto& state = *state_;
-  const bool possible =
-      body.size() + kMagic.size() + kSizeBytes <= static_cast<std::size_t>(kFrameBytesMax);
+  const bool possible = body.size() + kMagic.size() + kSizeBytes + kCurveBytes <=
+                        static_cast<std::size_t>(kFrameBytesMax);
   bool wake = false;
   {
     std::unique_lock lock(state.mutex);

@@ -75,6 +75,9 @@ void Links::take(transport::Socket& socket, SteadyTime now) {
         ++breaks_;
         if (!binds_ && peers_ == 0 && !anew_at_) anew_at_ = now + kGivenUpAfter;
         break;
+      case transport::Link::kNeverMade:
+        if (!binds_ && peers_ == 0 && !anew_at_) anew_at_ = now + kGivenUpAfter;
+        break;
       case transport::Link::kTurnedAway:
       case transport::Link::kMismatch:
         if (binds_) break;

@@ -38,11 +38,7 @@ class Ground {
 // Throws EndpointError for the first that cannot be.
 void attach(transport::Socket& socket, const std::vector<std::string>& endpoints, bool bind);
 
-// A time-out may be longer than time is.
-inline SteadyTime deadline_in(SteadyTime now, Milliseconds timeout) {
-  constexpr Milliseconds kMost = std::chrono::hours(24 * 366 * 100);
-  return now + std::clamp(timeout, Milliseconds(0), kMost);
-}
+using dray::deadline_in;
 
 // Follows a socket's connections.
 class Links {

@@ -163,6 +163,7 @@ void RemotePublisher::State::read_links() {
         core.on_connected(clock.steady());
         break;
       case transport::Link::kDisconnected:
+      case transport::Link::kNeverMade:
         core.on_disconnected();
         // ZeroMQ connects again by itself, unless it gave up without a word (a handshake with
         // something that is no dispatcher).
@@ -276,7 +277,8 @@ bool RemotePublisher::stop(Milliseconds deadline) {
   {
     std::unique_lock lock(state.mutex);
     state.closing = true;
-    flushed = state.ended.wait_for(lock, deadline, [&] { return state.pending == 0; });
+    flushed = state.ended.wait_until(lock, deadline_in(state.clock.steady(), deadline),
+                                     [&] { return state.pending == 0; });
     state.stopping = true;
   }
   state.wake_up.wake();

@@ -18,6 +18,7 @@ namespace {
 constexpr int kServiceFramesMax = 256;  // of a peer, either way
 constexpr int kRequestsPerTurn = 1'000;
 constexpr int kAnswersPerTurn = 64;
+constexpr auto kAnsweringTurn = std::chrono::milliseconds(1);
 constexpr std::size_t kReplyBytesMax = (64U << 20) - 256;  // a frame has 64 MiB
 constexpr auto kServiceTurnMax = std::chrono::milliseconds(250);
 constexpr auto kHeldTurn = std::chrono::milliseconds(2);  // room at a client is not announced
@@ -274,7 +275,10 @@ bool BytesService::State::ends(SteadyTime now) {
 
 // On the socket's thread. False if nothing waits.
 bool BytesService::State::answer_some() {
+  // Not for long: cancellations and the end of the service wait in between.
+  const auto until = clock.steady() + kAnsweringTurn;
   for (int i = 0; i < kAnswersPerTurn; ++i) {
+    if (i > 0 && clock.steady() >= until) return true;
     std::unique_lock lock(mutex);
     if (waiting.empty()) return i > 0;
     Request request = next();

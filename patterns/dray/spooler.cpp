@@ -185,8 +185,9 @@ Result<SpoolStatus> Spooler::status() {
                                group.counts.dead, group.counts.expired, group.counts.dropped,
                                group.counts.damaged, group.in_flight, group.delayed, group.workers,
                                group.held, group.in_line, group.paused, group.limits});
-      status.groups.back().oldest_ms = oldest_plain_ms(
-          spool.segments(), reader, desk.core.group_state(*desk.core.find_group(group.name)));
+      status.groups.back().oldest_ms = oldest_open_ms(
+          spool.segments(), reader, desk.core.group_state(*desk.core.find_group(group.name)),
+          state_->clock.utc());
     }
     for (const auto& session : desk.core.session_status()) {
       status.workers.push_back({session.id.text(), session.worker, session.group,

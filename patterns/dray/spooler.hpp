@@ -36,8 +36,8 @@ struct SpoolerGroup {
 // machine.
 struct SpoolerKeys {
   std::string public_key, secret_key;  // Z85, as `dray keygen` makes them
-  // Who may be a worker (transport/curve.hpp); read again when it changes. Empty: only those who
-  // have this very key.
+  // Who may be a worker or a publisher (README, "Keys"); read again when it changes. Empty: only
+  // those who have this very key.
   std::string allow_file = {};
 };
 
@@ -81,7 +81,8 @@ struct SpoolGroupStatus {
   std::uint64_t in_line = 0;  // that have the turn of their key, or wait for it
   bool paused = false;
   GroupLimits limits;
-  // When the oldest message was published that is pending, and neither delayed nor retried.
+  // When the oldest message was published that is pending, and not to be delivered later (delayed,
+  // or waiting for a retry). Nothing if there is none, or it lies behind thousands of those.
   std::optional<std::int64_t> oldest_ms = std::nullopt;  // Unix time, UTC
 };
 

@@ -209,6 +209,7 @@ class AcceptedReader {
     using spool::RecordType;
     const bool message = record.header.type == RecordType::kMessage;
     if (record.header.type == RecordType::kEpoch) held_.clear();
+    if (record.header.type == RecordType::kLost) on_gap();
     if ((record.header.flags & spool::kContinues) != 0) {
       if (message) held_.emplace_back(record.header.lsn, record.payload);
       ++looked_at_;
@@ -254,17 +255,31 @@ class AcceptedReader {
 
 }  // namespace
 
-std::optional<std::int64_t> oldest_plain_ms(const spool::SegmentLog& log, spool::LogReader& reader,
-                                            const spool::GroupState& group) {
+std::optional<std::int64_t> oldest_open_ms(const spool::SegmentLog& log, spool::LogReader& reader,
+                                           const spool::GroupState& group, UtcTime now) {
   constexpr std::uint64_t kRecordsMax = 4'096;
-  const Sequence first = group.first_plain();
+  constexpr std::uint64_t kEntriesMax = 10'000;
+  const auto published_ms = [](std::string_view bytes) -> std::optional<std::int64_t> {
+    const auto envelope = parse_envelope(bytes);
+    if (!envelope.ok()) return std::nullopt;
+    return envelope->published_at.time_since_epoch().count();
+  };
   const Sequence end = end_of(log);
-  if (first >= end) return std::nullopt;
-  const auto slice = read_plain(reader, group, first, end, 1, kRecordsMax);
+  const Sequence plain = std::min(group.first_plain(), end);
+  // One with a history that is older.
+  std::uint64_t looked_at = 0;
+  for (const auto& [sequence, history] : group.entries()) {
+    if (sequence > plain || ++looked_at > kEntriesMax) break;
+    const bool is_due = history.due_ms() == spool::History::kAtHand ||
+                        history.due_ms() <= now.time_since_epoch().count();
+    if (history.dead() || !is_due) continue;
+    const auto message = read_message(reader, sequence, &history);
+    if (message.ok() && message->has_value()) return published_ms((*message)->envelope());
+  }
+  if (plain == end) return std::nullopt;
+  const auto slice = read_plain(reader, group, plain, end, 1, kRecordsMax);
   if (!slice.ok() || slice->runs.empty()) return std::nullopt;
-  const auto envelope = parse_envelope(slice->runs.front().envelope());
-  if (!envelope.ok()) return std::nullopt;
-  return envelope->published_at.time_since_epoch().count();
+  return published_ms(slice->runs.front().envelope());
 }
 
 Result<PendingPage> Spooler::pending(const std::string& group, Sequence after, std::size_t limit) {

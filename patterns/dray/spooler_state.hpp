@@ -31,8 +31,9 @@ Sequence end_of(const spool::SegmentLog& log);
 // Where a search for what was published at `since` begins.
 Sequence first_since(const spool::SegmentLog& log, UtcTime since);
 std::vector<StepLife> steps_of(const spool::GroupState& state, Sequence sequence);
-// The oldest plain message of a group, if it is among the next few records.
-std::optional<std::int64_t> oldest_plain_ms(const spool::SegmentLog& log, spool::LogReader& reader,
-                                            const spool::GroupState& group);
+// When the oldest message was published that is open in the group, and neither dead nor to be
+// delivered later than `now`. Looks at some thousands only: nothing if it is not among them.
+std::optional<std::int64_t> oldest_open_ms(const spool::SegmentLog& log, spool::LogReader& reader,
+                                           const spool::GroupState& group, UtcTime now);
 
 }  // namespace dray

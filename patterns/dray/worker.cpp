@@ -168,7 +168,7 @@ void Worker::State::read_links(std::size_t link) {
     if (event == transport::Link::kTurnedAway || event == transport::Link::kMismatch) {
       return turned_away(link, event);
     }
-    if (event == transport::Link::kDisconnected) {
+    if (event == transport::Link::kDisconnected || event == transport::Link::kNeverMade) {
       connections[link].connected = false;
       connections[link].apart_since = clock.steady();
       core.on_disconnected(link, clock.steady());
@@ -270,8 +270,7 @@ Status Worker::State::follow_addresses() {
     std::unique_ptr<transport::DealerSocket> socket;
     if (const Status connected = connect(endpoint, configured, socket); !connected.ok()) {
       settings.log.error(connected.error().text());
-      status = connected;
-      continue;
+      status = connected;  // it is tried again: keep_connected()
     }
     const std::size_t link = core.add_link(now);
     if (link == connections.size()) connections.emplace_back();
@@ -440,8 +439,8 @@ bool Worker::drain(Milliseconds deadline) {
   std::unique_lock lock(state.mutex);
   state.want_drain = true;
   state.handlers.wake_up().wake();
-  const bool in_time = state.changed.wait_for(lock, deadline, [&] { return state.drained; });
-  return in_time;
+  return state.changed.wait_until(lock, deadline_in(state.clock.steady(), deadline),
+                                  [&] { return state.drained; });
 }
 
 void Worker::stop() {

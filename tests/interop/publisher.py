@@ -46,10 +46,14 @@ class Publisher(Peer):
     def deposit(self):
         while self.welcomed and self.next <= len(self.messages):
             items, first = [], self.next
+            out = sum(len(message or b"") for message in self.messages[self.lowest - 1:self.next - 1])
             while (self.next <= len(self.messages) and len(items) < 100
                    and self.next - self.lowest < self.window):
-                message = self.messages[self.next - 1]
-                items.append([0, message or b""])
+                message = self.messages[self.next - 1] or b""
+                if out > 0 and out + len(message) > self.window_bytes:
+                    break
+                out += len(message)
+                items.append([0, message])
                 self.next += 1
             if not items:
                 return
@@ -57,7 +61,7 @@ class Publisher(Peer):
 
     def on_frame(self, kind, body):
         if kind == WELCOME:
-            spool, _, lease_ms, self.window, _, _ = body[:6]
+            spool, _, lease_ms, self.window, self.window_bytes, _ = body[:6]
             assert self.spool in (None, spool), "another spool"
             self.spool, self.lease = spool, lease_ms / 1000
             self.next, self.welcomed = self.lowest, True

@@ -94,6 +94,14 @@ class Documents(unittest.TestCase):
                     tomllib.loads(part)
         self.assertGreaterEqual(seen, 5)
 
+    def test_every_key_of_a_config_is_described(self):
+        with open(os.path.join(ROOT, "framework", "dray", "config", "config.cpp"), encoding="utf-8") as file:
+            keys = set(re.findall(r'[Rr]eader\.\w+\(\s*"([a-z_]+)"', file.read()))
+        with open(os.path.join(ROOT, "framework", "CONFIG.md"), encoding="utf-8") as file:
+            words = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`[^`]*`", file.read()))))
+        self.assertGreater(len(keys), 25)
+        self.assertEqual(keys - words, set())
+
     def test_commands(self):
         seen = set()
         for where, block in blocks("sh"):

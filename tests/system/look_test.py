@@ -100,9 +100,27 @@ class Messages(LookCase):
         socket = os.path.join(shop.folder, "orders", "admin.sock")
         for path in ("/v0/pending?group=email&limit=ten", "/v0/accepted?from=-1",
                      "/v0/dead?group=email&after=1x", "/v0/accepted?since_ms="):
-            said = subprocess.run(["curl", "-s", "--unix-socket", socket, f"http://dray{path}"],
-                                  capture_output=True, text=True, timeout=20, check=True).stdout
-            self.assertIn("must be a whole number", said, path)
+            self.assertIn("must be a whole number", self.curl(socket, path), path)
+        for path, body, words in (
+                ("/v0/publish", {"topic": "t", "body": 1, "durability": "os"}, 'unknown member \\"durability'),
+                ("/v0/publish", {"topic": "order.placed", "body": 1, "expires_ms": 0}, "more than 0"),
+                ("/v0/dead/edit", {"group": "email", "sequence": 1}, 'body\\" is needed'),
+                ("/v0/group/pause", {"group": 7}, "must be text")):
+            self.assertIn(words, self.curl(socket, path, "-d", json.dumps(body)), path)
+
+    def curl(self, socket, path, *more):
+        return subprocess.run(["curl", "-s", "--unix-socket", socket, f"http://dray{path}", *more],
+                              capture_output=True, text=True, timeout=20, check=True).stdout
+
+    def test_what_would_steer_a_terminal_is_shown(self):
+        shop = self.shop("order")
+        shop.dray("publish", shop.config, "order.placed", json.dumps({"a": "\x1b[2J\x9bx"}))
+        sequence = json.loads(shop.dray("tail", "--no-follow", "--json", shop.config))["sequence"]
+        for command in (("show", shop.config, str(sequence)), ("peek", shop.config, "email"),
+                        ("tail", "--no-follow", shop.config)):
+            said = shop.dray(*command)
+            self.assertIn("x", said)
+            self.assertFalse(set(said) & {"\x1b", "\x9b"}, said)
 
 
 class Operations(LookCase):
@@ -173,7 +191,14 @@ class Operations(LookCase):
         said = self.findings(shop, 1, os.path.join(shop.folder, "bad.toml"))
         self.one(said, "no handler 'send-confirmatoin'")
         self.one(said, "damaged file is kept aside")
-        self.assertIn("cannot be read", shop.dray("doctor", "/no/such.toml", code=1))
+        for target in ("/no/such.toml", "/no/such/folder"):
+            for command in ("doctor", "status"):
+                self.assertIn("give a config file, or the directory", shop.dray(command, target, code=2))
+        empty = os.path.join(shop.folder, "empty")
+        os.mkdir(empty)
+        self.assertIn("no spool is here", shop.dray("doctor", empty, code=1))
+        self.assertIn("no spool is here", shop.dray("status", empty, code=1))
+        self.assertIn("--spool", shop.dray("status", spool, "--spool", "orders", code=2))
 
     def serves(self, pid, shop):
         try:

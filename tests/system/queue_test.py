@@ -60,6 +60,15 @@ class Queues(QueueCase):
         self.assertTrue(json.loads(shop.dray("resume", "--json", shop.config, "email"))["done"])
         wait_until(lambda: self.mails(shop) == 1, "the mail")
 
+    def test_the_order_of_the_documents_is_one_that_is_handled(self):
+        shop = self.shop(lambda text: text)
+        with open(os.path.join(os.path.dirname(CONFIG), "order.json"), encoding="utf-8") as file:
+            body = file.read()
+        shop.dray("publish", shop.config, "order.placed", body)
+        for group in ("email", "invoice", "view"):
+            wait_until(lambda group=group: shop.group(group)["done"] >= 1, group)
+            self.assertEqual(shop.group(group)["dead"], 0)
+
     def test_show_tells_a_message_s_life(self):
         shop = self.shop(lambda text: text)
         order = shop.order()

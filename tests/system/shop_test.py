@@ -188,8 +188,16 @@ class RecordingServer:
     def __init__(self, answers, **options):
         self.answers = list(answers)
         self.messages = []
+        self.senders = []      # answers to MAIL FROM, as long as there are any
         self.controller = Controller(self, hostname="127.0.0.1", port=free_port(), **options)
         self.controller.start()
+
+    async def handle_MAIL(self, _server, _session, envelope, address, options):
+        if self.senders:
+            return self.senders.pop(0)
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 OK"
 
     async def handle_DATA(self, server, _session, envelope):
         self.messages.append(envelope.content)
@@ -282,6 +290,14 @@ class Mail(ShopCase):
                if line.lower().startswith(b"message-id:")}
         self.assertEqual(len(ids), 1)
 
+    def test_a_refusal_that_is_about_the_shop_is_tried_again(self):
+        server, shop = self.mailer([])
+        server.senders = ["530 authenticate first", "550 you are blocked"]
+        shop.order()
+        wait_until(lambda: shop.group("email")["done"] == 1, "the mail")
+        self.assertEqual(shop.group("email")["dead"], 0)
+        self.assertEqual((server.senders, len(server.messages)), ([], 1))
+
     def test_5xx_is_a_dead_letter_that_can_be_given_another_chance(self):
         server, shop = self.mailer(["550-5.1.1 no such user\r\n550 in this house"])
         order = shop.order()
@@ -361,7 +377,7 @@ class Operators(ShopCase):
                       shop.dray("publish", shop.config, "no.such", "1", code=2))
         self.assertIn("no JSON", shop.dray("publish", shop.config, "order.placed", "{", code=2))
         self.assertIn("email", shop.dray("status", f"{shop.folder}/orders"))
-        self.assertIn("no running process", shop.dray("status", shop.folder, code=1))
+        self.assertIn("no spool is here", shop.dray("status", shop.folder, code=1))
         text = subprocess.run(["curl", "-s", "--unix-socket", f"{shop.folder}/orders/admin.sock",
                                "http://x/metrics"], capture_output=True, text=True, check=True)
         self.assertIn('dray_group_messages{group="email",state="pending"', text.stdout)

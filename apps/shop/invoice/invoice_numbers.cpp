@@ -6,7 +6,10 @@ InvoiceNumbers::InvoiceNumbers(const std::string& path)
     : database_(path,
                 "CREATE TABLE IF NOT EXISTS invoices ("
                 "  number INTEGER PRIMARY KEY CHECK (number > 0),"
-                "  order_id TEXT NOT NULL UNIQUE)") {}
+                "  order_id TEXT NOT NULL UNIQUE);"
+                "CREATE TABLE IF NOT EXISTS issued_for ("
+                "  order_id TEXT PRIMARY KEY,"
+                "  message_id TEXT NOT NULL)") {}
 
 std::optional<std::int64_t> InvoiceNumbers::find(const std::string& order_id) {
   auto query = database_.prepare("SELECT number FROM invoices WHERE order_id = ?");
@@ -14,16 +17,25 @@ std::optional<std::int64_t> InvoiceNumbers::find(const std::string& order_id) {
   return query.number(0);
 }
 
-std::int64_t InvoiceNumbers::number_of(const std::string& order_id) {
-  if (const auto known = find(order_id)) return *known;
+std::optional<std::int64_t> InvoiceNumbers::number_of(const std::string& order_id,
+                                                      const std::string& message_id) {
   Transaction transaction(database_);
-  if (const auto known = find(order_id)) return *known;  // another thread was first
-  auto insert = database_.prepare(
-      "INSERT INTO invoices (number, order_id)"
-      " SELECT COALESCE(MAX(number), 0) + 1, ? FROM invoices RETURNING number");
-  insert.bind(1, order_id).step();
-  const std::int64_t number = insert.number(0);
-  insert.step();
+  auto owner = database_.prepare("SELECT message_id FROM issued_for WHERE order_id = ?");
+  if (owner.bind(1, order_id).step()) {
+    if (owner.text(0) != message_id) return std::nullopt;
+    return find(order_id);
+  }
+  auto number = find(order_id);
+  if (!number) {
+    auto insert = database_.prepare(
+        "INSERT INTO invoices (number, order_id)"
+        " SELECT COALESCE(MAX(number), 0) + 1, ? FROM invoices RETURNING number");
+    insert.bind(1, order_id).step();
+    number = insert.number(0);
+    insert.step();
+  }
+  auto issue = database_.prepare("INSERT INTO issued_for (order_id, message_id) VALUES (?, ?)");
+  issue.bind(1, order_id).bind(2, message_id).step();
   transaction.commit();
   return number;
 }

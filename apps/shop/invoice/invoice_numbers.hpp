@@ -16,8 +16,9 @@ namespace shop {
 class InvoiceNumbers {
  public:
   explicit InvoiceNumbers(const std::string& path);
-  // The order's number; the next free one if it has none yet.
-  std::int64_t number_of(const std::string& order_id);
+  // The order's number; the next free one if it has none yet. Nothing if the number belongs to
+  // another message with that order id: an invoice that was issued is never changed.
+  std::optional<std::int64_t> number_of(const std::string& order_id, const std::string& message_id);
   std::optional<std::int64_t> find(const std::string& order_id);
 
  private:

@@ -40,7 +40,13 @@ class MakeInvoice final : public dray::Handler<OrderPlaced> {
 
   dray::Outcome handle(const OrderPlaced& order, dray::Delivery& delivery) override {
     if (progress_) progress_->push({order.order_id, "invoice-attempt"});
-    const std::string number = invoice_number_text(numbers_.number_of(order.order_id));
+    const auto taken = numbers_.number_of(order.order_id, delivery.id().text());
+    if (!taken) {
+      return dray::reject("order " + order.order_id +
+                          " has its invoice already, for another message: was an "
+                          "Idempotency-Key used again for another order?");
+    }
+    const std::string number = invoice_number_text(*taken);
     const std::string date = dray::utc_text(delivery.published_at()).substr(0, 10);
     const std::string name = Archive::file_name(number);
     write_durably(archive_.folder, "." + name + ".tmp", name,

@@ -174,11 +174,47 @@ class TableReader {
       std::string message = "unknown key '" + name + "' in " + name_;
       const std::string near = nearest_word(name, {known_.begin(), known_.end()});
       if (!near.empty()) message += "; did you mean '" + near + "'?";
+      if (const auto place = place_of(name); near.empty() && !place.empty()) {
+        message += "; it belongs in " + place;
+      }
       faults_.add(key.source(), std::move(message));
     }
   }
 
  private:
+  // Where a key is known that was given elsewhere.
+  static std::string place_of(const std::string& key) {
+    static const std::map<std::string, std::string> kPlaces{{"directory", "[spool.NAME]"},
+                                                            {"bind", "[spool.NAME]"},
+                                                            {"durability", "[spool.NAME]"},
+                                                            {"max_size", "[spool.NAME]"},
+                                                            {"preallocate", "[spool.NAME]"},
+                                                            {"held_max", "[spool.NAME]"},
+                                                            {"dedup", "[spool.NAME]"},
+                                                            {"retain", "[spool.NAME]"},
+                                                            {"lease", "[spool.NAME]"},
+                                                            {"reconnect_grace", "[spool.NAME]"},
+                                                            {"ordered", "a group"},
+                                                            {"concurrency", "a group"},
+                                                            {"rate", "a group"},
+                                                            {"burst", "a group"},
+                                                            {"plugin", "[app.NAME]"},
+                                                            {"handler", "[app.NAME]"},
+                                                            {"source", "[app.NAME]"},
+                                                            {"publish", "[app.NAME]"},
+                                                            {"publish_to", "[app.NAME]"},
+                                                            {"consume", "[app.NAME]"},
+                                                            {"threads", "[app.NAME]"},
+                                                            {"window", "[app.NAME]"},
+                                                            {"timeout", "[app.NAME]"},
+                                                            {"drain", "[app.NAME]"},
+                                                            {"max_memory", "[app.NAME]"},
+                                                            {"settings", "[app.NAME]"},
+                                                            {"max_attempts", "[app.NAME] retry"}};
+    const auto found = kPlaces.find(key);
+    return found == kPlaces.end() ? "" : found->second;
+  }
+
   const toml::table& table_;
   std::string name_;
   Faults& faults_;
@@ -417,14 +453,6 @@ Settings read_settings(const toml::table& table, const std::string& name, Faults
   return Settings(std::move(values));
 }
 
-// Where an app of this machine finds what is bound to all its addresses.
-std::string local_endpoint(std::string bind) {
-  for (const char* any : {"tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:"}) {
-    if (bind.starts_with(any)) bind.replace(0, std::string_view(any).size(), "tcp://127.0.0.1:");
-  }
-  return bind;
-}
-
 // An app takes from spools of its own file with their keys, if it has no `own` ones.
 void add_spool_keys(const SpoolConfig& spool, const toml::table& table, const std::string& name,
                     bool own, std::optional<AppKeysConfig>& keys, Faults& faults) {
@@ -519,6 +547,9 @@ void read_publish_to(const toml::table& table, const std::map<std::string, Spool
     faults.add(node,
                "spool '" + *app.publish_to + "' has no 'bind', so only its owner can publish");
   }
+  if (keys_table != nullptr && !app.keys) {
+    app.keys = read_app_keys(*keys_table, path, {}, file, faults);
+  }
   add_spool_keys(spool->second, table, path, keys_table != nullptr, app.keys, faults);
   app.publish_to = local_endpoint(spool->second.bind);
 }
@@ -562,6 +593,11 @@ AppConfig read_app(const std::string& name, const toml::table& table,
                path + " has a handler, so it needs 'consume': { group = ..., from = [...] }");
   }
   if (!app.handler && app.consume) faults.add(table, path + " consumes, so it needs 'handler'");
+  for (const char* key : {"threads", "window", "timeout", "retry"}) {
+    const auto* node = table.get(key);
+    if (node == nullptr || app.handler) continue;
+    faults.add(*node, path + " has no handler, so '" + key + "' does nothing; take it out");
+  }
   if (app.publish && spools.count(*app.publish) == 0) {
     faults.add(*table.get("publish"), "no spool '" + *app.publish + "' in this file");
   }
@@ -608,6 +644,13 @@ void check_places(const Config& config, const toml::table& root, Faults& faults)
 }
 
 }  // namespace
+
+std::string local_endpoint(std::string bind) {
+  for (const char* any : {"tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:"}) {
+    if (bind.starts_with(any)) bind.replace(0, std::string_view(any).size(), "tcp://127.0.0.1:");
+  }
+  return bind;
+}
 
 Loaded parse_config(const std::string& text, const std::string& file) {
   Loaded loaded;
@@ -665,6 +708,11 @@ Loaded parse_config(const std::string& text, const std::string& file) {
 }
 
 Loaded load_config(const std::string& file) {
+  if (std::error_code ignored; std::filesystem::is_directory(file, ignored)) {
+    Loaded loaded;
+    loaded.faults.push_back({file, 0, 0, "is a directory; give the path of a config file"});
+    return loaded;
+  }
   std::ifstream in(file);
   std::ostringstream text;
   text << in.rdbuf();

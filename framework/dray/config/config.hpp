@@ -104,6 +104,9 @@ struct Loaded {
   std::vector<Fault> faults;  // empty: the config is good
 };
 
+// Where an app of this machine finds what is bound to all its addresses.
+std::string local_endpoint(std::string bind);
+
 Loaded load_config(const std::string& file);
 // The same from text; `file` is for messages.
 Loaded parse_config(const std::string& text, const std::string& file);

@@ -53,7 +53,8 @@ void* create(const dray_host* host, dray_bytes settings_bytes, const dray_error_
     const std::string text = fault.what();
     fail(error, text.starts_with(DRAY_SETTING_FAULT) ? text : DRAY_SETTING_FAULT "s: " + text);
   } catch (const std::exception& exception) {
-    fail(error, exception.what());
+    const std::string text = exception.what();  // it must not pass for a fault of the settings
+    fail(error, text.starts_with(DRAY_SETTING_FAULT) ? "exception: " + text : text);
   } catch (...) {
     fail(error, "an exception that is no std::exception");
   }

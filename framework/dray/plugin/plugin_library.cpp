@@ -338,11 +338,10 @@ Result<HandlerPolicy> PluginLibrary::policy_of(const std::string& handler) const
     return Error{ErrorCode::kInvalid, "the policy of '" + handler + "' is cut short", path_, 0};
   }
   constexpr std::int64_t kRetryMax = UINT32_MAX;                      // as in HELLO
-  constexpr std::int64_t kTimeoutMax = 100LL * 366 * 24 * 3'600'000;  // as in a config
   const auto is_retry = [](std::int64_t time) { return time >= -1 && time <= kRetryMax; };
   const bool bounded =
       abi->threads <= 1024 && abi->max_attempts <= 1'000'000 && abi->timeout_ms >= -1 &&
-      abi->timeout_ms <= kTimeoutMax && is_retry(abi->retry_initial_ms) &&
+      abi->timeout_ms <= kTimeoutMax.count() && is_retry(abi->retry_initial_ms) &&
       is_retry(abi->retry_max_ms) &&
       (abi->has_retry_jitter == 0 || (abi->retry_jitter >= 0 && abi->retry_jitter <= 1));
   if (!bounded) {

@@ -4,8 +4,10 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 #include <tuple>
@@ -21,13 +23,17 @@ namespace {
 constexpr const char* kZapEndpoint = "inproc://zeromq.zap.01";
 constexpr std::size_t kZapFramesMax = 16;
 constexpr std::size_t kToldMax = 1'000;
+// Why a list could not be read may pass without a trace in the file.
+constexpr auto kReadAgain = std::chrono::seconds(1);
 
 // Tells one state of a file from another.
-using FileState = std::tuple<dev_t, ino_t, off_t, std::int64_t, std::int64_t>;
+using FileState =
+    std::tuple<dev_t, ino_t, off_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 FileState state_of(const std::string& path) {
   struct stat info {};
   if (stat(path.c_str(), &info) != 0) return {};
-  return {info.st_dev, info.st_ino, info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
+  return {info.st_dev,          info.st_ino,         info.st_size,        info.st_mtim.tv_sec,
+          info.st_mtim.tv_nsec, info.st_ctim.tv_sec, info.st_ctim.tv_nsec};
 }
 
 }  // namespace
@@ -45,20 +51,28 @@ struct Authenticator::State {
   std::mutex mutex;
   AllowedKeys allowed;
   FileState read_at;
+  std::optional<std::chrono::steady_clock::time_point> failed_at;  // it could not be read then
   std::uint64_t version = 0;
   std::set<std::string> told;  // keys that were turned away, and that the log knows of
 
   void reload() {
     if (allow_file.empty()) return;
     const FileState now = state_of(allow_file);
-    if (now == read_at) return;
-    read_at = now;
+    const auto clock = std::chrono::steady_clock::now();
+    const bool again = failed_at && clock - *failed_at >= kReadAgain;
+    if (now == read_at && !again) return;
     auto read = read_allow_list(allow_file);
     if (!read.ok()) {
-      log.error("the allow list is not taken, the last good one stays in force: " +
-                read.error().text());
+      if (now != read_at || !failed_at) {
+        log.error("the allow list is not taken, the last good one stays in force: " +
+                  read.error().text());
+      }
+      read_at = now;
+      failed_at = clock;
       return;
     }
+    read_at = now;
+    failed_at.reset();
     allowed = std::move(*read);
     told.clear();
     ++version;
@@ -174,6 +188,25 @@ void Authenticator::State::answer() {
   }
 }
 
+namespace {
+
+constexpr auto kSelfTest = std::chrono::seconds(2);
+
+// A signal that some handler takes does not end it.
+bool receive_by(zmq::socket_t& socket, zmq::message_t& message,
+                std::chrono::steady_clock::time_point until) {
+  while (std::chrono::steady_clock::now() < until) {
+    try {
+      if (socket.recv(message)) return true;
+    } catch (const zmq::error_t& error) {
+      if (error.num() != EINTR) throw;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
 Status check_strangers_are_refused(const std::string& endpoint, const std::string& server_key) {
   std::string to = endpoint;
   for (const char* any : {"//0.0.0.0:", "//*:", "//[::]:"}) {
@@ -199,11 +232,12 @@ Status check_strangers_are_refused(const std::string& endpoint, const std::strin
     }
     zmq::socket_t monitor(context, zmq::socket_type::pair);
     monitor.set(zmq::sockopt::linger, 0);
-    monitor.set(zmq::sockopt::rcvtimeo, 2'000);
+    monitor.set(zmq::sockopt::rcvtimeo, 100);
     monitor.connect(name);
     socket.connect(to);
     zmq::message_t event;
-    const bool told = monitor.recv(event).has_value() && event.size() >= sizeof(std::uint16_t);
+    const auto until = std::chrono::steady_clock::now() + kSelfTest;
+    const bool told = receive_by(monitor, event, until) && event.size() >= sizeof(std::uint16_t);
     std::uint16_t number = 0;
     if (told) std::memcpy(&number, event.data(), sizeof(number));
     zmq_socket_monitor(socket.handle(), nullptr, 0);

@@ -6,7 +6,8 @@
 //   orders.secret  public = "..."      orders.public  public = "..."
 //                  secret = "..."
 //
-// An allow list names the keys that may connect, by role; roles: worker, publisher.
+// An allow list names the keys that may connect, by role; roles: worker, publisher, peer (of the
+// plain patterns).
 //
 //   [worker]
 //   mail-1 = "..."

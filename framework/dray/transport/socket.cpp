@@ -40,6 +40,7 @@ struct Socket::Impl {
   // There may be something that its descriptor does not tell of (any more).
   bool may_have_frames = true;
   bool may_have_links = true;
+  bool handshake_failed = false;  // of the connection whose end is told next
 };
 
 namespace {
@@ -158,6 +159,9 @@ Socket::Socket(Context& context, int type, const SocketOptions& options)
   socket.set(zmq::sockopt::reconnect_ivl, 50);
   socket.set(zmq::sockopt::reconnect_ivl_max, 1'000);
   if (options.curve_server) {
+    // P9: before it has shown a key, a stranger may send what it likes, up to a frame's limit, and
+    // ZeroMQ keeps it for so long.
+    socket.set(zmq::sockopt::handshake_ivl, 2'000);
     socket.set(zmq::sockopt::curve_server, true);
     socket.set(zmq::sockopt::curve_secretkey, options.curve_server->secret_key);
     socket.set(zmq::sockopt::zap_domain, "dray");
@@ -234,7 +238,8 @@ Status Socket::watch_links() {
   // free only later.
   const std::string name = "inproc://dray-monitor-" + uuid_v4().text();
   const int events = ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |
-                     ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
+                     ZMQ_EVENT_HANDSHAKE_FAILED_AUTH | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                     ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
   if (zmq_socket_monitor(impl_->socket.handle(), name.c_str(), events) != 0) {
     return io_error("socket monitor", name, zmq_errno());
   }
@@ -269,13 +274,20 @@ std::vector<Link> Socket::take_links() {
       if (!receive_part(*impl_->monitor, event)) break;
     }
     switch (number) {
+      // The one I/O thread says of each connection that it failed, then that it ended.
       case ZMQ_EVENT_DISCONNECTED:
-        links.push_back(Link::kDisconnected);
+        links.push_back(std::exchange(impl_->handshake_failed, false) ? Link::kNeverMade
+                                                                      : Link::kDisconnected);
+        break;
+      case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        impl_->handshake_failed = true;
         break;
       case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
+        impl_->handshake_failed = true;
         links.push_back(Link::kTurnedAway);
         break;
       case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        impl_->handshake_failed = true;
         links.push_back(Link::kMismatch);
         break;
       default:

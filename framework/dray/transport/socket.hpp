@@ -66,8 +66,9 @@ struct SocketOptions {
 
 // What the socket monitor tells. After kTurnedAway (the other side's Authenticator does not allow
 // this key) and kMismatch (only one side uses CURVE, or the server has another key) ZeroMQ never
-// tries again: make a new socket when that may have changed.
-enum class Link { kConnected, kDisconnected, kTurnedAway, kMismatch };
+// tries again: make a new socket when that may have changed. kNeverMade: a connection ended that
+// never was one, for its handshake was not finished.
+enum class Link { kConnected, kDisconnected, kTurnedAway, kMismatch, kNeverMade };
 
 class Socket {
  public:

@@ -38,7 +38,7 @@ class DepositCore {
   };
 
   DepositCore(const Uuid& publisher, std::string name, Milliseconds timeout)
-      : publisher_(publisher), name_(std::move(name)), timeout_(timeout) {}
+      : publisher_(publisher), name_(std::move(name)), timeout_(std::min(timeout, kTimeoutMax)) {}
 
   void publish(std::string envelope, std::optional<Durability> durability, ReceiptCallback done,
                SteadyTime now);

@@ -99,6 +99,11 @@ void DepositDesk::on_deposit(Session& session, const Deposit& deposit) {
       ++session.next;
       continue;
     }
+    auto draft = draft_of_deposit(item);
+    if (!draft.ok()) {  // no publisher has such a one: answering each would be to its taste
+      return break_off("bad-frame", "deposit " + std::to_string(session.next) +
+                                        " cannot be read: " + draft.error().text());
+    }
     if (bytes_ > 0 && bytes_ + item.envelope.size() > options_.bytes_max) {
       return break_off("busy", "the spool is behind with what publishers deposit; go on later");
     }
@@ -106,11 +111,6 @@ void DepositDesk::on_deposit(Session& session, const Deposit& deposit) {
     ++session.outstanding;
     session.outstanding_bytes += wanted.bytes;
     bytes_ += wanted.bytes;
-    auto draft = draft_of_deposit(item);
-    if (!draft.ok()) {
-      on_receipt(wanted, draft.error());
-      continue;
-    }
     if (draft->options.dedup.empty()) {
       draft->options.dedup = session.publisher.text() + '/' + std::to_string(wanted.number);
     }

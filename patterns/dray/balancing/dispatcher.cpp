@@ -19,6 +19,8 @@ constexpr std::size_t kSessionsPerKeyMax = 1'024;
 constexpr std::size_t kPublishersPerKeyMax = 256;
 constexpr std::size_t kDeferredPerPeerMax = 1'000;
 constexpr auto kUpkeepEvery = Milliseconds(250);
+constexpr auto kCheckpointLook = Milliseconds(20);  // whether the one under way is over
+constexpr auto kTurnMax = Milliseconds(5);          // of reading frames
 constexpr std::size_t kCopyBytesMax = 4U << 20;
 constexpr std::size_t kLostKept = 1'024;
 constexpr std::size_t kUsersMin = 1'024;
@@ -32,7 +34,7 @@ constexpr auto kForEver = Milliseconds(-1);
 transport::SocketOptions router_options(const std::optional<DispatcherSecurity>& security) {
   transport::SocketOptions options;
   if (security) options.curve_server = security->server;
-  options.send_frames_max = 100'000;
+  options.send_frames_max = 1'000;  // what does not go is sent later
   options.receive_frames_max = 1'000;
   return options;
 }
@@ -274,8 +276,10 @@ bool Dispatcher::read_inbox() {
 
 void Dispatcher::read_frames() {
   auto& state = *state_;
-  std::size_t bytes = 0;  // so many that workers do not wait for long
+  std::size_t bytes = 0;  // so many, and for so long, that others do not wait for long
+  const auto until = state.now().steady + kTurnMax;
   for (int i = 0; i < kFramesPerTurnMax && bytes < kBytesPerTurnMax; ++i) {
+    if (i > 0 && state.now().steady >= until) return;
     auto received = state.socket.receive();
     if (!received) return;
     bytes += received->frame.bytes.size();
@@ -522,7 +526,10 @@ void Dispatcher::upkeep() {
   expel_disallowed();
   const auto now = state.now();
   if (now.steady < state.upkeep_at && !state.checkpoint_due) return;
-  if (state.spool.checkpoint_under_way()) return;
+  if (state.spool.checkpoint_under_way()) {
+    state.upkeep_at = now.steady + kCheckpointLook;
+    return;
+  }
   state.upkeep_at = now.steady + kUpkeepEvery;
   state.spool.set_held_full(state.core.held_full());
   auto todo = state.core.upkeep(state.spool.segments().segments(), state.checkpoint_due, now);

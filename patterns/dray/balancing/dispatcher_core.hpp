@@ -243,6 +243,7 @@ class DispatcherCore {
   void on_result(Session& session, const ResultFrame& frame, Now now);
   void apply_done(Session& session, const ResultItem& item, const SequenceRun& run, Now now);
   void apply_result(Session& session, const ResultItem& item, Sequence sequence, Now now);
+  void apply_each(Session& session, const ResultItem& item, const SequenceRun& run, Now now);
   void refuse_stale(Session& session, const ResultItem& item, const SequenceRun& run);
   void finish_done(Session& session, Group& group, const Grant& grant, Sequence sequence,
                    const ResultItem& item, Now now);

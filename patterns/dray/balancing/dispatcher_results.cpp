@@ -26,12 +26,33 @@ void DispatcherCore::on_result(Session& session, const ResultFrame& frame, Now n
         apply_done(session, item, run, now);
         continue;
       }
-      for (Sequence sequence = run.first; sequence < run.end(); ++sequence) {
-        apply_result(session, item, sequence, now);
-      }
+      apply_each(session, item, run, now);
     }
   }
   note_room(session);
+}
+
+// A peer may name a million that it does not have: those are refused as runs.
+void DispatcherCore::apply_each(Session& session, const ResultItem& item, const SequenceRun& run,
+                                Now now) {
+  SequenceRuns granted;
+  if (planted(Fault::kStaleResultAccepted)) {
+    granted.add(run);
+  } else {
+    session.grants.for_parts(run, [&](Session::Grants::Run& grants, Sequence from, Sequence until) {
+      Session::Grants::for_here(grants, from, until,
+                                [&](const SequenceRun& part) { granted.add(part); });
+    });
+  }
+  Sequence next = run.first;
+  for (const auto& part : granted) {
+    if (next < part.first) refuse_stale(session, item, {next, part.first - next});
+    for (Sequence sequence = part.first; sequence < part.end(); ++sequence) {
+      apply_result(session, item, sequence, now);
+    }
+    next = part.end();
+  }
+  if (next < run.end()) refuse_stale(session, item, {next, run.end() - next});
 }
 
 // P3: told to forget, nothing changes.

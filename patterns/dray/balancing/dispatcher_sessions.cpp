@@ -98,6 +98,16 @@ void DispatcherCore::welcome(Session& session) {
 void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held, Now) {
   Group& group = *groups_[session.group];
   const bool expected = expected_.erase(session.id) != 0;
+  const auto forget = [&](const TokenRange& range, const SequenceRun& run) {
+    confirm(session, range.epoch, range.number, run);
+    if (session.confirm_parts >= kFrameSequencesMax) flush_confirm(session);
+  };
+  if (!group.gated || !expected || planted(Fault::kHeldNotBelieved)) {  // however many it names
+    for (const auto& range : held) {
+      for (const auto& run : range.sequences) forget(range, run);
+    }
+    return;
+  }
   for (const auto& range : held) {
     for (const auto sequence : range.sequences.list()) {
       const auto* history = group.state->history(sequence);
@@ -106,13 +116,12 @@ void DispatcherCore::adopt(Session& session, const std::vector<TokenRange>& held
           (history->dead() || history->number_epoch() > static_cast<std::uint32_t>(range.epoch) ||
            history->number() > range.number ||
            (history->ended() && history->number() == range.number));
-      const bool believed = group.gated && expected && !planted(Fault::kHeldNotBelieved) &&
-                            sequence < options_.boundary && !later_grant &&
+      const bool believed = sequence < options_.boundary && !later_grant &&
                             !group.state->is_settled(sequence) &&
                             !session.grants.contains(sequence);
       // Only who is believed takes it from another.
       if (!believed || held_elsewhere(group, session, sequence, range)) {
-        confirm(session, range.epoch, range.number, sequence);
+        forget(range, {sequence, 1});
         continue;
       }
       Grant grant;

@@ -153,6 +153,13 @@ Hello read_hello(Fields& fields) {
   return hello;
 }
 
+// An envelope within the limits of what may be published.
+bool is_publishable(std::string_view bytes) {
+  const auto envelope = parse_envelope(bytes);
+  const auto draft = envelope.ok() ? draft_of(*envelope) : Result<Draft>(envelope.error());
+  return draft.ok() && check_draft(*draft, MessageLimits{}).ok();
+}
+
 ResultItem read_result_item(Fields& fields) {
   ResultItem item;
   const auto kind = fields.natural<std::uint8_t>();
@@ -169,7 +176,7 @@ ResultItem read_result_item(Fields& fields) {
   for (std::size_t i = 0; fields.ok() && i < follow_ups.size(); ++i) {
     std::string_view envelope;
     if (!follow_ups.at(i).get_binary(envelope) || envelope.size() > kEnvelopeBytesMax ||
-        !parse_envelope(envelope).ok()) {
+        !is_publishable(envelope)) {
       fields.refuse();
     }
     item.follow_ups.emplace_back(envelope);

@@ -17,6 +17,7 @@ constexpr std::size_t kHeldMax = kUnconfirmedMax / 2 * 3;
 constexpr std::size_t kResultItemsMax = 4'096;
 constexpr std::size_t kResultBytesMax = 1U << 20;     // of one frame, when there is more to say
 constexpr std::size_t kFollowUpBytesMax = 32U << 20;  // of one result
+constexpr std::size_t kOutcomeReasonMax = 1'024;
 
 // Follow-ups may be refused, which makes the delivery a failed attempt.
 bool asks_again(const ResultItem& result) {
@@ -440,8 +441,14 @@ void WorkerCore::on_outcome(std::uint64_t job, const Outcome& outcome,
   progressed_ = true;
   ResultItem result;
   result.kind = static_cast<ResultKind>(outcome.kind());
-  result.reason = outcome.reason().substr(0, 1'024);
+  result.reason = outcome.reason().substr(0, kOutcomeReasonMax);
   result.delay_ms = outcome.delay() ? outcome.delay()->count() : -1;
+  if (outcome.kind() != Outcome::Kind::kDone && !outcome.follow_ups().empty()) {
+    constexpr std::string_view kNone = "its follow-ups are not published: they go with done()";
+    result.reason.resize(std::min(result.reason.size(), kOutcomeReasonMax - kNone.size() - 2));
+    result.reason += (result.reason.empty() ? "" : "; ") + std::string(kNone);
+    return answer(job, std::move(result));
+  }
   std::size_t bytes = 0;
   for (const auto& draft : outcome.follow_ups()) {
     const auto checked = check_draft(draft, MessageLimits{});

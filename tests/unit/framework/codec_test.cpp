@@ -54,6 +54,28 @@ TEST_CASE("a missing required field, a wrong type and an overflow are named by t
   CHECK(from_bytes<Line>("\xc3").error().text() == "expected a map, found a boolean");
 }
 
+namespace {
+
+struct Counted {
+  inline static int made = 0;
+  Counted() { ++made; }
+  std::string text;
+  DRAY_FIELDS(text)
+};
+struct ManyCounted {
+  std::vector<Counted> many;
+  DRAY_FIELDS(many)
+};
+
+}  // namespace
+
+TEST_CASE("an array of a thousand nothings makes no thousand elements") {
+  const std::string bytes =
+      "\x81\xa4many" + std::string("\xdc\x03\xe8", 3) + std::string(1'000, '\xc0');
+  CHECK(from_bytes<ManyCounted>(bytes).error().text() == "many[0]: expected a map, found nil");
+  CHECK(Counted::made == 1);
+}
+
 TEST_CASE("five bytes cannot ask for gigabytes, and deep nesting is refused") {
   CHECK(!Document::parse(std::string_view("\xdd\xff\x00\x00\x00", 5)).ok());
   CHECK(!Document::parse(std::string(100, '\x91') + "\xc0").ok());

@@ -180,6 +180,26 @@ consume = { group = "email", from = ["orders"] }
             .find("no endpoint that this app takes from") != std::string::npos);
   CHECK(fault("keys = { secret = \"orders.secret\", allow = \"allow.toml\" }", "")
             .find("needs CURVE keys") != std::string::npos);
+
+  // Who only publishes reads its keys too.
+  const std::string till = R"(
+[app.till]
+plugin = "p"
+source = "s"
+publish_to = "orders"
+keys = { secret = "mail.secret", server = "orders.public" }
+)";
+  const auto publishes = parse(spool + till);
+  for (const auto& each : publishes.faults) UNSCOPED_INFO(each.text());
+  REQUIRE(publishes.faults.empty());
+  CHECK(publishes.config.find_app("till")->keys->public_key == mail_key);
+  CHECK(publishes.config.find_app("till")->keys->servers.at("tcp://127.0.0.1:7000") == orders_key);
+  std::string wrong = spool + till + "threads = 4\n";
+  wrong.replace(wrong.find("mail.secret"), 11, "none.secret");
+  std::string said;
+  for (const auto& each : parse(wrong).faults) said += each.text() + "\n";
+  CHECK(said.find("dray keygen") != std::string::npos);
+  CHECK(said.find("app.till has no handler, so 'threads' does nothing") != std::string::npos);
 }
 
 TEST_CASE("all faults are found in one pass") {

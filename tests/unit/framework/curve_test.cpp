@@ -1,5 +1,7 @@
 #include "dray/transport/curve.hpp"
 
+#include <fcntl.h>
+
 #include <sys/stat.h>
 
 #include <chrono>
@@ -169,6 +171,36 @@ TEST_CASE("only keys that are allowed get in, and their messages carry them") {
   write(folder / "allow", "[worker]\nbroken");
   CHECK((*authenticator)->allows(stranger.public_key, Role::kWorker));
   CHECK(!(*authenticator)->allows(friendly.public_key, Role::kWorker));
+}
+
+TEST_CASE("an allow list that could not be read is read again when that has changed") {
+  test::TemporaryFolder folder;
+  const auto server = make_curve_keys();
+  const auto first = make_curve_keys();
+  const auto second = make_curve_keys();
+  const std::string path = folder / "allow";
+  const auto list_of = [](const std::string& key) { return "[worker]\none = \"" + key + "\"\n"; };
+  std::ofstream(path) << list_of(first.public_key);
+  Context context;
+  auto authenticator = Authenticator::start(context, path, server.public_key, Log());
+  REQUIRE(authenticator.ok());
+  CHECK((*authenticator)->allows(first.public_key, Role::kWorker));
+  struct stat before {};
+  std::string wrong = list_of(second.public_key);
+  wrong[0] = '?';
+  std::ofstream(path) << wrong;
+  REQUIRE(stat(path.c_str(), &before) == 0);
+  CHECK((*authenticator)->allows(first.public_key, Role::kWorker));  // the last good one
+  // Mended without a trace in size and time of its change.
+  std::ofstream(path) << list_of(second.public_key);
+  const timespec times[2] = {before.st_atim, before.st_mtim};
+  REQUIRE(utimensat(AT_FDCWD, path.c_str(), times, 0) == 0);
+  const auto deadline = std::chrono::steady_clock::now() + 20s;
+  while ((*authenticator)->allows(first.public_key, Role::kWorker)) {
+    REQUIRE(std::chrono::steady_clock::now() < deadline);
+    std::this_thread::sleep_for(10ms);
+  }
+  CHECK((*authenticator)->allows(second.public_key, Role::kWorker));
 }
 
 TEST_CASE("without an authenticator nobody gets in, and the self-test knows when somebody does") {

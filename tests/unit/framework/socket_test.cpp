@@ -1,8 +1,15 @@
 #include "dray/transport/socket.hpp"
 
+#include <arpa/inet.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <catch2/catch.hpp>
 #include <chrono>
+#include <memory>
 #include <thread>
+#include <vector>
 
 using namespace dray;
 using namespace dray::transport;
@@ -220,4 +227,36 @@ TEST_CASE("a poller waits until a socket can be sent to") {
   }
   CHECK(!waits_in_vain(poller));
   CHECK(push.send("x") == Sent::kSent);
+}
+
+TEST_CASE("one context has room for the watched sockets of many addresses") {
+  rlimit files{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &files) == 0);
+  files.rlim_cur = files.rlim_max;
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &files) == 0);
+  Context context;
+  std::vector<std::unique_ptr<DealerSocket>> dealers;
+  for (int i = 0; i < 400; ++i) {
+    dealers.push_back(std::make_unique<DealerSocket>(context, SocketOptions{}));
+    REQUIRE(dealers.back()->watch_links().ok());
+  }
+}
+
+TEST_CASE("who connects and goes without a handshake was no connection") {
+  Pair pair;
+  const std::string endpoint = pair.router.bound_endpoint();
+  const auto port = static_cast<std::uint16_t>(std::stoi(endpoint.substr(endpoint.rfind(':') + 1)));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const int stranger = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  REQUIRE(connect(stranger, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
+  close(stranger);
+  std::vector<Link> links;
+  while (links.empty()) {
+    pair.poller.wait(5s);
+    links = pair.router.take_links();
+  }
+  CHECK(links == std::vector<Link>{Link::kNeverMade});
 }

@@ -310,13 +310,13 @@ TEST_CASE("a gap, too much, and a second session of one publisher end a session;
   CHECK(desk.sessions() == 0);
 }
 
-TEST_CASE("a deposit that is no envelope is refused alone") {
+TEST_CASE("a deposit that is no envelope ends its session; what was before it counts") {
   VirtualClock clock;
   DepositDesk desk(DepositOptions{});
   desk.on_frame("a", PublisherHello{kPublisher, "p", 1}, clock.steady());
   const auto good = envelope_of("x", "mine");
   Deposit frame;
-  frame.items = {{std::nullopt, "nonsense"}, {Durability::kOs, good}};
+  frame.items = {{Durability::kOs, good}, {std::nullopt, "nonsense"}, {std::nullopt, good}};
   desk.on_frame("a", frame, clock.steady());
   const auto actions = desk.take_actions(clock.steady());
   REQUIRE(actions.publish.size() == 1);
@@ -325,12 +325,10 @@ TEST_CASE("a deposit that is no envelope is refused alone") {
   bool told = false;
   for (const auto& each : actions.sends) {
     const auto sent = decode_frame(each.frame);
-    if (const auto* receipts = std::get_if<Receipts>(&*sent)) {
-      told = receipts->items.size() == 1 && receipts->items[0].number == 1 &&
-             receipts->items[0].code == "invalid";
-    }
+    if (const auto* refused = std::get_if<Refused>(&*sent)) told = refused->code == "bad-frame";
   }
   CHECK(told);
+  CHECK(desk.sessions() == 0);
 }
 
 TEST_CASE("a number that went to another spool is not used again here") {
@@ -399,7 +397,7 @@ TEST_CASE("all publishers together are bounded, and one that does not hear is") 
                 PublisherHello{*Uuid::from_text("00000000-0000-4000-8000-0000000000cc"), "r", 1},
                 clock.steady());
   for (std::uint64_t number = 1; number <= 5; ++number) {
-    desk.on_frame("c", deposit(number, 1, "nonsense"), clock.steady());
+    desk.on_frame("c", deposit(number, 1, envelope_of("x")), clock.steady());
   }
   CHECK(last_code() == "window");
 }

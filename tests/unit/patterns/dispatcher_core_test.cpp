@@ -478,3 +478,32 @@ TEST_CASE("frames of strangers are refused: no session, no such group") {
   bench.settle_down();
   CHECK(bench.refusals == std::vector<std::string>{"unknown-session", "unknown-group"});
 }
+
+TEST_CASE("answers that name a million deliveries of nobody cost no more than a few (P9)") {
+  Bench bench;
+  bench.hello("a", kOne);
+  const auto sequence = bench.publish();
+  constexpr std::uint64_t kMany = 1U << 20;
+  constexpr int kFrames = 200;
+  ResultFrame frame;
+  frame.items.push_back({ResultKind::kRetry, {5, 1, {}}, "because", -1, {}});
+  frame.items.back().tokens.sequences.add(sequence, kMany);
+  Hello hello;
+  hello.group = "g";
+  hello.window_messages = 10;
+  hello.window_bytes = 1 << 20;
+  hello.retry.max_attempts = 3;
+  hello.held.push_back({5, 1, {}});
+  hello.held.back().sequences.add(sequence, kMany);
+  const auto begun = std::chrono::steady_clock::now();
+  for (int i = 0; i < kFrames; ++i) {
+    bench.core->on_frame("a", frame, bench.now());
+    hello.count = static_cast<std::uint64_t>(i) + 1;
+    hello.session = uuid_v4();
+    bench.core->on_frame("b", hello, bench.now());
+    (void)bench.core->take_actions(bench.now());
+  }
+  CHECK(std::chrono::steady_clock::now() - begun < 1s);  // one by one: minutes
+  CHECK(bench.core->stale_results() == kFrames * (kMany - 1));  // it has the first
+  CHECK(bench.counts().pending == 1);
+}

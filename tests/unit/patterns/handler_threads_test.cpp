@@ -263,6 +263,10 @@ TEST_CASE("handler threads: a consumer that cannot be made is an error; stop wai
     return Error{ErrorCode::kInvalid, "no plugin", "", 0};
   });
   CHECK(none.add().error().message == "no plugin");
+  HandlerThreads throws(settings_of(1), []() -> Result<std::unique_ptr<Consumer>> {
+    throw std::runtime_error("no database");
+  });
+  CHECK(throws.add().error().message == "the handler's constructor: no database");
 
   std::atomic<bool> ended{false};
   std::binary_semaphore begun(0);

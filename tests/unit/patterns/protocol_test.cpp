@@ -113,6 +113,22 @@ TEST_CASE("a sequence behind which none could be counted is refused") {
   CHECK(decode_frame(encode(Deliver{1, 1, 1, 0}), records.extent(0, 1)).ok());
 }
 
+TEST_CASE("a follow-up beyond the limits of a publish is refused with its frame") {
+  const auto result_with = [](const Draft& draft) {
+    ResultFrame frame;
+    frame.items.push_back({ResultKind::kDone, {1, 1, {7}}, "", -1, {}});
+    frame.items.back().follow_ups.push_back(encode_envelope(draft, uuid_v4(), UtcTime{}));
+    return encode(frame);
+  };
+  Draft draft{"t", to_bytes(std::string("body")), {}};
+  CHECK(decode_frame(result_with(draft)).ok());
+  draft.options.key = std::string(257, 'k');
+  CHECK(!decode_frame(result_with(draft)).ok());
+  draft.options.key.clear();
+  for (int i = 0; i < 65; ++i) draft.options.headers.emplace_back("h" + std::to_string(i), "x");
+  CHECK(!decode_frame(result_with(draft)).ok());
+}
+
 TEST_CASE("a frame of another version is refused by its number") {
   std::string bytes = encode(Heartbeat{});
   bytes[2] = 9;

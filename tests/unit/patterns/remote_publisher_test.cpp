@@ -114,6 +114,21 @@ TEST_CASE("messages published through restarts of the spool are accepted once ea
   CHECK(world.accepted() == kMessages);
 }
 
+TEST_CASE("a remote publisher can wait for ever") {
+  Remote world;
+  world.spooler->stop();
+  world.spooler.reset();
+  auto remote = world.connect({.timeout = Milliseconds::max()});
+  std::promise<bool> accepted;
+  remote->publish_async("t", Ping{1, "x"}, {},
+                        [&](const Result<Receipt>& receipt) { accepted.set_value(receipt.ok()); });
+  auto answer = accepted.get_future();
+  CHECK(answer.wait_for(300ms) == std::future_status::timeout);
+  world.start();
+  CHECK(answer.get());
+  CHECK(remote->stop(Milliseconds::max()));
+}
+
 TEST_CASE("while the spool is away messages wait, are bounded, and time out unsent") {
   Remote world;
   world.spooler.reset();

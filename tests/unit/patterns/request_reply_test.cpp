@@ -495,3 +495,76 @@ TEST_CASE("request/reply: a client that reads nothing costs the others neither a
   for (int i = 0; i < 100; ++i) REQUIRE(other.call("hello", 10s).ok());
   CHECK(std::chrono::steady_clock::now() - begun < 5s);
 }
+
+TEST_CASE("request/reply: a service that is silent gets hardly a call while another answers") {
+  test::TemporaryFolder folder;
+  transport::Context context;
+  transport::RouterSocket silent(context, {});
+  REQUIRE(silent.bind("ipc://" + (folder / "silent")).ok());
+  const FigureService service("ipc://" + (folder / "s"), twice);
+  FigureClient client(
+      std::vector<std::string>{"ipc://" + (folder / "silent"), "ipc://" + (folder / "s")});
+  while (client.counters().peers < 2) (void)client.call({1}, 100ms);
+  int timed_out = 0;
+  for (std::int64_t i = 0; i < 20; ++i) timed_out += client.call({i}, 100ms).ok() ? 0 : 1;
+  CHECK(timed_out <= 1);
+}
+
+TEST_CASE("request/reply: a service with one thread ends in time, and runs nothing cancelled") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  std::atomic<int> run{0};
+  auto service = std::make_unique<FigureService>(endpoint, [&](const Figure& in) -> Result<Figure> {
+    ++run;
+    std::this_thread::sleep_for(20ms);
+    return in;
+  });
+  FigureClient client(endpoint);
+  CHECK(client.call({0}, 10s).ok());
+  std::vector<CallId> calls;
+  for (std::int64_t i = 0; i < 60; ++i) {
+    calls.push_back(client.call_async({i}, 60s, [](const Result<Figure>&) {}));
+  }
+  while (run < 3) std::this_thread::yield();
+  for (const auto call : calls) client.cancel(call);
+  CHECK(client.call({0}, 10s).ok());
+  CHECK(run < 20);
+  for (std::int64_t i = 0; i < 200; ++i) client.call_async({i}, 60s, [](const Result<Figure>&) {});
+  const int before = run;
+  while (run < before + 2) std::this_thread::yield();
+  const auto begun = std::chrono::steady_clock::now();
+  service->stop(100ms);
+  CHECK(std::chrono::steady_clock::now() - begun < 1s);  // all would take 4 s
+}
+
+TEST_CASE("request/reply: a client ends although a callback of it waits for a call") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  Gate gate;
+  FigureService service(endpoint, [&](const Figure& in) -> Result<Figure> {
+    if (in.value == 2) gate.wait();
+    return in;
+  });
+  auto client = std::make_unique<FigureClient>(endpoint);
+  std::optional<Result<Figure>> nested;
+  client->call_async({1}, 60s, [&, raw = client.get()](const Result<Figure>&) {
+    nested = raw->call({2}, Milliseconds::max());
+  });
+  gate.until_somebody_waits();
+  client.reset();
+  REQUIRE(nested.has_value());
+  CHECK(nested->error().code == ErrorCode::kClosed);
+  gate.open();
+}
+
+TEST_CASE("request/reply: an idle client hears of its connections") {
+  test::TemporaryFolder folder;
+  const std::string endpoint = "ipc://" + (folder / "s");
+  const FigureClient client(endpoint);
+  const FigureService service(endpoint, twice);
+  const auto deadline = std::chrono::steady_clock::now() + 30s;
+  while (client.counters().peers == 0) {
+    REQUIRE(std::chrono::steady_clock::now() < deadline);
+    std::this_thread::sleep_for(10ms);
+  }
+}

@@ -162,6 +162,24 @@ TEST_CASE("the oldest that waits is found behind much that is settled, and its a
   CHECK(all_pending(*spooler, "email", 1).empty());
 }
 
+TEST_CASE("what was delayed and is due counts among the oldest, what is dead or not due does not") {
+  TemporaryFolder folder;
+  const auto options = options_in(folder);
+  auto spooler = open_spooler(options);
+  publish_one(*spooler, 1, {.deliver_at = SystemClock().utc() + 1h});
+  wait_for(*spooler, "email", [](auto& s) { return s.delayed == 1; });
+  CHECK(!wait_for(*spooler, "email", [](auto&) { return true; }).oldest_ms.has_value());
+  const auto soon = SystemClock().utc() + 50ms;
+  publish_one(*spooler, 2, {.deliver_at = soon});
+  const auto status = wait_for(*spooler, "email", [](auto& s) { return s.oldest_ms.has_value(); });
+  CHECK(SystemClock().utc() >= soon);
+  CHECK(status.pending == 2);
+  Seen seen;
+  seen.what = [](const Ping&, Delivery&) { return reject("no"); };
+  auto worker = start_worker("email", options.bind, seen);
+  CHECK(!wait_for(*spooler, "email", [](auto& s) { return s.dead == 1; }).oldest_ms.has_value());
+}
+
 TEST_CASE("what is accepted can be followed, from now on or from a time, also follow-ups") {
   TemporaryFolder folder;
   const auto options = options_in(folder, {{"email", {"ping"}}, {"other", {"pong"}}});

@@ -124,6 +124,31 @@ TEST_CASE("from a dispatcher that confirms nothing no more is taken than a HELLO
   CHECK(hellos.back().held.at(0).sequences.size() == 6 * kFrameSequencesMax);
 }
 
+TEST_CASE("follow-ups of what is not done are not sent, and the reason says so") {
+  Bench bench;
+  bench.connect();
+  bench.deliver(std::vector<Sequence>{7, 8});
+  const auto with_more = [](Outcome outcome) {
+    outcome.follow_ups().push_back({"t", to_bytes(std::string("more")), {}});
+    return outcome;
+  };
+  bench.finish(bench.started[0].id, with_more(reject("no address")));
+  bench.finish(bench.started[1].id, with_more(retry(std::string(2'000, 'x'))));
+  std::vector<ResultItem> items;
+  for (const auto& frame : bench.sent<ResultFrame>()) {
+    items.insert(items.end(), frame.items.begin(), frame.items.end());
+  }
+  REQUIRE(items.size() == 2);
+  for (const auto& item : items) {
+    CHECK(item.follow_ups.empty());
+    CHECK(item.reason.ends_with("; its follow-ups are not published: they go with done()"));
+    CHECK(item.reason.size() <= 1'024);
+  }
+  CHECK(items[0].kind == ResultKind::kReject);
+  CHECK(items[0].reason.starts_with("no address"));
+  CHECK(items[1].kind == ResultKind::kRetry);
+}
+
 TEST_CASE("a result that finds no room for its follow-ups is said again, and not run again") {
   Bench bench;
   bench.connect();

@@ -84,7 +84,7 @@ TEST_CASE("invoice numbers have no gap and one per order, also from many threads
       InvoiceNumbers numbers(path);
       for (int i = 0; i < 50; ++i) {  // each order is asked for by two threads
         seen[t].insert(
-            numbers.number_of("order " + std::to_string(t / 2) + "/" + std::to_string(i)));
+            *numbers.number_of("order " + std::to_string(t / 2) + "/" + std::to_string(i), "m"));
       }
     });
   }
@@ -96,6 +96,9 @@ TEST_CASE("invoice numbers have no gap and one per order, also from many threads
   CHECK(all.size() == 100);
   CHECK(*all.rbegin() == 100);
   CHECK(invoice_number_text(17) == "INV-000017");
+  InvoiceNumbers again(path);  // what was issued is not changed for another message
+  CHECK(again.number_of("order 0/0", "m") == again.find("order 0/0"));
+  CHECK(!again.number_of("order 0/0", "another").has_value());
 }
 
 TEST_CASE("the order view takes its messages in any order and more than once") {
