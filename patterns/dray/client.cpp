@@ -361,9 +361,14 @@ void BytesClient::State::tell_cancelled(std::size_t link, CallId id) {
 // True if something was sent.
 bool BytesClient::State::flush() {
   bool sent = false;
-  for (; !cancels.empty(); cancels.pop_front()) {
-    const auto& [link, id] = cancels.front();
-    if (links[link]->socket->send(plain::encode_cancel(id)) == transport::Sent::kFull) break;
+  if (!cancels.empty()) {
+    std::vector<bool> full(links.size());
+    std::erase_if(cancels, [&](const auto& each) {
+      const auto& [link, id] = each;
+      if (full[link]) return false;
+      full[link] = links[link]->socket->send(plain::encode_cancel(id)) == transport::Sent::kFull;
+      return !full[link];
+    });
   }
   while (!unsent.empty()) {
     const auto found = calls.find(unsent.front());

@@ -177,7 +177,6 @@ Result<SpoolStatus> Spooler::status() {
   const bool answered = state_->dispatcher->call([&](balancing::Dispatcher::Desk& desk) {
     status.stale_results = desk.core.stale_results();
     status.expiry_paused = desk.core.expiry_paused({state_->clock.steady(), state_->clock.utc()});
-    spool::LogReader reader = desk.reader.look_up();
     for (const auto& group : desk.core.group_status()) {
       if (!group.attached) status.detached_groups.push_back(group.name);
       status.groups.push_back({group.name, group.topics, group.attached, group.gated,
@@ -185,9 +184,9 @@ Result<SpoolStatus> Spooler::status() {
                                group.counts.dead, group.counts.expired, group.counts.dropped,
                                group.counts.damaged, group.in_flight, group.delayed, group.workers,
                                group.held, group.in_line, group.paused, group.limits});
-      status.groups.back().oldest_ms = oldest_open_ms(
-          spool.segments(), reader, desk.core.group_state(*desk.core.find_group(group.name)),
-          state_->clock.utc());
+      if (group.counts.pending > 0) {
+        status.groups.back().oldest_ms = state_->oldest_of(desk, *desk.core.find_group(group.name));
+      }
     }
     for (const auto& session : desk.core.session_status()) {
       status.workers.push_back({session.id.text(), session.worker, session.group,

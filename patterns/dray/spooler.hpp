@@ -82,7 +82,8 @@ struct SpoolGroupStatus {
   bool paused = false;
   GroupLimits limits;
   // When the oldest message was published that is pending, and not to be delivered later (delayed,
-  // or waiting for a retry). Nothing if there is none, or it lies behind thousands of those.
+  // or waiting for a retry); as of a moment ago. Nothing if there is none, or it lies behind
+  // thousands of those.
   std::optional<std::int64_t> oldest_ms = std::nullopt;  // Unix time, UTC
 };
 

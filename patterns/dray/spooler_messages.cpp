@@ -108,6 +108,35 @@ Result<spool::BacklogSlice> read_plain(spool::LogReader& reader, const spool::Gr
   return read_backlog(reader, group, request);
 }
 
+// When the oldest message was published that is open in the group, and neither dead nor to be
+// delivered later than `now`. Looks at some thousands only: nothing if it is not among them.
+std::optional<std::int64_t> oldest_open_ms(const spool::SegmentLog& log, spool::LogReader& reader,
+                                           const spool::GroupState& group, UtcTime now) {
+  constexpr std::uint64_t kRecordsMax = 4'096;
+  constexpr std::uint64_t kEntriesMax = 10'000;
+  const auto published_ms = [](std::string_view bytes) -> std::optional<std::int64_t> {
+    const auto envelope = parse_envelope(bytes);
+    if (!envelope.ok()) return std::nullopt;
+    return envelope->published_at.time_since_epoch().count();
+  };
+  const Sequence end = end_of(log);
+  const Sequence plain = std::min(group.first_plain(), end);
+  // One with a history that is older.
+  std::uint64_t looked_at = 0;
+  for (const auto& [sequence, history] : group.entries()) {
+    if (sequence > plain || ++looked_at > kEntriesMax) break;
+    const bool is_due = history.due_ms() == spool::History::kAtHand ||
+                        history.due_ms() <= now.time_since_epoch().count();
+    if (history.dead() || !is_due) continue;
+    const auto message = read_message(reader, sequence, &history);
+    if (message.ok() && message->has_value()) return published_ms((*message)->envelope());
+  }
+  if (plain == end) return std::nullopt;
+  const auto slice = read_plain(reader, group, plain, end, 1, kRecordsMax);
+  if (!slice.ok() || slice->runs.empty()) return std::nullopt;
+  return published_ms(slice->runs.front().envelope());
+}
+
 // Reads one page of what is open in a group.
 class PendingReader {
  public:
@@ -255,31 +284,17 @@ class AcceptedReader {
 
 }  // namespace
 
-std::optional<std::int64_t> oldest_open_ms(const spool::SegmentLog& log, spool::LogReader& reader,
-                                           const spool::GroupState& group, UtcTime now) {
-  constexpr std::uint64_t kRecordsMax = 4'096;
-  constexpr std::uint64_t kEntriesMax = 10'000;
-  const auto published_ms = [](std::string_view bytes) -> std::optional<std::int64_t> {
-    const auto envelope = parse_envelope(bytes);
-    if (!envelope.ok()) return std::nullopt;
-    return envelope->published_at.time_since_epoch().count();
-  };
-  const Sequence end = end_of(log);
-  const Sequence plain = std::min(group.first_plain(), end);
-  // One with a history that is older.
-  std::uint64_t looked_at = 0;
-  for (const auto& [sequence, history] : group.entries()) {
-    if (sequence > plain || ++looked_at > kEntriesMax) break;
-    const bool is_due = history.due_ms() == spool::History::kAtHand ||
-                        history.due_ms() <= now.time_since_epoch().count();
-    if (history.dead() || !is_due) continue;
-    const auto message = read_message(reader, sequence, &history);
-    if (message.ok() && message->has_value()) return published_ms((*message)->envelope());
-  }
-  if (plain == end) return std::nullopt;
-  const auto slice = read_plain(reader, group, plain, end, 1, kRecordsMax);
-  if (!slice.ok() || slice->runs.empty()) return std::nullopt;
-  return published_ms(slice->runs.front().envelope());
+std::optional<std::int64_t> Spooler::State::oldest_of(balancing::Dispatcher::Desk& desk,
+                                                      spool::GroupId group) {
+  constexpr int kShare = 50;
+  auto& known = oldest[group];
+  const auto begun = clock.steady();
+  if (begun < known.again) return known.ms;
+  spool::LogReader reader = desk.reader.look_up();
+  known.ms = oldest_open_ms(spool->segments(), reader, desk.core.group_state(group), clock.utc());
+  const auto ended = clock.steady();
+  known.again = ended + kShare * (ended - begun);
+  return known.ms;
 }
 
 Result<PendingPage> Spooler::pending(const std::string& group, Sequence after, std::size_t limit) {

@@ -1,6 +1,8 @@
 // What a Spooler is made of. For its own source files only.
 #pragma once
 
+#include <map>
+
 #include "dray/balancing/dispatcher.hpp"
 #include "dray/spooler.hpp"
 
@@ -16,6 +18,15 @@ struct Spooler::State {
   std::unique_ptr<balancing::Dispatcher> dispatcher;
   std::string endpoint;  // with the port that was chosen for "tcp://127.0.0.1:*"
   bool stopped = false;
+
+  // Of the dispatcher's thread: what was found, and when it may be looked for again.
+  struct Oldest {
+    std::optional<std::int64_t> ms;
+    SteadyTime again{};
+  };
+  std::map<spool::GroupId, Oldest> oldest;
+  // See SpoolGroupStatus::oldest_ms. Whoever asks all the time takes 2 % of the thread's.
+  std::optional<std::int64_t> oldest_of(balancing::Dispatcher::Desk& desk, spool::GroupId group);
 };
 
 inline Error spooler_stopped() {
@@ -31,9 +42,5 @@ Sequence end_of(const spool::SegmentLog& log);
 // Where a search for what was published at `since` begins.
 Sequence first_since(const spool::SegmentLog& log, UtcTime since);
 std::vector<StepLife> steps_of(const spool::GroupState& state, Sequence sequence);
-// When the oldest message was published that is open in the group, and neither dead nor to be
-// delivered later than `now`. Looks at some thousands only: nothing if it is not among them.
-std::optional<std::int64_t> oldest_open_ms(const spool::SegmentLog& log, spool::LogReader& reader,
-                                           const spool::GroupState& group, UtcTime now);
 
 }  // namespace dray

@@ -40,7 +40,7 @@ struct Socket::Impl {
   // There may be something that its descriptor does not tell of (any more).
   bool may_have_frames = true;
   bool may_have_links = true;
-  bool handshake_failed = false;  // of the connection whose end is told next
+  int handshakes_failed = 0;  // of connections whose end is yet to be told
 };
 
 namespace {
@@ -274,20 +274,24 @@ std::vector<Link> Socket::take_links() {
       if (!receive_part(*impl_->monitor, event)) break;
     }
     switch (number) {
-      // The one I/O thread says of each connection that it failed, then that it ended.
+      // Of each such connection it is said once that it failed, and then that it ended.
       case ZMQ_EVENT_DISCONNECTED:
-        links.push_back(std::exchange(impl_->handshake_failed, false) ? Link::kNeverMade
-                                                                      : Link::kDisconnected);
+        if (impl_->handshakes_failed > 0) {
+          --impl_->handshakes_failed;
+          links.push_back(Link::kNeverMade);
+        } else {
+          links.push_back(Link::kDisconnected);
+        }
         break;
       case ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-        impl_->handshake_failed = true;
+        ++impl_->handshakes_failed;
         break;
       case ZMQ_EVENT_HANDSHAKE_FAILED_AUTH:
-        impl_->handshake_failed = true;
+        ++impl_->handshakes_failed;
         links.push_back(Link::kTurnedAway);
         break;
       case ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL:
-        impl_->handshake_failed = true;
+        ++impl_->handshakes_failed;
         links.push_back(Link::kMismatch);
         break;
       default:
