@@ -10,10 +10,10 @@
 // Threading: one handler object per handler thread; handle() is never called twice at once on one
 // object. A source's run() has a thread of its own.
 // Failure: an exception out of handle() is a failed attempt (retry) with its text as the reason; a
-// body that does not fit the message type is rejected at once, with the field's name. An
-// SettingsError out of a constructor says that the config is wrong (exit 2); after another exception
-// the app is started again.
-// Ownership: the plugin border owns the objects; a Delivery is valid during handle() only.
+// body that does not fit the message type is rejected at once, with the field's name. A
+// SettingsError out of a constructor says that the config is wrong (exit 2); after another
+// exception the app is started again. Ownership: the plugin border owns the objects; a Delivery is
+// valid during handle() only.
 #pragma once
 
 #include <chrono>

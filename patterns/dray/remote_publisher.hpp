@@ -12,9 +12,9 @@
 // Promises: P1 for receipts; messages are accepted in the order of publishing, receipts may come in
 // any order. P9.
 //
-// Threading: any thread. Callbacks run on the publisher's own thread, or for what is refused here on
-// the calling one, before publish() returns: they must be short, and must
-// not wait for receipts, nor stop or destroy the publisher. stop(), connect(): one thread.
+// Threading: any thread. Callbacks run on the publisher's own thread, or for what is refused here
+// on the calling one, before publish() returns: they must be short, and must not wait for receipts,
+// nor stop or destroy the publisher. stop(), connect(): one thread.
 //
 // Failure: as Publisher, and kTimeout (not sent within `timeout`), kUnknown (sent, and no receipt
 // came: it may have been accepted), kFull (too much waits here, or that spool is full), kConflict

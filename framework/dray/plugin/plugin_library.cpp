@@ -337,7 +337,7 @@ Result<HandlerPolicy> PluginLibrary::policy_of(const std::string& handler) const
   if (abi->size < kPolicySize) {
     return Error{ErrorCode::kInvalid, "the policy of '" + handler + "' is cut short", path_, 0};
   }
-  constexpr std::int64_t kRetryMax = UINT32_MAX;                      // as in HELLO
+  constexpr std::int64_t kRetryMax = UINT32_MAX;  // as in HELLO
   const auto is_retry = [](std::int64_t time) { return time >= -1 && time <= kRetryMax; };
   const bool bounded =
       abi->threads <= 1024 && abi->max_attempts <= 1'000'000 && abi->timeout_ms >= -1 &&

@@ -503,7 +503,7 @@ TEST_CASE("answers that name a million deliveries of nobody cost no more than a 
     bench.core->on_frame("b", hello, bench.now());
     (void)bench.core->take_actions(bench.now());
   }
-  CHECK(std::chrono::steady_clock::now() - begun < 1s);  // one by one: minutes
+  CHECK(std::chrono::steady_clock::now() - begun < 1s);         // one by one: minutes
   CHECK(bench.core->stale_results() == kFrames * (kMany - 1));  // it has the first
   CHECK(bench.counts().pending == 1);
 }
