@@ -152,7 +152,7 @@ class PendingReader {
         single_(desk.reader.look_up()) {}
 
   Result<PendingPage> read(Sequence after) {
-    Sequence at = after + 1;
+    Sequence at = std::min(after, end_) + 1;
     while (at < end_ && has_room()) {
       const auto held = next_held(at);
       if (!has_room()) {  // it went over as many dead ones as it may
@@ -322,7 +322,9 @@ Result<AcceptedPage> Spooler::accepted(const AcceptedRequest& request) {
   }
   Sequence from = request.from;
   if (from == 0) from = request.since == UtcTime{} ? end : first_since(log, request.since);
-  AcceptedReader reader(request, from);
+  AcceptedReader reader(request, std::min(from, end));
+  if (from > end)
+    reader.on_gap();  // power failed, and what `os` promised was more than the disk has
   bool whole = true;
   if (from < end) {
     const auto read = spool::LogReader(log, 256U << 10)
@@ -335,7 +337,7 @@ Result<AcceptedPage> Spooler::accepted(const AcceptedRequest& request) {
                               [&](spool::Lsn, spool::Lsn) { reader.on_gap(); });
     if (!read.ok()) return read.error();
   }
-  return reader.take_page(std::max(from, end), whole);
+  return reader.take_page(end, whole);
 }
 
 Result<MessageLife> Spooler::show(const std::string& id) {

@@ -72,6 +72,9 @@ TEST_CASE("faults say file, line, column and what to do") {
   CHECK(faults_of(kGood, "publish =", "publsh =") ==
         "shop.toml:2:1: no app publishes to spool 'orders'; give one of them publish = \"orders\"\n"
         "shop.toml:14:1: unknown key 'publsh' in app.order; did you mean 'publish'?\n");
+  CHECK(faults_of(kGood, "timeout", "lease")
+            .find("unknown key 'lease' in app.email; it belongs in [spool.NAME]") !=
+        std::string::npos);
   CHECK(faults_of(kGood, "\"1.5s\"", "30") ==
         "shop.toml:21:11: 'timeout' has no unit; write it like \"30s\"\n");
   CHECK(faults_of(kGood, "\"2GiB\"", "\"2 potatoes\"").find("unknown unit ' potatoes'") !=

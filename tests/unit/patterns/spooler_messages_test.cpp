@@ -217,6 +217,13 @@ TEST_CASE("what is accepted can be followed, from now on or from a time, also fo
   CHECK(spooler->accepted(request)->messages.empty());
 
   const auto end = spooler->accepted({})->next;
+  AcceptedRequest beyond;  // what a log that is shorter now had
+  beyond.from = UINT64_MAX;
+  page = spooler->accepted(beyond);
+  REQUIRE(page.ok());
+  CHECK(page->gap);
+  CHECK(page->next == end);
+  CHECK(spooler->pending("email", UINT64_MAX, 10)->messages.empty());
   Seen seen;
   seen.what = [](const Ping& ping, Delivery&) {
     return done().publish("pong", Ping{ping.number + 100, ""});
